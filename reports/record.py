@@ -1,0 +1,328 @@
+"""The run record: what one run of the harness found, as data.
+
+Requirements this file must meet:
+
+* A record is written once and never edited; a reader may trust every field's type, because reading validates it.
+* It opens without torch, without transformers and without the other rooms.
+* It is versioned. A record of another version is refused with one line that names both versions.
+* A record that is cut short or damaged is refused as a whole; it is never half believed.
+
+Units: seconds for durations, bytes for memory, hertz for clocks. Errors are relative to the scale of the
+original's output (its largest absolute value over the positions that count) unless a field says otherwise.
+JSON has no infinity and no NaN, and a wrong replacement produces both: ``write`` records them as ``NOT_FINITE``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import msgspec
+
+SCHEMA_VERSION = 1
+RECORD_NAME = "run.json"
+NOT_FINITE = sys.float_info.max
+"""What a NaN or an infinity (with its sign) becomes in a record: larger than any figure that was measured."""
+
+Outcome = Literal["held", "failed", "vacuous", "error", "unavailable"]
+"""What became of one property on one case.
+
+held         every example agreed, and the evidence shows that something was compared
+failed       an example disagreed; ``Verdict.failure`` holds it
+vacuous      nothing disagreed, but nothing was shown either (no example, no replaced layer, dead output)
+error        the property could not be judged: the harness or the original raised
+unavailable  the case needs a package that is not installed
+"""
+
+TimingVerdict = Literal["FASTER", "SAME", "SLOWER", "AMBIGUOUS", "VOID", "FAILED"]
+"""FASTER, SAME (shown equivalent within the margin), SLOWER, AMBIGUOUS (the interval allows more than one of them),
+VOID (the measurement contradicts itself or a ceiling), FAILED (equality did not hold, so nothing was timed)."""
+
+
+class RecordError(ValueError):
+    """A run record cannot be read: missing, damaged, of another version, or not a record. One line, with the path."""
+
+
+class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of all record parts: immutable, strict about unknown fields. (``kw_only`` is not inherited: each part says it.)"""
+
+
+class Accelerator(Struct, kw_only=True):
+    name: str
+    memory_bytes: int
+    driver: str | None = None
+    capability: str | None = None
+
+
+class Environment(Struct, kw_only=True):
+    """Fingerprint of where a run took place. Two timings are comparable only where ``machine`` agrees."""
+
+    machine: str
+    """Short stable hash of CPU model, core count and accelerator: equal on equal machines."""
+    cpu: str
+    cores: int
+    threads: int
+    memory_bytes: int
+    accelerator: Accelerator | None
+    platform: str
+    python: str
+    packages: dict[str, str]
+    """Installed versions of the libraries that matter (torch, transformers, diffusers, ...)."""
+    git: str | None
+    """Commit of the harness, with ``+dirty`` appended when the tree had changes; None outside a checkout."""
+    notes: tuple[str, ...] = ()
+    """What could not be measured or pinned here, one sentence each."""
+
+
+class Stage(Struct, kw_only=True):
+    """Error at one named stage inside a layer: what it inherited from its input and what it added itself."""
+
+    name: str
+    own_error: float
+    inherited_error: float
+
+
+class Failure(Struct, kw_only=True):
+    """The minimal example on which a property did not hold, and what points at the cause."""
+
+    id: str
+    """Unique within the run: ``case/property`` and a counter; what ``harness reproduce`` takes."""
+    message: str
+    """One sentence: what was expected and what was seen."""
+    example: dict[str, str]
+    """The minimal example in words: axis -> value, only axes off their simplest value first."""
+    off_simplest: tuple[str, ...] = ()
+    """Axes of the minimal example that are not at their simplest value."""
+    nearest_passing: dict[str, str] | None = None
+    error: float | None = None
+    stages: tuple[Stage, ...] = ()
+    script: str | None = None
+    """Self-contained Python source that shows the failure without the harness."""
+    traceback: str | None = None
+
+
+class Verdict(Struct, kw_only=True):
+    """One property judged on one case."""
+
+    case: str
+    policy: str
+    property: str
+    statement: str
+    """What the property claims, in one sentence."""
+    outcome: Outcome
+    reason: str = ""
+    """For every outcome but ``held``: one sentence that says why."""
+    examples: int
+    """Examples that ran to a judgement (shrinking not counted)."""
+    refused: int = 0
+    """Examples in which the policy refused by name (allowed by match-or-refuse, and counted)."""
+    refusals: dict[str, int] = {}
+    """Refused feature, as the policy names it -> examples; a harness that does not sort them leaves it empty."""
+    layers_replaced: int
+    """Layers replaced over all examples."""
+    layers_expected: int
+    """Layers that should have been replaced over all examples."""
+    worst_error: float | None = None
+    tolerance: float | None = None
+    seconds: float
+    seed: int
+    failure: Failure | None = None
+
+
+class Coverage(Struct, kw_only=True):
+    """How often each value of each declared axis of a case was drawn in this run."""
+
+    case: str
+    axes: dict[str, dict[str, int]]
+    pairs_seen: int = 0
+    pairs_claimed: int = 0
+    missed: tuple[str, ...] = ()
+    """Axis values (``axis=value``) or pairs that the case claims and that were never drawn."""
+
+
+class Interval(Struct, kw_only=True):
+    """A point estimate with a two-sided confidence interval."""
+
+    estimate: float
+    low: float
+    high: float
+    confidence: float = 0.99
+
+
+class Timing(Struct, kw_only=True):
+    """One paired comparison: ``subject`` against ``baseline`` on one workload."""
+
+    case: str
+    workload: str
+    """For example ``bert-base``."""
+    phase: str
+    """``encoder``, ``prefill``, ``decode`` or ``image``."""
+    shape: str
+    """For example ``batch 1, 128 tokens``."""
+    dtype: str
+    device: str
+    baseline: str
+    """Column name, for example ``original sdpa``."""
+    subject: str
+    """Column name, for example ``replaced``."""
+    verdict: TimingVerdict
+    reason: str
+    ratio: Interval | None = None
+    """Baseline time over subject time: 1.25 means the subject takes 1/1.25 of the time."""
+    baseline_seconds: tuple[float, ...] = ()
+    """Raw seconds a call, one per pair, in the order measured."""
+    subject_seconds: tuple[float, ...] = ()
+    error: float | None = None
+    """Relative error of the subject's output against the baseline's, measured before timing."""
+    layers_replaced: int | None = None
+    flops: float | None = None
+    """Floating-point operations a call, counted from shapes."""
+    bytes: float | None = None
+    """Bytes that a call must at least move (weights, inputs and outputs)."""
+    flops_fraction: float | None = None
+    """Subject's achieved FLOP/s over the GEMM ceiling measured in the same run."""
+    bytes_fraction: float | None = None
+    peak_bytes: int | None = None
+    """Memory at the subject's peak during a call."""
+    rest_bytes: int | None = None
+    """Memory the subject holds between calls."""
+    clock: Literal["end-to-end", "device"] = "end-to-end"
+    """What was timed: the whole call as the caller sees it, or the accelerator's work alone."""
+    warnings: tuple[str, ...] = ()
+    """What was unsteady while measuring (clock, throttling, other load) and what to do about it."""
+    prepare_seconds: float | None = None
+    """Time to replace, compile or capture, kept apart from the call's own time."""
+
+
+class Ceilings(Struct, kw_only=True):
+    """Speed of light measured in the same run."""
+
+    device: str
+    gemm_flops: dict[str, float]
+    """Best GEMM rate found, by dtype, in FLOP/s."""
+    copy_bytes: float
+    """Copy bandwidth, bytes/s, reads plus writes."""
+
+
+class NullLane(Struct, kw_only=True):
+    """The A/A lane: the same call on both sides. ``alarms`` should be none."""
+
+    comparisons: int
+    alarms: int
+    smallest_effect: float | None
+    """Smallest relative difference this run's noise lets it detect, e.g. 0.02."""
+
+
+class Run(Struct, kw_only=True):
+    schema: int = SCHEMA_VERSION
+    id: str
+    created: str
+    """UTC, ISO 8601."""
+    command: str
+    profile: str
+    seed: int
+    complete: bool
+    seconds: float
+    environment: Environment
+    verdicts: tuple[Verdict, ...] = ()
+    coverage: tuple[Coverage, ...] = ()
+    timings: tuple[Timing, ...] = ()
+    ceilings: tuple[Ceilings, ...] = ()
+    null_lane: NullLane | None = None
+
+    @property
+    def ok(self) -> bool:
+        """True when every verdict held (unavailable cases aside) and no timed row was wrong."""
+        held = all(v.outcome in ("held", "unavailable") for v in self.verdicts)
+        return held and all(t.verdict != "FAILED" for t in self.timings)
+
+
+class _Version(msgspec.Struct):
+    schema: int
+
+
+Decoded = TypeVar("Decoded")
+
+
+def write(run: Run, folder: Path) -> Path:
+    """Write ``run`` as ``folder/run.json``, atomically: the file is either absent or whole.
+
+    Raises ``OSError`` when the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / RECORD_NAME
+    data = msgspec.json.encode(_finite(msgspec.to_builtins(run)))
+    write_atomically(target, msgspec.json.format(data, indent=1))
+    return target
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return -NOT_FINITE if value < 0 else NOT_FINITE
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return value
+
+
+def write_atomically(target: Path, data: bytes) -> None:
+    """Replace ``target`` by ``data`` in one step; a reader sees the old file or the new one, never a part.
+
+    Raises ``OSError`` when the disk is full or the folder cannot be written; nothing is left behind then.
+    """
+    # Not tempfile: its files are for the owner alone, and reports are published.
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read(path: Path) -> Run:
+    """Read a record from a run folder or from the file itself.
+
+    Raises ``RecordError``, one line, when there is no record, when it is damaged, or when its version is foreign.
+    """
+    file = path / RECORD_NAME if path.is_dir() else path
+    try:
+        data = file.read_bytes()
+    except OSError as problem:
+        raise RecordError(f"{file}: no run record can be read here ({problem.strerror})") from None
+    return decode(data, Run, file)
+
+
+def decode(data: bytes, kind: type[Decoded], origin: Path) -> Decoded:
+    """Read a record's bytes as a ``Run``, or as any struct that takes a part of a run's fields.
+
+    Raises ``RecordError``, one line that begins with ``origin``.
+    """
+    try:
+        version = msgspec.json.decode(data, type=_Version).schema
+    except _UNREADABLE as problem:
+        raise RecordError(f"{origin}: not a run record ({_reason(problem)})") from None
+    if version != SCHEMA_VERSION:
+        raise RecordError(
+            f"{origin}: record version {version}, this harness reads version {SCHEMA_VERSION}; "
+            "use the harness that wrote it, or run again"
+        )
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except _UNREADABLE as problem:
+        raise RecordError(f"{origin}: damaged run record ({_reason(problem)})") from None
+
+
+_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def _reason(problem: Exception) -> str:
+    return " ".join(str(problem).split())
