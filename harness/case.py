@@ -1,0 +1,161 @@
+"""What a case is: random tiny models of one architecture, their inputs, and the real sizes to time.
+
+A case is declarative. Its axes are independent of each other and listed simplest value first, which buys four things at
+once: examples are drawn without filtering, a failing example shrinks axis by axis, the shrunk example reads as a
+diagnosis ("fails only with kv_groups=3 and padding=left"), and coverage can be counted without knowing the architecture.
+Where one choice depends on another, the case derives it (hidden size = heads x head size) instead of drawing it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hypothesis import strategies as st
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Value = str | int | float | bool | None
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One thing that examples vary. ``values`` are simplest first.
+
+    ``claimed``: the case promises that every value is exercised, and coverage is held to it.
+    """
+
+    name: str
+    values: tuple[Value, ...]
+    claimed: bool = True
+
+    @property
+    def simplest(self) -> Value:
+        return self.values[0]
+
+
+def flag(name: str, *, simplest: bool) -> Axis:
+    """A yes-or-no axis."""
+    return Axis(name, (simplest, not simplest))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One random model with its inputs, as a description: the same description always gives the same numbers."""
+
+    values: Mapping[str, Value]
+    seed: int
+
+    def __getitem__(self, axis: str) -> Any:
+        return self.values[axis]
+
+    def with_value(self, axis: str, value: Value) -> Example:
+        return Example({**self.values, axis: value}, self.seed)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.values.items()) + f", seed={self.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Arguments of one model call. ``valid`` marks the positions whose outputs count: (batch, tokens) bool, or None
+    where all do."""
+
+    kwargs: dict[str, Any]
+    valid: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """Real published dimensions to time, one layer or one module, random weights."""
+
+    name: str
+    phase: str
+    """``encoder``, ``prefill``, ``decode`` or ``image``."""
+    batch: int
+    tokens: int
+    """Tokens a call; for images the side in latent pixels."""
+    past: int = 0
+    """Tokens already in the cache (decode)."""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    weight_bytes: int = 0
+    """Rough size of the module's fp32 weights, to fit a memory budget."""
+
+    @property
+    def shape(self) -> str:
+        what = "px latents" if self.phase == "image" else "tokens"
+        past = f" after {self.past}" if self.past else ""
+        return f"batch {self.batch}, {self.tokens} {what}{past}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """A model that must be refused: ``feature`` is a word the refusal has to contain."""
+
+    name: str
+    feature: str
+    values: Mapping[str, Any]
+
+
+class Case(ABC):
+    """One architecture under test."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    axes: ClassVar[tuple[Axis, ...]]
+    workloads: ClassVar[tuple[Workload, ...]] = ()
+    refusals: ClassVar[tuple[Refusal, ...]] = ()
+    cached: ClassVar[bool] = False
+    """Whether some of its models keep a key/value cache; which ones, ``caches`` says."""
+
+    @cached_property
+    def strategy(self) -> st.SearchStrategy[Example]:
+        """Draws examples; shrinks towards the simplest value of every axis."""
+        values = st.fixed_dictionaries({axis.name: st.sampled_from(axis.values) for axis in self.axes})
+        return st.builds(Example, values, st.integers(0, 2**16 - 1))
+
+    @property
+    def simplest(self) -> Example:
+        return Example({axis.name: axis.simplest for axis in self.axes}, 0)
+
+    @abstractmethod
+    def build(self, example: Example) -> nn.Module:
+        """A tiny float32 model in eval mode with every parameter and buffer that may vary randomised."""
+
+    @abstractmethod
+    def inputs(self, example: Example) -> Inputs:
+        """Inputs in float32 for the model of ``example``."""
+
+    @abstractmethod
+    def expected(self, example: Example) -> int:
+        """How many layers a policy has to replace. Stated by the case, not asked of the policy."""
+
+    @abstractmethod
+    def run(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        """Call ``model`` and return every output that has to agree, by name; positions are dimension 1."""
+
+    def caches(self, example: Example) -> bool:
+        """Whether the model of ``example`` generates with a key/value cache."""
+        return self.cached
+
+    def refused_model(self, refusal: Refusal) -> nn.Module:
+        """The model that ``refusal`` describes."""
+        raise NotImplementedError(f"{self.name} lists refusals but builds none")
+
+    def workload_module(self, workload: Workload) -> nn.Module:
+        """The layer or module of ``workload``, float32, eval mode, random weights."""
+        raise NotImplementedError(f"{self.name} lists workloads but builds none")
+
+    def workload_call(self, module: nn.Module, workload: Workload) -> dict[str, Any]:
+        """Keyword arguments for one timed call of ``module``, float32."""
+        raise NotImplementedError(f"{self.name} lists workloads but builds none")
+
+    @contextlib.contextmanager
+    def surroundings(self) -> Iterator[None]:
+        """What the original needs around it to run here (stand-ins for a GPU, process groups)."""
+        yield

@@ -1,0 +1,260 @@
+"""LayerAnatomy: the neutral description of one Transformer layer.
+
+A policy reads a layer into this description; a replacement is built from nothing else. It therefore has to be complete
+(two layers with equal anatomies compute the same function) and it must not favour one architecture: norm position,
+residual wiring, projection layout, positions and causality are all said, never implied.
+
+Descriptions are frozen and hold the layer's own tensors by reference: nothing is copied while reading.
+
+Shapes use these letters: D hidden size, H query heads, K key/value heads, E head size, F intermediate size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class NormKind(Enum):
+    LAYER = "layer norm"
+    RMS = "RMS norm"
+
+
+class NormPosition(Enum):
+    """Where a block's norm stands: before the block (inside the residual branch) or after the residual sum."""
+
+    PRE = "pre-norm"
+    POST = "post-norm"
+
+
+class QKVLayout(Enum):
+    """How the rows of a fused QKV projection are ordered.
+
+    BLOCKED      all queries, then all keys, then all values
+    INTERLEAVED  for each key/value head: its H/K queries, its key, its value (Megatron v2; per head when K == H)
+    """
+
+    BLOCKED = "blocked"
+    INTERLEAVED = "interleaved"
+
+
+class Causality(Enum):
+    """What the layer itself adds to the mask it is given.
+
+    NEVER       nothing: the mask says it all
+    IF_NO_MASK  causal when no mask is given and there is more than one query (transformers' sdpa rule)
+    ALWAYS      causal whatever the mask says (GPT-Neo's own buffer)
+    """
+
+    NEVER = "never"
+    IF_NO_MASK = "if no mask is given"
+    ALWAYS = "always"
+
+
+class RotaryStyle(Enum):
+    """Which elements of a head form a rotated pair: (i, i + E/2) or (2i, 2i + 1)."""
+
+    HALF = "half"
+    EVERY_TWO = "every two"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Linear:
+    """A projection by name. ``weight`` is (out, in), or (in, out) where ``transposed`` (transformers' Conv1D)."""
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None
+    transposed: bool = False
+
+    @property
+    def weight_out_in(self) -> Tensor:
+        """The weight as (out, in), a view."""
+        return self.weight.t() if self.transposed else self.weight
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        named = {f"{self.name}.weight": self.weight, f"{self.name}.bias": self.bias}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Norm:
+    """A norm by name. ``weight`` and ``bias`` are (D,) or None; ``gain_offset`` is added to the weight (1 for
+    zero-centred gains)."""
+
+    name: str
+    kind: NormKind
+    weight: Tensor | None
+    bias: Tensor | None
+    eps: float
+    gain_offset: float = 0.0
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        named = {f"{self.name}.weight": self.weight, f"{self.name}.bias": self.bias}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitQKV:
+    """Three projections: query to H*E, key and value to K*E."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return (self.query, self.key, self.value)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FusedQKV:
+    """One projection to (H + 2K) * E rows, ordered by ``layout``."""
+
+    linear: Linear
+    layout: QKVLayout
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return (self.linear,)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitCrossQKV:
+    """Cross-attention whose keys and values come from one projection of the encoder's states, keys first (GPT-2)."""
+
+    query: Linear
+    key_value: Linear
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return (self.key_value, self.query)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """Rotary positions on the first ``size`` elements of each head; cosines and sines come with the call."""
+
+    style: RotaryStyle
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Attention:
+    """One attention block.
+
+    ``scale`` multiplies query-key products. ``window`` keeps the latest so many keys of each query, or all if None.
+    ``module`` is the layer's own attention module: implementation and cache index are read from it at each call.
+    """
+
+    qkv: SplitQKV | FusedQKV | SplitCrossQKV
+    out: Linear
+    heads: int
+    kv_heads: int
+    head_size: int
+    scale: float
+    causality: Causality
+    module: nn.Module
+    cache_index: int | None = None
+    window: int | None = None
+    rotary: Rotary | None = None
+    alibi: bool = False
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return (*self.qkv.linears, self.out)
+
+
+class ActivationKind(Enum):
+    """Activations that a replacement computes itself; everything else stays the layer's own function."""
+
+    GELU = "gelu"
+    GELU_TANH = "gelu_tanh"
+    QUICK_GELU = "quick_gelu"
+    RELU = "relu"
+    SILU = "silu"
+    OWN = "the layer's own"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Activation:
+    """``function`` is the layer's own; ``kind`` names it where a replacement may use a kernel instead."""
+
+    kind: ActivationKind
+    function: Callable[[Tensor], Tensor]
+    name: str | None = None
+    """Path of the activation inside the layer, where it is a module."""
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        named = getattr(self.function, "named_parameters", None)
+        return {} if named is None or self.name is None else {f"{self.name}.{n}": p for n, p in named()}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MLP:
+    """``down(activation(up(x)))``, or ``down(activation(gate(x)) * up(x))`` where there is a gate.
+
+    ``gate_up`` replaces ``gate`` and ``up`` where one projection yields both, gate rows first (Megatron).
+    """
+
+    down: Linear
+    activation: Activation
+    up: Linear | None = None
+    gate: Linear | None = None
+    gate_up: Linear | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.up is None) != (self.gate_up is None), "an MLP has either up or gate_up"
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return tuple(linear for linear in (self.gate, self.up, self.gate_up, self.down) if linear is not None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerAnatomy:
+    """A whole layer: attention, optional cross-attention, MLP, their norms and how they are wired.
+
+    ``attention_norm`` belongs to the attention block (before or after it, as ``norm_position`` says), ``mlp_norm`` to
+    the MLP. ``parallel``: attention and MLP both read the layer's input, and ``mlp_norm`` None means that they share
+    ``attention_norm``. ``residual_from_norm``: the residual branch starts after the norm instead of before it.
+    """
+
+    attention: Attention
+    mlp: MLP
+    attention_norm: Norm
+    mlp_norm: Norm | None
+    norm_position: NormPosition
+    hidden_size: int
+    parallel: bool = False
+    residual_from_norm: bool = False
+    cross_attention: Attention | None = None
+    cross_norm: Norm | None = None
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        blocks = (self.attention, self.cross_attention)
+        heads = (norm for block in blocks if block is not None for norm in (block.query_norm, block.key_norm))
+        return tuple(n for n in (self.attention_norm, self.mlp_norm, self.cross_norm, *heads) if n is not None)
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """Every parameter of the layer by its own name, in the order attention, MLP, norms."""
+        cross = self.cross_attention.linears if self.cross_attention is not None else ()
+        named: dict[str, Tensor] = {}
+        for linear in (*self.attention.linears, *cross, *self.mlp.linears):
+            named |= linear.parameters
+        named |= self.mlp.activation.parameters
+        for norm in self.norms:
+            named |= norm.parameters
+        return named

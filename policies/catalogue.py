@@ -1,0 +1,53 @@
+"""Which policies there are, by name and without importing any of them.
+
+Explicit tuples: to add an architecture is to add a page and a line here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .base import DSPolicy
+
+
+@dataclass(frozen=True)
+class Entry:
+    """``name`` is the architecture's; ``policy`` is ``module:Class``; ``package`` and ``distribution`` are what it needs
+    installed, as imported and as published."""
+
+    name: str
+    policy: str
+    package: str
+    distribution: str
+    extra: str | None = None
+
+    def load(self) -> type[DSPolicy]:
+        module, _, cls = self.policy.partition(":")
+        policy: type[DSPolicy] = getattr(import_module(module), cls)
+        return policy
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why this policy's library cannot be used here, or None."""
+        if find_spec(self.package) is not None:
+            return None
+        extra = f": pip install 'replace-policy-harness[{self.extra}]'" if self.extra else ""
+        return f"{self.distribution} is not installed{extra}"
+
+
+TRANSFORMER_ENTRIES = (
+    Entry("bert", "policies.bert:HFBertLayerPolicy", "transformers", "transformers"),
+    Entry("gpt2", "policies.gpt2:HFGPT2LayerPolicy", "transformers", "transformers"),
+    Entry("llama", "policies.llama:LlamaLayerPolicy", "transformers", "transformers"),
+)
+GENERIC_ENTRIES: tuple[Entry, ...] = ()
+ENTRIES = TRANSFORMER_ENTRIES + GENERIC_ENTRIES
+
+
+def policies() -> tuple[type[DSPolicy], ...]:
+    """Every policy class. Pages import no library, so this works whatever is installed."""
+    return tuple(entry.load() for entry in ENTRIES)

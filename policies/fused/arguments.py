@@ -1,0 +1,140 @@
+"""Reading a call in the original's own terms into what the fused layer takes.
+
+Shapes: B batch, T tokens, D hidden size, R rotated elements of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calls import CallConvention, RotarySource
+from .attention import AttentionCall
+from .transformer import EncoderStates
+
+if TYPE_CHECKING:
+    from .layer import FusedState
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Arguments:
+    """One call, understood; ``unknown`` says what in it only the original's own forward can honour."""
+
+    hidden: Tensor
+    call: AttentionCall
+    encoder: EncoderStates | None = None
+    context: Any = None
+    unknown: str | None = None
+
+
+def read_arguments(
+    layer: nn.Module, state: FusedState, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Arguments:
+    """Understand ``args`` and ``kwargs`` of ``layer`` by its policy's call convention."""
+    convention = state.policy.call
+    given = {name: value for name, value in zip(parameters, args) if value is not None}
+    given.update((name, value) for name, value in kwargs.items() if value is not None)
+    hidden = given.pop("hidden_states")
+    mask = given.pop("attention_mask", None)
+    cache = given.pop(convention.cache, None) if convention.cache else None
+    positions = given.get("cache_position")
+    unknown = None
+    cos = sin = None
+    try:
+        cos, sin = _cos_sin(convention, state, given, hidden)
+    except _NotGivenError as missing:
+        unknown = str(missing)
+    call = AttentionCall(
+        mask=_mask(convention, mask),
+        cache=getattr(cache, "self_attention_cache", cache),
+        cos=cos,
+        sin=sin,
+        alibi=_alibi(given, hidden),
+        causal=_causal(state, given),
+        extra=None if positions is None else {"cache_position": positions},
+    )
+    encoder, problem = _encoder(state, given, cache)
+    if given.pop("output_attentions", False):
+        problem = "attention weights asked for"
+    context = given.pop("context", None)
+    left = [name for name in given if name not in convention.ignored]
+    if left:
+        problem = f"argument {left[0]}"
+    if convention.sequence_first:
+        hidden = hidden.transpose(0, 1)
+    return Arguments(hidden=hidden, call=call, encoder=encoder, context=context, unknown=unknown or problem)
+
+
+class _NotGivenError(Exception):
+    """A call without something the layer needs: the original says so better."""
+
+
+def _cos_sin(
+    convention: CallConvention, state: FusedState, given: dict[str, Any], hidden: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Cosines and sines as (B or 1, 1, T, R)."""
+    source = convention.rotary
+    if source is None or state.refusal is not None or state.core.anatomy.attention.rotary is None:
+        return None, None
+    name = {
+        RotarySource.EMBEDDINGS: "position_embeddings",
+        RotarySource.TABLE: "position_ids",
+        RotarySource.ANGLES: "rotary_pos_emb",
+    }[source]
+    value = given.pop(name, None)
+    if value is None:
+        raise _NotGivenError(f"no {name}")
+    if source is RotarySource.EMBEDDINGS:
+        cos, sin = value
+    elif source is RotarySource.TABLE:
+        cos, sin = _from_table(state.core.anatomy.attention.module.embed_positions, value, hidden)
+    else:
+        cos, sin = _from_angles(value, hidden)
+    return cos.unsqueeze(1), sin.unsqueeze(1)
+
+
+def _from_table(table: Tensor, positions: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of a (positions, R) table of R/2 sines then R/2 cosines, each repeated for both elements of its pair."""
+    rows = table.to(hidden.device)[positions].to(hidden.dtype)
+    sin, cos = rows.repeat_interleave(2, dim=-1).chunk(2, dim=-1)
+    return cos, sin
+
+
+def _from_angles(angles: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Angles (T, 1, 1, R) in radians."""
+    angles = angles[:, 0, :, :].transpose(0, 1)
+    return torch.cos(angles).to(hidden.dtype), torch.sin(angles).to(hidden.dtype)
+
+
+def _mask(convention: CallConvention, mask: Tensor | None) -> Tensor | None:
+    return ~mask if mask is not None and convention.true_means_masked else mask
+
+
+def _alibi(given: dict[str, Any], hidden: Tensor) -> Tensor | None:
+    """(B * H, 1, S) as (B, H, 1, S)."""
+    alibi = given.pop("alibi", None)
+    return None if alibi is None else alibi.unflatten(0, (hidden.shape[0], -1))
+
+
+def _causal(state: FusedState, given: dict[str, Any]) -> bool | None:
+    """transformers' sdpa lets a call overrule the layer's causality; its eager attention reads only the mask."""
+    causal = given.pop("is_causal", None)
+    if causal is None or state.refusal is not None:
+        return None
+    config = getattr(state.core.anatomy.attention.module, "config", None)
+    return bool(causal) if getattr(config, "_attn_implementation", None) == "sdpa" else None
+
+
+def _encoder(state: FusedState, given: dict[str, Any], cache: Any) -> tuple[EncoderStates | None, str | None]:
+    states = given.pop("encoder_hidden_states", None)
+    mask = given.pop("encoder_attention_mask", None)
+    if states is None:
+        return None, None
+    if state.refusal is not None or state.core.cross is None:
+        return None, "encoder states for a layer without cross-attention"
+    if cache is not None and not hasattr(cache, "is_updated"):
+        return None, "cross-attention with a cache that has no place for it"
+    return EncoderStates(states=states, call=AttentionCall(mask=mask, cache=cache)), None

@@ -1,0 +1,168 @@
+"""Attention of a replacement: one projection where the layout allows it, one SDPA call.
+
+Shapes: B batch, T queries, S keys, D hidden, H query heads, K key/value heads, E head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from ..anatomy import Attention, FusedQKV, QKVLayout, SplitCrossQKV, SplitQKV
+from .linear import Projection, can_pack, pack, unpack
+from .masks import resolve
+from .mlp import Emit
+from .norm import normalise
+from .positions import rotate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AttentionCall:
+    """What one call brings to an attention block. ``cos`` and ``sin`` are (B or 1, 1, T, R)."""
+
+    mask: Tensor | None = None
+    cache: Any = None
+    cos: Tensor | None = None
+    sin: Tensor | None = None
+    alibi: Tensor | None = None
+    causal: bool | None = None
+    extra: dict[str, Any] | None = None
+
+
+class FusedAttention:
+    """Runs an ``Attention`` from its description, self or cross."""
+
+    def __init__(self, attention: Attention, *, packing: bool, shared: frozenset[str]) -> None:
+        self.attention = attention
+        linears = attention.qkv.linears
+        self.single = {linear.name: Projection.of(linear) for linear in linears}
+        self.out = Projection.of(attention.out)
+        self.packed: Projection | None = None
+        if packing and isinstance(attention.qkv, SplitQKV) and can_pack(linears, shared):
+            self.packed = pack(linears)
+            self.single = {linear.name: Projection.of(linear) for linear in linears}
+
+    def unpack(self) -> None:
+        if self.packed is not None:
+            self.packed = None
+            unpack(self.attention.qkv.linears)
+
+    def attend_to_self(self, x: Tensor, call: AttentionCall, emit: Emit) -> Tensor:
+        """(B, T, D) -> (B, T, D), keys and values from ``x`` and what ``call.cache`` already holds."""
+        query, key, value = self._query_key_value(x, emit)
+        query, key = self._positions(query, key, call)
+        if call.cache is not None:
+            key, value = call.cache.update(key, value, self.attention.cache_index, *_cache_extras(call))
+        return self._finish(query, key, value, call, emit)
+
+    def attend_to_encoder(self, x: Tensor, encoder: Tensor, call: AttentionCall, emit: Emit) -> Tensor:
+        """(B, T, D) x (B, S, D) -> (B, T, D); an encoder-decoder cache keeps keys and values after the first call."""
+        qkv = self.attention.qkv
+        assert not isinstance(qkv, FusedQKV)
+        query = self._heads(self._project(qkv.query.name, x, emit))
+        key, value = self._cached_encoder(encoder, call, emit)
+        return self._finish(query, key, value, call, emit)
+
+    def _cached_encoder(self, encoder: Tensor, call: AttentionCall, emit: Emit) -> tuple[Tensor, Tensor]:
+        cache, index = call.cache, self.attention.cache_index
+        if cache is not None and cache.is_updated.get(index):
+            layer = cache.cross_attention_cache.layers[index]
+            return layer.keys, layer.values
+        key, value = self._encoder_key_value(encoder, emit)
+        if cache is not None:
+            key, value = cache.cross_attention_cache.update(key, value, index)
+            cache.is_updated[index] = True
+        return key, value
+
+    def _encoder_key_value(self, encoder: Tensor, emit: Emit) -> tuple[Tensor, Tensor]:
+        qkv = self.attention.qkv
+        if isinstance(qkv, SplitCrossQKV):
+            key, value = self._project(qkv.key_value.name, encoder, emit).chunk(2, dim=-1)
+            return self._heads(key), self._heads(value)
+        assert isinstance(qkv, SplitQKV)
+        return (
+            self._heads(self._project(qkv.key.name, encoder, emit)),
+            self._heads(self._project(qkv.value.name, encoder, emit)),
+        )
+
+    def _query_key_value(self, x: Tensor, emit: Emit) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, E), keys and values (B, K, T, E)."""
+        attention, qkv = self.attention, self.attention.qkv
+        if isinstance(qkv, FusedQKV):
+            fused = self._project(qkv.linear.name, x, emit)
+            return self._interleaved(fused) if qkv.layout is QKVLayout.INTERLEAVED else self._blocked(fused)
+        assert isinstance(qkv, SplitQKV)
+        if self.packed is None or (torch.is_grad_enabled() and qkv.query.weight.requires_grad):
+            parts = [self._project(linear.name, x, emit) for linear in qkv.linears]
+        else:
+            sizes = [n * attention.head_size for n in (attention.heads, attention.kv_heads, attention.kv_heads)]
+            parts = list(self.packed(x).split(sizes, dim=-1))
+            for linear, part in zip(qkv.linears, parts, strict=True):
+                emit(linear.name, part)
+        query, key, value = parts
+        return self._heads(query), self._heads(key), self._heads(value)
+
+    def _blocked(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attention = self.attention
+        heads = self._heads(fused)
+        query, key, value = heads.split((attention.heads, attention.kv_heads, attention.kv_heads), dim=1)
+        return query, key, value
+
+    def _interleaved(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        attention = self.attention
+        group = attention.heads // attention.kv_heads
+        grouped = fused.unflatten(-1, (attention.kv_heads, group + 2, attention.head_size))
+        query = grouped[..., :group, :].flatten(-3, -2).transpose(1, 2)
+        return query, grouped[..., group, :].transpose(1, 2), grouped[..., group + 1, :].transpose(1, 2)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """(B, T, n * E) -> (B, n, T, E), a view."""
+        return x.unflatten(-1, (-1, self.attention.head_size)).transpose(1, 2)
+
+    def _positions(self, query: Tensor, key: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
+        attention = self.attention
+        if attention.query_norm is not None and attention.key_norm is not None:
+            query, key = normalise(attention.query_norm, query), normalise(attention.key_norm, key)
+        if attention.rotary is None:
+            return query, key
+        assert call.cos is not None and call.sin is not None
+        return (
+            rotate(attention.rotary, query, call.cos, call.sin),
+            rotate(attention.rotary, key, call.cos, call.sin),
+        )
+
+    def _finish(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, emit: Emit) -> Tensor:
+        attention, queries = self.attention, query.shape[-2]
+        mask, causal = resolve(attention, call.mask, call.alibi, query, key.shape[-2], call.causal)
+        if causal and key.shape[-2] > queries:
+            # The causal flag aligns to the first key. transformers calls a layer so only with a preallocated cache
+            # that holds nothing behind these queries yet.
+            key, value = key[..., :queries, :], value[..., :queries, :]
+        context = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=causal,
+            scale=attention.scale,
+            enable_gqa=attention.heads != attention.kv_heads,
+        )
+        context = context.transpose(1, 2).flatten(-2)
+        emit(f"{attention.out.name}:input", context)
+        out = self.out(context)
+        emit(attention.out.name, out)
+        return out
+
+    def _project(self, name: str, x: Tensor, emit: Emit) -> Tensor:
+        out = self.single[name](x)
+        emit(name, out)
+        return out
+
+
+def _cache_extras(call: AttentionCall) -> tuple[dict[str, Any], ...]:
+    """Older transformers want the cache's positions beside keys and values."""
+    return () if call.extra is None else (call.extra,)

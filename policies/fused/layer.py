@@ -1,0 +1,190 @@
+"""The replacement of a Transformer layer, in place.
+
+A layer is replaced by changing its class to a subclass of its own class whose ``forward`` is fused. Everything a good
+citizen must keep is thereby kept without effort: identity, parameter names, ties, hooks, ``isinstance``, the attributes
+that parents read, ``state_dict``; and the original computation is one ``super().forward`` away. PyTorch itself uses the
+technique for parametrisations and FSDP2.
+
+What was derived from the layer (its anatomy, packed weights) is a cache. It is made again whenever a parameter or a
+submodule of the layer is not the one it was made from, so that ``.to()``, ``load_state_dict(assign=True)``, assigning a
+parameter or swapping a submodule cannot leave it stale.
+
+A call that the fused path does not cover (training, attention weights asked for, hooks on inner modules, an argument
+nobody knows) runs the original's own forward and is counted, by reason, in ``fallbacks``.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import Counter
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..base import AnatomyPolicy, Swap, UnsupportedLayer
+from ..calls import Returns
+from .arguments import Arguments, read_arguments
+from .mlp import Emit
+from .transformer import FusedTransformerLayer, silent
+from .watch import Watch, inner_hooks
+
+
+class FusedState:
+    """What one replacement derived from its layer, and what has happened to it."""
+
+    def __init__(self, layer: nn.Module, policy: type[AnatomyPolicy], *, packing: bool, shared: frozenset[str]) -> None:
+        self.policy = policy
+        self.packing = packing
+        self.shared = shared
+        self.calls = 0
+        self.fallbacks: Counter[str] = Counter()
+        self.emit: Emit = silent
+        self.refusal: str | None = None
+        self.core: FusedTransformerLayer
+        self.watch: Watch
+        self.bind(layer)
+
+    def bind(self, layer: nn.Module) -> None:
+        """Derive everything anew from ``layer``. A layer that is no longer supported falls back from here on."""
+        try:
+            anatomy = self.policy(layer).anatomy
+        except UnsupportedLayer as refusal:
+            self.refusal = str(refusal)
+        else:
+            self.refusal = None
+            with torch.inference_mode(False), torch.no_grad():
+                self.core = FusedTransformerLayer(anatomy, packing=self.packing, shared=self.shared)
+        self.watch = Watch(layer)
+
+    @property
+    def plan(self) -> str:
+        """How the replacement runs, in a word or two."""
+        if self.refusal is not None:
+            return f"original ({self.refusal})"
+        return "packed" if self.core.attention.packed is not None else "plain"
+
+
+class FusedLayer(nn.Module):
+    """Mixin that stands before an original layer class."""
+
+    _fused_policy: ClassVar[type[AnatomyPolicy]]
+    _fused_original: ClassVar[type[nn.Module]]
+    _fused_parameters: ClassVar[tuple[str, ...]]
+    _fused_packing: bool = True
+    _fused_shared: frozenset[str] = frozenset()
+    _fused_state: FusedState | None = None
+
+    @property
+    def fused(self) -> FusedState:
+        """The state derived from this layer; made when first needed (a copy starts without one)."""
+        if self._fused_state is None:
+            self._fused_state = FusedState(
+                self, self._fused_policy, packing=self._fused_packing, shared=self._fused_shared
+            )
+        return self._fused_state
+
+    def _fused_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        state = self.fused
+        compiling = torch.compiler.is_compiling()
+        if not compiling and state.watch.stale():
+            state.bind(self)
+        arguments = read_arguments(self, state, self._fused_parameters, args, kwargs)
+        reason = self._why_not(state, arguments, compiling)
+        if reason is not None:
+            if not compiling:
+                state.fallbacks[reason] += 1
+            return super().forward(*args, **kwargs)
+        if not compiling:
+            state.calls += 1
+        core = state.core
+        core.emit = state.emit
+        hidden = core(arguments.hidden, arguments.call, arguments.encoder)
+        return _as_returned(self._fused_policy.call.returns, hidden, arguments)
+
+    def _why_not(self, state: FusedState, arguments: Arguments, compiling: bool) -> str | None:
+        if state.refusal is not None:
+            return state.refusal
+        if self.training:
+            return "training mode"
+        if arguments.unknown is not None:
+            return arguments.unknown
+        return None if compiling else inner_hooks(state.watch.modules)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # Moving a layer gives each parameter a storage of its own; a packed weight left behind would be a second copy.
+        self._fused_state = None
+        return super()._apply(fn, recurse)
+
+    def extra_repr(self) -> str:
+        return f"replaced by {self._fused_policy.__name__}, plan: {self.fused.plan}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_fused_state"}
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _rebuild, (self._fused_original, self._fused_policy), self.__getstate__()
+
+
+class LayerSwap(Swap):
+    """Changes a layer's class to its fused subclass, and back."""
+
+    def __init__(self, layer: nn.Module, policy: type[AnatomyPolicy]) -> None:
+        policy(layer)
+        self.layer = layer
+        self.original = type(layer)
+        self.policy = policy
+        self.shared: frozenset[str] = frozenset()
+
+    def install(self) -> None:
+        self.layer.__class__ = fused_class(self.original, self.policy)
+        assert isinstance(self.layer, FusedLayer)
+        if self.shared:
+            self.layer._fused_shared = self.shared
+        assert self.layer.fused is not None
+
+    def revert(self) -> None:
+        if not isinstance(self.layer, FusedLayer):
+            return
+        state = self.layer._fused_state
+        if state is not None and state.refusal is None:
+            state.core.unpack()
+        for name in ("_fused_state", "_fused_shared"):
+            self.layer.__dict__.pop(name, None)
+        self.layer.__class__ = self.original
+
+
+@functools.cache
+def fused_class(original: type[nn.Module], policy: type[AnatomyPolicy]) -> type[nn.Module]:
+    """The fused subclass of ``original`` under ``policy``: one per pair, so that ``type`` comparisons make sense."""
+
+    @functools.wraps(original.forward)
+    def forward(self: FusedLayer, *args: Any, **kwargs: Any) -> Any:
+        return self._fused_forward(args, kwargs)
+
+    parameters = tuple(inspect.signature(original.forward).parameters)[1:]
+    namespace = {
+        "__module__": original.__module__,
+        "__doc__": f"{original.__name__} with a fused forward, installed by {policy.__name__}.",
+        "forward": forward,
+        "_fused_policy": policy,
+        "_fused_original": original,
+        "_fused_parameters": parameters,
+    }
+    return type(f"Fused{original.__name__}", (FusedLayer, original), namespace)
+
+
+def _rebuild(original: type[nn.Module], policy: type[AnatomyPolicy]) -> nn.Module:
+    cls = fused_class(original, policy)
+    return cls.__new__(cls)
+
+
+def _as_returned(returns: Returns, hidden: Tensor, arguments: Arguments) -> Any:
+    match returns:
+        case Returns.TENSOR:
+            return hidden
+        case Returns.TENSOR_AND_WEIGHTS:
+            return hidden, None
+        case Returns.TENSOR_AND_CONTEXT:
+            return hidden.transpose(0, 1).contiguous(), arguments.context

@@ -1,0 +1,71 @@
+"""Projections of a replacement, and the packing of several into one.
+
+Packing must not cost memory: the packed tensor takes over as the storage, and the layer's own parameters become views
+of it. They stay the same parameter objects with the same values, so names, ties, optimisers and in-place updates keep
+working, and reverting means giving each parameter a storage of its own again.
+
+Shapes: D inputs, N outputs; x is (..., D).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812  (the name everybody knows)
+
+from ..anatomy import Linear
+
+
+@dataclass(frozen=True, eq=False)
+class Projection:
+    """``x @ weight.T + bias`` with weight (N, D), usually a view of the layer's own parameter."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, linear: Linear) -> Projection:
+        return cls(linear.weight_out_in, linear.bias)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+def can_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
+    """True where one tensor may take over these projections' storages.
+
+    ``shared`` names the layer's parameters that other modules hold too: those must keep their storage.
+    """
+    weights = [linear.weight for linear in linears]
+    biases = [linear.bias for linear in linears]
+    tensors = [*weights, *(bias for bias in biases if bias is not None)]
+    same_kind = len({(t.dtype, t.device, t.requires_grad) for t in tensors}) == 1
+    all_or_no_bias = len({bias is None for bias in biases}) == 1
+    plain = all(type(t) is nn.Parameter and not t.is_inference() and t.device.type != "meta" for t in tensors)
+    named = {name for linear in linears for name in linear.parameters}
+    own = not named & shared and len({id(t) for t in tensors}) == len(tensors)
+    return same_kind and all_or_no_bias and plain and own and not any(linear.transposed for linear in linears)
+
+
+def pack(linears: tuple[Linear, ...]) -> Projection:
+    """One projection with the rows of all ``linears``, whose parameters become views of it."""
+    weights = [linear.weight for linear in linears]
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    return Projection(_take_over(weights), _take_over(biases) if biases else None)
+
+
+def _take_over(parameters: list[Tensor]) -> Tensor:
+    packed = torch.cat([parameter.detach() for parameter in parameters])
+    rows = [parameter.shape[0] for parameter in parameters]
+    for parameter, part in zip(parameters, packed.split(rows), strict=True):
+        parameter.data = part
+    return packed
+
+
+def unpack(linears: tuple[Linear, ...]) -> None:
+    """Give each parameter of ``linears`` a storage of its own again; values stay bit for bit."""
+    for linear in linears:
+        for parameter in linear.parameters.values():
+            parameter.data = parameter.data.clone()

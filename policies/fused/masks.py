@@ -1,0 +1,65 @@
+"""From what a layer is given to what scaled dot-product attention takes.
+
+Masks arrive as None, as bool (True: attend) or as floats to add. They leave as (mask or None, causal flag): a mask is
+built only where the flag cannot say the same.
+
+Shapes: B batch, H heads, T queries, S keys. The T queries are the last T of the S positions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..anatomy import Attention, Causality
+
+
+def resolve(
+    attention: Attention, mask: Tensor | None, bias: Tensor | None, query: Tensor, keys: int, causal: bool | None
+) -> tuple[Tensor | None, bool]:
+    """The mask to pass to SDPA and whether to set its causal flag.
+
+    ``bias`` (ALiBi) is added to the scores. ``causal`` overrules the layer's own causality where it is not None.
+    """
+    queries = query.shape[-2]
+    always = attention.causality is Causality.ALWAYS
+    if causal is None:
+        causal = attention.causality is Causality.IF_NO_MASK
+    if not always and mask is None and queries > 1 and causal and bias is None:
+        return None, True
+    if always and mask is None and queries == keys and not _window_bites(attention, keys):
+        return None, queries > 1
+    if always and (queries > 1 or _window_bites(attention, keys)):
+        allowed = _own_mask(attention, queries, keys, query.device)
+        mask = allowed if mask is None else _restrict(mask, allowed)
+    if bias is not None:
+        return _add_bias(bias.to(query.dtype), mask, query.dtype), False
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(query.dtype)
+    return mask, False
+
+
+def _window_bites(attention: Attention, keys: int) -> bool:
+    return attention.window is not None and keys > attention.window
+
+
+def _own_mask(attention: Attention, queries: int, keys: int, device: torch.device) -> Tensor:
+    """(T, S) bool: causal, and no further back than the window."""
+    positions = torch.arange(keys, device=device)
+    distance = positions[keys - queries :, None] - positions
+    allowed = distance >= 0
+    return allowed if attention.window is None else allowed & (distance < attention.window)
+
+
+def _restrict(mask: Tensor, allowed: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return mask & allowed
+    return mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
+
+
+def _add_bias(bias: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if mask is None:
+        return bias
+    if mask.dtype == torch.bool:
+        return bias.masked_fill(~mask, torch.finfo(dtype).min)
+    return bias + mask.to(dtype)

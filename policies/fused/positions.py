@@ -1,0 +1,29 @@
+"""Rotary positions. Shapes: B batch, T tokens, H heads, E head size, R rotated elements of a head (R <= E)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..anatomy import Rotary, RotaryStyle
+
+
+def rotate(rotary: Rotary, x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # noqa: N803  (shape suffixes)
+    """Rotate the first R elements of each head by the angles behind ``cos`` and ``sin``.
+
+    ``cos`` and ``sin`` are (B or 1, 1, T, R), each element with the angle of its own pair (Su et al., 2021; pairs as
+    ``rotary.style`` says).
+    """
+    size = rotary.size
+    turned, rest = (x_BHTE, None) if size == x_BHTE.shape[-1] else (x_BHTE[..., :size], x_BHTE[..., size:])
+    turned = turned * cos + _quarter_turn(rotary.style, turned) * sin
+    return turned if rest is None else torch.cat((turned, rest), dim=-1)
+
+
+def _quarter_turn(style: RotaryStyle, x: Tensor) -> Tensor:
+    """Each pair (a, b) turned to (-b, a)."""
+    if style is RotaryStyle.HALF:
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((-second, first), dim=-1)
+    pairs = torch.stack((-x[..., 1::2], x[..., ::2]), dim=-1)
+    return pairs.flatten(-2)

@@ -1,0 +1,89 @@
+"""A whole fused Transformer layer, from its anatomy and nothing else.
+
+The wiring is spelled out once for each of the three shapes a layer can have. Norm position, parallel residuals and
+residuals taken after the norm are read from the anatomy; no architecture is named here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ..anatomy import LayerAnatomy, Norm, NormPosition
+from .attention import AttentionCall, FusedAttention
+from .mlp import Emit, FusedMLP
+from .norm import normalise
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EncoderStates:
+    """What cross-attention reads: ``states`` (B, S, D) and its own mask."""
+
+    states: Tensor
+    call: AttentionCall
+
+
+def silent(name: str, stage: Tensor) -> None:
+    """The usual receiver of stages: nobody is looking."""
+
+
+class FusedTransformerLayer:
+    """Computes a layer described by ``anatomy``; ``packing`` lets it take over the storages of split QKV weights."""
+
+    def __init__(
+        self, anatomy: LayerAnatomy, *, packing: bool = True, shared: frozenset[str] = frozenset(), emit: Emit = silent
+    ) -> None:
+        self.anatomy = anatomy
+        self.emit = emit
+        self.attention = FusedAttention(anatomy.attention, packing=packing, shared=shared)
+        self.mlp = FusedMLP(anatomy.mlp)
+        cross = anatomy.cross_attention
+        self.cross = None if cross is None else FusedAttention(cross, packing=False, shared=shared)
+
+    def unpack(self) -> None:
+        """Give parameters their own storages back."""
+        self.attention.unpack()
+
+    def __call__(self, x: Tensor, call: AttentionCall, encoder: EncoderStates | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D)."""
+        if self.anatomy.parallel:
+            return self._parallel(x, call)
+        if self.anatomy.norm_position is NormPosition.POST:
+            return self._post_norm(x, call, encoder)
+        return self._pre_norm(x, call, encoder)
+
+    def _pre_norm(self, x: Tensor, call: AttentionCall, encoder: EncoderStates | None) -> Tensor:
+        anatomy = self.anatomy
+        assert anatomy.mlp_norm is not None
+        normed = self._norm(anatomy.attention_norm, x)
+        residual = normed if anatomy.residual_from_norm else x
+        x = residual + self.attention.attend_to_self(normed, call, self.emit)
+        if encoder is not None:
+            assert self.cross is not None and anatomy.cross_norm is not None
+            normed = self._norm(anatomy.cross_norm, x)
+            x = x + self.cross.attend_to_encoder(normed, encoder.states, encoder.call, self.emit)
+        normed = self._norm(anatomy.mlp_norm, x)
+        residual = normed if anatomy.residual_from_norm else x
+        return residual + self.mlp(normed, self.emit)
+
+    def _post_norm(self, x: Tensor, call: AttentionCall, encoder: EncoderStates | None) -> Tensor:
+        anatomy = self.anatomy
+        assert anatomy.mlp_norm is not None
+        x = self._norm(anatomy.attention_norm, x + self.attention.attend_to_self(x, call, self.emit))
+        if encoder is not None:
+            assert self.cross is not None and anatomy.cross_norm is not None
+            attended = self.cross.attend_to_encoder(x, encoder.states, encoder.call, self.emit)
+            x = self._norm(anatomy.cross_norm, x + attended)
+        return self._norm(anatomy.mlp_norm, x + self.mlp(x, self.emit))
+
+    def _parallel(self, x: Tensor, call: AttentionCall) -> Tensor:
+        anatomy = self.anatomy
+        normed = self._norm(anatomy.attention_norm, x)
+        mlp_in = normed if anatomy.mlp_norm is None else self._norm(anatomy.mlp_norm, x)
+        return x + self.attention.attend_to_self(normed, call, self.emit) + self.mlp(mlp_in, self.emit)
+
+    def _norm(self, norm: Norm, x: Tensor) -> Tensor:
+        out = normalise(norm, x)
+        self.emit(norm.name, out)
+        return out

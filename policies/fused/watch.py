@@ -1,0 +1,68 @@
+"""Noticing that a layer is no longer the one a replacement was derived from.
+
+This runs at every call, so it compares identities and storage addresses only; it never looks at values (an update in
+place is seen by itself, because a replacement holds the layer's own tensors).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Watch:
+    """Remembers every submodule and parameter of a layer, and its attention implementation."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.modules = [module for module in layer.modules() if module is not layer]
+        self._children: list[tuple[dict[str, Any], str, Any]] = []
+        self._tensors: list[tuple[dict[str, Any], str, Tensor, int]] = []
+        for module in (layer, *self.modules):
+            self._children += [(module._modules, name, child) for name, child in module._modules.items()]
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    self._tensors.append((module._parameters, name, parameter, parameter.data_ptr()))
+        self._config = next((m.config for m in self.modules if hasattr(m, "config")), None)
+        self._implementation = _implementation(self._config)
+
+    def stale(self) -> bool:
+        """True where a submodule or parameter was exchanged, or a parameter has another storage."""
+        for children, name, child in self._children:
+            if children.get(name) is not child:
+                return True
+        for parameters, name, parameter, address in self._tensors:
+            if parameters.get(name) is not parameter or parameter.data_ptr() != address:
+                return True
+        return _implementation(self._config) != self._implementation
+
+
+def _implementation(config: Any) -> Any:
+    return getattr(config, "_attn_implementation", None)
+
+
+def inner_hooks(modules: list[nn.Module]) -> str | None:
+    """Why hooks on inner modules keep the fused path from running, or None.
+
+    A fused layer does not call its inner modules, so somebody's hook on one of them would be passed over. The hooks by
+    which transformers records outputs stay on the modules for good; they matter only while weights are being recorded.
+    """
+    for module in modules:
+        hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+        if not hooks:
+            continue
+        if any(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks):
+            return f"a forward hook on {type(module).__name__}"
+        if _weights_recorded():
+            return "attention weights asked for"
+    return None
+
+
+_CAPTURING = "transformers.utils.output_capturing"
+
+
+def _weights_recorded() -> bool:
+    collector = getattr(sys.modules.get(_CAPTURING), "_active_collector", None)
+    collected = None if collector is None else collector.get()
+    return bool(collected) and any(key != "hidden_states" and not key.startswith("_") for key in collected)

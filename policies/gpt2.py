@@ -1,0 +1,58 @@
+"""GPT-2 blocks: pre-norm, Conv1D weights stored (in, out), one blocked QKV projection, optional cross-attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .anatomy import MLP, Attention, Causality, FusedQKV, LayerAnatomy, NormPosition, QKVLayout, SplitCrossQKV
+from .base import AnatomyPolicy
+from .calls import HF_IGNORED, CallConvention
+
+_MODELING = "transformers.models.gpt2.modeling_gpt2"
+
+
+class HFGPT2LayerPolicy(AnatomyPolicy):
+    layer_classes = (f"{_MODELING}:GPT2Block",)
+    call = CallConvention(ignored=HF_IGNORED)
+
+    @classmethod
+    def read(cls, layer: Any) -> LayerAnatomy:
+        crossing = layer.has("crossattention")
+        layer.module("mlp", f"{_MODELING}:GPT2MLP")
+        return LayerAnatomy(
+            attention=_attention(
+                layer, "attn", FusedQKV(linear=layer.linear("attn.c_attn"), layout=QKVLayout.BLOCKED)
+            ),
+            cross_attention=_cross_attention(layer) if crossing else None,
+            mlp=MLP(
+                up=layer.linear("mlp.c_fc"), down=layer.linear("mlp.c_proj"), activation=layer.activation("mlp.act")
+            ),
+            attention_norm=layer.norm("ln_1"),
+            cross_norm=layer.norm("ln_cross_attn") if crossing else None,
+            mlp_norm=layer.norm("ln_2"),
+            norm_position=NormPosition.PRE,
+            hidden_size=layer.get("attn.embed_dim"),
+        )
+
+
+def _cross_attention(layer: Any) -> Attention:
+    qkv = SplitCrossQKV(
+        query=layer.linear("crossattention.q_attn"), key_value=layer.linear("crossattention.c_attn")
+    )
+    return _attention(layer, "crossattention", qkv)
+
+
+def _attention(layer: Any, path: str, qkv: FusedQKV | SplitCrossQKV) -> Attention:
+    own = layer.transformers_attention(path, f"{_MODELING}:GPT2Attention")
+    causal = own.is_causal and own.config._attn_implementation == "sdpa"
+    return Attention(
+        qkv=qkv,
+        out=layer.linear(f"{path}.c_proj"),
+        heads=own.num_heads,
+        kv_heads=own.num_heads,
+        head_size=own.head_dim,
+        scale=own.scaling,
+        causality=Causality.IF_NO_MASK if causal else Causality.NEVER,
+        module=own,
+        cache_index=own.layer_idx,
+    )

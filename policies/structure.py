@@ -1,0 +1,126 @@
+"""Reading a layer: find parts by path, and refuse whatever is not exactly what it should be.
+
+A replacement computes with tensors, so a module that does more than its type says (a quantised or adapted linear, a
+parametrised weight, a subclassed norm) must never be taken for the plain thing. Every reader here checks the exact type
+and names the path where it found something else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from .anatomy import Activation, ActivationKind, Linear, Norm, NormKind
+from .base import UnsupportedLayer, qualified_name
+
+if TYPE_CHECKING:
+    from .anatomy import LayerAnatomy
+
+_KERNELS = {
+    "transformers.activations:GELUActivation": ActivationKind.GELU,
+    "transformers.activations:GELUTanh": ActivationKind.GELU_TANH,
+    "transformers.activations:PytorchGELUTanh": ActivationKind.GELU_TANH,
+    "transformers.activations:NewGELUActivation": ActivationKind.GELU_TANH,
+    "transformers.activations:QuickGELUActivation": ActivationKind.QUICK_GELU,
+    "transformers.activations:SiLUActivation": ActivationKind.SILU,
+    "torch.nn.modules.activation:SiLU": ActivationKind.SILU,
+    "torch.nn.modules.activation:ReLU": ActivationKind.RELU,
+}
+"""Activations with a kernel of their own, by exact class. The others stay the layer's own function, among them those
+that look alike but use a rounded constant (``gelu_fast``, BLOOM's)."""
+
+_RMS_NORMS = {"LlamaRMSNorm": "variance_epsilon"}
+"""RMS norms by class name, with the attribute that holds eps."""
+
+
+class Structure:
+    """A layer being read. Paths are dotted attribute names from the layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+        self.name = type(layer).__name__
+
+    def refuse(self, feature: str) -> UnsupportedLayer:
+        return UnsupportedLayer(feature, layer=self.name)
+
+    def get(self, path: str) -> Any:
+        """The attribute at ``path``. Raises ``UnsupportedLayer`` where a part of the path is missing."""
+        found: Any = self.layer
+        for part in path.split("."):
+            try:
+                found = getattr(found, part)
+            except AttributeError:
+                raise self.refuse(f"has no {path}: not the structure this policy knows") from None
+        return found
+
+    def has(self, path: str) -> bool:
+        """True where ``path`` leads to something that is not None."""
+        found: Any = self.layer
+        for part in path.split("."):
+            found = getattr(found, part, None)
+        return found is not None
+
+    def module(self, path: str, *class_names: str) -> Any:
+        """The module at ``path``, which must be exactly of one of these classes (``module:Class``)."""
+        found = self.get(path)
+        if qualified_name(type(found)) not in class_names:
+            raise self.refuse(f"{path} is a {type(found).__name__}, not {' or '.join(map(_short, class_names))}")
+        return found
+
+    def linear(self, path: str) -> Linear:
+        """The ``nn.Linear`` or Conv1D at ``path``."""
+        found = self.get(path)
+        if type(found) is nn.Linear:
+            return Linear(name=path, weight=found.weight, bias=found.bias)
+        if qualified_name(type(found)) == "transformers.pytorch_utils:Conv1D":
+            return Linear(name=path, weight=found.weight, bias=found.bias, transposed=True)
+        raise self.refuse(f"{path} is a {type(found).__name__}, not a plain Linear or Conv1D")
+
+    def norm(self, path: str) -> Norm:
+        """The ``nn.LayerNorm`` over the last dimension, or known RMS norm, at ``path``."""
+        found = self.get(path)
+        if type(found) is nn.LayerNorm and len(found.normalized_shape) == 1:
+            return Norm(name=path, kind=NormKind.LAYER, weight=found.weight, bias=found.bias, eps=found.eps)
+        eps = _RMS_NORMS.get(type(found).__name__)
+        if eps is not None and list(dict(found.named_parameters())) == ["weight"]:
+            return Norm(name=path, kind=NormKind.RMS, weight=found.weight, bias=None, eps=getattr(found, eps))
+        raise self.refuse(f"{path} is a {type(found).__name__}, not a LayerNorm or a known RMS norm")
+
+    def activation(self, path: str) -> Activation:
+        """The activation at ``path``: a module or any callable on tensors."""
+        found = self.get(path)
+        if not callable(found):
+            raise self.refuse(f"{path} is not callable")
+        kind = _KERNELS.get(qualified_name(type(found)), ActivationKind.OWN)
+        if kind is ActivationKind.RELU and found.inplace:
+            kind = ActivationKind.OWN
+        return Activation(kind=kind, function=found, name=path if isinstance(found, nn.Module) else None)
+
+    def transformers_attention(self, path: str, *class_names: str) -> Any:
+        """A transformers attention module whose configured implementation is eager or sdpa."""
+        found = self.module(path, *class_names)
+        implementation = found.config._attn_implementation
+        if implementation not in ("eager", "sdpa"):
+            raise self.refuse(f"attention implementation {implementation!r} (eager and sdpa are supported)")
+        return found
+
+    def all_parameters_read(self, anatomy: LayerAnatomy) -> None:
+        """Match or refuse, in general: raise unless the anatomy accounts for each of the layer's parameters."""
+        own = {name: p for name, p in self.layer.named_parameters(remove_duplicate=False)}
+        read = anatomy.parameters
+        if own.keys() != read.keys() or any(own[name] is not read[name] for name in own):
+            unread = sorted(own.keys() ^ read.keys()) or sorted(n for n in own if own[n] is not read[n])
+            raise self.refuse(f"parameters that this policy does not account for: {', '.join(unread)}")
+        dtypes = {p.dtype for p in own.values()}
+        if any(not dtype.is_floating_point for dtype in dtypes) or any(_is_narrow(dtype) for dtype in dtypes):
+            raise self.refuse(f"parameters of dtype {', '.join(sorted(map(str, dtypes)))}")
+
+
+def _is_narrow(dtype: torch.dtype) -> bool:
+    return torch.finfo(dtype).bits < 16
+
+
+def _short(class_name: str) -> str:
+    return class_name.partition(":")[2]

@@ -1,0 +1,258 @@
+"""Two runs compared: what became wrong, what was repaired, what got slower or faster.
+
+Requirements this file must meet:
+
+* Only like is compared with like. A verdict is matched by case, policy and property; a timing also needs the same
+  machine, threads, dtype, device, clock, workload, phase, shape and columns. What differs is said in sentences.
+* Times of two runs are never set against each other directly: clocks and neighbours change from night to night. Each
+  run holds its subject's time *relative to its own baseline*, as an interval, and those intervals are compared: a row
+  got slower when the head's whole interval lies below the base's and the change exceeds a margin. Two disjoint 99 %
+  intervals are a stricter rule than a 99 % test of the difference (Schenker and Gentleman, The American Statistician
+  55(3), 2001), which suits a comparison of hundreds of rows.
+* Two runs with nothing in common are an error that says so, never an empty "no regressions".
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Collection
+from typing import Literal
+
+import msgspec
+
+from reports import wording
+from reports.record import Environment, Run, Timing, Verdict
+from reports.summary import WRONG
+
+MARGIN = 0.02
+"""Smallest relative change of a ratio that counts, disjoint intervals notwithstanding."""
+
+FAIL_ON = {"wrong": ("wrong",), "slower": ("slower",), "refused": ("refused", "unavailable")}
+"""Categories of ``--fail-on`` and the kinds of change each stands for."""
+
+Kind = Literal["wrong", "still wrong", "fixed", "refused", "unavailable", "slower", "faster"]
+
+
+class ComparisonError(ValueError):
+    """Two runs cannot be compared, or ``--fail-on`` names no category. One line."""
+
+
+class Change(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that differs between two runs."""
+
+    kind: Kind
+    case: str
+    subject: str
+    """The property, or what was timed."""
+    sentence: str
+    effect: float | None = None
+    """For timings: relative change of the ratio, -0.15 when the subject lost 15 % against its baseline."""
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """What changed from ``base`` to ``head`` (run ids)."""
+
+    base: str
+    head: str
+    differences: tuple[str, ...]
+    """How the circumstances differ, one sentence each."""
+    changes: tuple[Change, ...]
+    """Ordered by kind; timings by how much they changed."""
+    only_in_base: tuple[str, ...]
+    only_in_head: tuple[str, ...]
+    verdicts_compared: int
+    timings_compared: int
+
+    def of(self, kind: Kind) -> tuple[Change, ...]:
+        """The changes of one kind."""
+        return tuple(change for change in self.changes if change.kind == kind)
+
+
+def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
+    """Compare two runs; ``margin`` is relative (0.02 for 2 %).
+
+    Raises ``ComparisonError`` when no verdict and no timing of one run has a like in the other.
+    """
+    before, after = _verdicts(base), _verdicts(head)
+    apart = _why_timings_are_apart(base.environment, head.environment)
+    timed_before, timed_after = _timings(base), _timings(head)
+    common = [] if apart else [key for key in timed_after if key in timed_before]
+    judged = [key for key in after if key in before]
+    if not judged and not common:
+        raise ComparisonError(_nothing_in_common(base, head, apart, timed_before.keys() & timed_after.keys()))
+    changes = [c for key, verdict in after.items() for c in _verdict_changes(before.get(key), verdict)]
+    pairs = [(timed_before[key], timed_after[key]) for key in common]
+    changes += [c for old, new in pairs for c in _timing_changes(old, new, margin)]
+    order = {kind: place for place, kind in enumerate(Kind.__args__)}  # type: ignore[attr-defined]
+    return Comparison(
+        base=base.id,
+        head=head.id,
+        differences=(*apart, *_differences(base, head, [(before[key], after[key]) for key in judged])),
+        changes=tuple(sorted(changes, key=lambda c: (order[c.kind], -abs(c.effect or 0.0)))),
+        only_in_base=_missing(before, after) + (() if apart else _missing(timed_before, timed_after)),
+        only_in_head=_missing(after, before) + (() if apart else _missing(timed_after, timed_before)),
+        verdicts_compared=len(judged),
+        timings_compared=sum(old.ratio is not None and new.ratio is not None for old, new in pairs),
+    )
+
+
+def violations(comparison: Comparison, fail_on: Collection[str]) -> tuple[Change, ...]:
+    """The changes that the named categories forbid; empty means the comparison passes.
+
+    Raises ``ComparisonError`` for a name that is not in ``FAIL_ON``.
+    """
+    unknown = [name for name in fail_on if name not in FAIL_ON]
+    if unknown:
+        raise ComparisonError(f"--fail-on takes {', '.join(FAIL_ON)}; not {wording.one_line(', '.join(unknown))}")
+    kinds = {kind for name in fail_on for kind in FAIL_ON[name]}
+    return tuple(change for change in comparison.changes if change.kind in kinds)
+
+
+def render_json(comparison: Comparison) -> str:
+    """The comparison for a script: the fields of ``Comparison``, indented."""
+    return msgspec.json.format(msgspec.json.encode(comparison), indent=2).decode()
+
+
+def environment_differences(base: Environment, head: Environment) -> tuple[str, ...]:
+    """One sentence for each part of the two environments that differs, the machine and its threads apart."""
+    pairs = (
+        ("Python", base.python, head.python),
+        ("platform", base.platform, head.platform),
+        ("harness commit", base.git or "unknown", head.git or "unknown"),
+        ("accelerator driver", _driver(base), _driver(head)),
+    )
+    named = [f"The {what} differs: {old}, then {new}." for what, old, new in pairs if old != new]
+    names = sorted(base.packages.keys() | head.packages.keys())
+    packages = [
+        f"{name} {base.packages.get(name, 'absent')}, then {head.packages.get(name, 'absent')}"
+        for name in names
+        if base.packages.get(name) != head.packages.get(name)
+    ]
+    return (*named, *([f"Packages differ: {'; '.join(packages)}."] if packages else []))
+
+
+def _driver(environment: Environment) -> str:
+    return environment.accelerator.driver or "unknown" if environment.accelerator else "none"
+
+
+def _why_timings_are_apart(base: Environment, head: Environment) -> tuple[str, ...]:
+    if base.machine != head.machine:
+        return (f"The machines differ, so no timing is compared: {_machine(base)}, then {_machine(head)}.",)
+    if base.threads != head.threads:
+        return (f"The thread counts differ, so no timing is compared: {base.threads}, then {head.threads}.",)
+    return ()
+
+
+def _machine(environment: Environment) -> str:
+    accelerator = f" with {environment.accelerator.name}" if environment.accelerator else ""
+    return f"{environment.machine} ({environment.cpu}, {wording.count(environment.cores, 'core')}{accelerator})"
+
+
+def _differences(base: Run, head: Run, judged: list[tuple[Verdict, Verdict]]) -> tuple[str, ...]:
+    sentences = list(environment_differences(base.environment, head.environment))
+    for what, old, new in (("profile", base.profile, head.profile), ("seed", base.seed, head.seed)):
+        if old != new:
+            sentences.append(f"The {what} differs: {old}, then {new}.")
+    for name, run in (("base", base), ("head", head)):
+        if not run.complete:
+            sentences.append(f"The {name} run was cut short: what it lacks may only not have been reached.")
+    for old_verdict, new_verdict in judged:
+        if old_verdict.tolerance != new_verdict.tolerance:
+            sentences.append(
+                f"The tolerance of {new_verdict.property} on {new_verdict.case} differs: "
+                f"{wording.error(old_verdict.tolerance)}, then {wording.error(new_verdict.tolerance)}."
+            )
+    return tuple(sentences)
+
+
+def _nothing_in_common(base: Run, head: Run, apart: tuple[str, ...], alike: Collection[str]) -> str:
+    line = f"runs {base.id} and {head.id} have nothing in common"
+    if apart and alike:
+        return wording.one_line(f"{line}: {wording.count(len(alike), 'timing')} would match, but {_lower(apart[0])}")
+    return wording.one_line(
+        f"{line}: {_contents(base)} against {_contents(head)}; compare runs over the same cases and properties"
+    )
+
+
+def _lower(sentence: str) -> str:
+    return sentence[0].lower() + sentence[1:].removesuffix(".")
+
+
+def _contents(run: Run) -> str:
+    cases = sorted({v.case for v in run.verdicts} | {t.case for t in run.timings})
+    return ", ".join(cases) if cases else "an empty run"
+
+
+def _verdicts(run: Run) -> dict[str, Verdict]:
+    return {f"{v.case}: {v.property} ({v.policy})": v for v in run.verdicts}
+
+
+def _timings(run: Run) -> dict[str, Timing]:
+    return {f"{t.case}: {wording.where(t)}, {wording.pair(t)}": t for t in run.timings}
+
+
+def _missing(some: Collection[str], others: Collection[str]) -> tuple[str, ...]:
+    return tuple(name for name in some if name not in others)
+
+
+def _verdict_changes(old: Verdict | None, new: Verdict) -> list[Change]:
+    before = old.outcome if old is not None else "not in the base run"
+    found: list[tuple[Kind, str]] = []
+    if new.outcome in WRONG:
+        kind: Kind = "still wrong" if before in WRONG else "wrong"
+        message = new.failure.message if new.failure is not None else new.reason
+        found.append((kind, f"{new.outcome} (before: {before}). {message}"))
+    elif new.outcome == "unavailable" and old is not None and before != "unavailable":
+        found.append(("unavailable", f"unavailable (before: {before}). {new.reason}"))
+    elif new.outcome == "held" and before in WRONG:
+        found.append(("fixed", f"held (before: {before})."))
+    if old is not None and old.examples and (refused := _newly_refused(old, new)):
+        found.append(("refused", refused))
+    owner = f"{new.case}: {new.property}"
+    return [Change(kind=k, case=new.case, subject=new.property, sentence=f"{owner}: {s}") for k, s in found]
+
+
+def _newly_refused(old: Verdict, new: Verdict) -> str | None:
+    if old.refusals or new.refusals:
+        names = [name for name in new.refusals if name not in old.refusals]
+        return f"refused now, not before: {', '.join(names)}." if names else None
+    if new.refused and not old.refused:
+        return f"{wording.count(new.refused, 'example')} of {new.examples + new.refused:,} refused now, none before."
+    return None
+
+
+def _timing_changes(old: Timing, new: Timing, margin: float) -> list[Change]:
+    def change(kind: Kind, sentence: str, effect: float | None = None) -> list[Change]:
+        subject = f"{wording.where(new)}, {wording.pair(new)}"
+        return [Change(kind=kind, case=new.case, subject=subject, sentence=f"{new.case}: {subject}: {sentence}", effect=effect)]
+
+    if new.verdict == "FAILED":
+        return change("still wrong" if old.verdict == "FAILED" else "wrong", f"not timed. {new.reason}")
+    if old.verdict == "FAILED":
+        return change("fixed", "the outputs agree again, so it is timed.")
+    if old.ratio is None or new.ratio is None or "VOID" in (old.verdict, new.verdict):
+        return []
+    effect = new.ratio.estimate / old.ratio.estimate - 1
+    if new.ratio.high < old.ratio.low and effect < -margin:
+        return change("slower", _moved(old, new, effect), effect)
+    if new.ratio.low > old.ratio.high and effect > margin:
+        return change("faster", _moved(old, new, effect), effect)
+    return []
+
+
+def _moved(old: Timing, new: Timing, effect: float) -> str:
+    assert old.ratio is not None and new.ratio is not None
+    sentence = (
+        f"{wording.ratio(old.ratio.estimate)} [{wording.interval(old.ratio)}], "
+        f"then {wording.ratio(new.ratio.estimate)} [{wording.interval(new.ratio)}] ({wording.change(effect)})"
+    )
+    sides = (
+        (new.subject, old.subject_seconds, new.subject_seconds),
+        (new.baseline, old.baseline_seconds, new.baseline_seconds),
+    )
+    times = [
+        f"{name} {wording.duration(statistics.median(first))}, then {wording.duration(statistics.median(second))}"
+        for name, first, second in sides
+        if first and second
+    ]
+    return f"{sentence}; {'; '.join(times)}." if times else f"{sentence}."

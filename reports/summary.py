@@ -1,0 +1,156 @@
+"""What a run says at a glance: is anything wrong, is anything slower, and how much was looked at.
+
+Requirements this file must meet:
+
+* Every renderer gives the same answer, because it is worked out here once.
+* Nothing judged is not "nothing wrong": an empty, cut-short or wholly unavailable run never reads as good.
+* A comparison of two original columns informs; only a replaced column can be called slower.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from reports import wording
+from reports.record import Run, Timing, Verdict
+
+WRONG = frozenset({"failed", "vacuous", "error"})
+"""Outcomes that a person must look at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the verdict matrix: a policy on a case, and its verdict for each property or None."""
+
+    policy: str
+    case: str
+    cells: tuple[Verdict | None, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """The answers of the first screen."""
+
+    level: Literal["good", "bad", "unsure"]
+    headline: str
+    remarks: tuple[str, ...]
+    """What limits the headline, one sentence each."""
+    wrong: tuple[Verdict, ...]
+    wrong_timings: tuple[Timing, ...]
+    unavailable: tuple[Verdict, ...]
+    slower: tuple[Timing, ...]
+    """Replaced columns that are slower than what they replace, slowest first."""
+    speed: str
+    """One sentence on the timed rows."""
+    properties: tuple[str, ...]
+    rows: tuple[Row, ...]
+    examples: int
+    layers: int
+
+
+def summarize(run: Run) -> Summary:
+    """Work out what a run says; never raises on a run that could be read."""
+    wrong = tuple(v for v in run.verdicts if v.outcome in WRONG)
+    wrong_timings = tuple(t for t in run.timings if t.verdict == "FAILED")
+    unavailable = tuple(v for v in run.verdicts if v.outcome == "unavailable")
+    properties, rows = _matrix(run)
+    level, headline = _headline(run, len(wrong), len(wrong_timings), len(unavailable))
+    return Summary(
+        level=level,
+        headline=headline,
+        remarks=_remarks(run, unavailable),
+        wrong=wrong,
+        wrong_timings=wrong_timings,
+        unavailable=unavailable,
+        slower=tuple(sorted((t for t in run.timings if is_slower(t)), key=_estimate)),
+        speed=_speed(run),
+        properties=properties,
+        rows=rows,
+        examples=sum(v.examples for v in run.verdicts),
+        layers=sum(v.layers_replaced for v in run.verdicts),
+    )
+
+
+def is_slower(timing: Timing) -> bool:
+    """Whether a replaced column was shown to be slower than an original one."""
+    return timing.verdict == "SLOWER" and is_replaced(timing)
+
+
+def is_replaced(timing: Timing) -> bool:
+    """Whether the row's subject is a replacement, not another way to run the original."""
+    return not timing.subject.startswith("original")
+
+
+def typical_ratio(timings: tuple[Timing, ...]) -> float | None:
+    """Geometric mean of the rows' ratios; None where no row has one above zero."""
+    logs = [math.log(t.ratio.estimate) for t in timings if t.ratio is not None and t.ratio.estimate > 0]
+    return math.exp(math.fsum(logs) / len(logs)) if logs else None
+
+
+def _estimate(timing: Timing) -> float:
+    return timing.ratio.estimate if timing.ratio is not None else 0.0
+
+
+def _matrix(run: Run) -> tuple[tuple[str, ...], tuple[Row, ...]]:
+    properties = tuple(dict.fromkeys(v.property for v in run.verdicts))
+    owners = tuple(dict.fromkeys((v.policy, v.case) for v in run.verdicts))
+    found = {(v.policy, v.case, v.property): v for v in run.verdicts}
+    rows = tuple(
+        Row(policy=policy, case=case, cells=tuple(found.get((policy, case, name)) for name in properties))
+        for policy, case in owners
+    )
+    return properties, rows
+
+
+def _headline(run: Run, wrong: int, wrong_timings: int, unavailable: int) -> tuple[Literal["good", "bad", "unsure"], str]:
+    judged = len(run.verdicts) - unavailable
+    if wrong or wrong_timings:
+        parts = []
+        if wrong:
+            parts.append(f"{wrong} of {wording.count(judged, 'verdict')} did not hold")
+        if wrong_timings:
+            parts.append(f"{wording.count(wrong_timings, 'row')} could not be timed because the outputs differ")
+        return "bad", "; ".join(parts)
+    if not judged and not run.timings:
+        return "unsure", "Nothing was judged in this run"
+    if not judged:
+        return "unsure", "Outputs agreed wherever they were timed; no property was judged"
+    if not run.complete:
+        return "unsure", f"All {wording.count(judged, 'verdict')} so far held, but the run was cut short"
+    return "good", f"Nothing is wrong: all {wording.count(judged, 'verdict')} held"
+
+
+def _remarks(run: Run, unavailable: tuple[Verdict, ...]) -> tuple[str, ...]:
+    remarks = []
+    if not run.complete:
+        remarks.append("The run was cut short: what follows is what it had found by then.")
+    if unavailable:
+        cases = ", ".join(dict.fromkeys(v.case for v in unavailable))
+        remarks.append(f"Not judged here, because something is not installed: {cases}.")
+    missed = sum(len(c.missed) for c in run.coverage)
+    if missed:
+        cases = ", ".join(c.case for c in run.coverage if c.missed)
+        remarks.append(f"{wording.count(missed, 'claimed value was', 'claimed values were')} never drawn: {cases}.")
+    lane = run.null_lane
+    if lane is not None and lane.alarms:
+        remarks.append(
+            f"The same call timed against itself raised {wording.count(lane.alarms, 'alarm')} in "
+            f"{lane.comparisons:,}: do not trust small differences in this run."
+        )
+    return tuple(remarks)
+
+
+def _speed(run: Run) -> str:
+    rows = tuple(t for t in run.timings if is_replaced(t))
+    if not rows:
+        return "No replacement was timed in this run."
+    counts = Counter(t.verdict for t in rows)
+    words = (("FASTER", "faster"), ("SAME", "the same"), ("SLOWER", "slower"), ("AMBIGUOUS", "undecided"),
+             ("VOID", "void"), ("FAILED", "not timed"))  # fmt: skip
+    parts = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words if counts[verdict])
+    typical = typical_ratio(rows)
+    mean = f"; geometric mean {wording.ratio(typical)}" if typical is not None else ""
+    return f"Replaced against original on {wording.count(len(rows), 'row')}: {parts}{mean}."
