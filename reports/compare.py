@@ -9,6 +9,7 @@ Requirements this file must meet:
   got slower when the head's whole interval lies below the base's and the change exceeds a margin. Two disjoint 99 %
   intervals are a stricter rule than a 99 % test of the difference (Schenker and Gentleman, The American Statistician
   55(3), 2001), which suits a comparison of hundreds of rows.
+* Only replaced columns are called slower or faster: two originals against each other are upstream's affair.
 * Two runs with nothing in common are an error that says so, never an empty "no regressions".
 """
 
@@ -21,8 +22,8 @@ from typing import Literal
 import msgspec
 
 from reports import wording
-from reports.record import Environment, Run, Timing, Verdict
-from reports.summary import WRONG
+from reports.record import Environment, Interval, Run, Timing, Verdict
+from reports.summary import WRONG, is_replaced, measured_ratio
 
 MARGIN = 0.02
 """Smallest relative change of a ratio that counts, disjoint intervals notwithstanding."""
@@ -87,12 +88,16 @@ def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
     return Comparison(
         base=base.id,
         head=head.id,
-        differences=(*apart, *_differences(base, head, [(before[key], after[key]) for key in judged])),
+        differences=(
+            *apart,
+            *_differences(base, head, [(before[key], after[key]) for key in judged]),
+            *_unmeasured(pairs),
+        ),
         changes=tuple(sorted(changes, key=lambda c: (order[c.kind], -abs(c.effect or 0.0)))),
         only_in_base=_missing(before, after) + (() if apart else _missing(timed_before, timed_after)),
         only_in_head=_missing(after, before) + (() if apart else _missing(timed_after, timed_before)),
         verdicts_compared=len(judged),
-        timings_compared=sum(old.ratio is not None and new.ratio is not None for old, new in pairs),
+        timings_compared=sum(_both_measured(old, new) for old, new in pairs),
     )
 
 
@@ -165,6 +170,12 @@ def _differences(base: Run, head: Run, judged: list[tuple[Verdict, Verdict]]) ->
     return tuple(sentences)
 
 
+def _unmeasured(pairs: list[tuple[Timing, Timing]]) -> tuple[str, ...]:
+    number = sum(not _both_measured(old, new) for old, new in pairs)
+    rows = wording.count(number, "timed row is", "timed rows are")
+    return (f"{rows} not compared, being void or without an interval in one of the runs.",) if number else ()
+
+
 def _nothing_in_common(base: Run, head: Run, apart: tuple[str, ...], alike: Collection[str]) -> str:
     line = f"runs {base.id} and {head.id} have nothing in common"
     if apart and alike:
@@ -230,29 +241,34 @@ def _timing_changes(old: Timing, new: Timing, margin: float) -> list[Change]:
         return change("still wrong" if old.verdict == "FAILED" else "wrong", f"not timed. {new.reason}")
     if old.verdict == "FAILED":
         return change("fixed", "the outputs agree again, so it is timed.")
-    if old.ratio is None or new.ratio is None or "VOID" in (old.verdict, new.verdict):
+    first, second = measured_ratio(old), measured_ratio(new)
+    if first is None or second is None or not is_replaced(new):
         return []
-    effect = new.ratio.estimate / old.ratio.estimate - 1
-    if new.ratio.high < old.ratio.low and effect < -margin:
-        return change("slower", _moved(old, new, effect), effect)
-    if new.ratio.low > old.ratio.high and effect > margin:
-        return change("faster", _moved(old, new, effect), effect)
+    effect = second.estimate / first.estimate - 1
+    if second.high < first.low and effect < -margin:
+        return change("slower", _moved(old, new, first, second), effect)
+    if second.low > first.high and effect > margin:
+        return change("faster", _moved(old, new, first, second), effect)
     return []
 
 
-def _moved(old: Timing, new: Timing, effect: float) -> str:
-    assert old.ratio is not None and new.ratio is not None
+def _both_measured(old: Timing, new: Timing) -> bool:
+    return measured_ratio(old) is not None and measured_ratio(new) is not None
+
+
+def _moved(old: Timing, new: Timing, first: Interval, second: Interval) -> str:
     sentence = (
-        f"{wording.ratio(old.ratio.estimate)} [{wording.interval(old.ratio)}], "
-        f"then {wording.ratio(new.ratio.estimate)} [{wording.interval(new.ratio)}] ({wording.change(effect)})"
+        f"{wording.ratio(first.estimate)} [{wording.interval(first)}], "
+        f"then {wording.ratio(second.estimate)} [{wording.interval(second)}] "
+        f"({wording.change(second.estimate / first.estimate - 1)})"
     )
     sides = (
         (new.subject, old.subject_seconds, new.subject_seconds),
         (new.baseline, old.baseline_seconds, new.baseline_seconds),
     )
     times = [
-        f"{name} {wording.duration(statistics.median(first))}, then {wording.duration(statistics.median(second))}"
-        for name, first, second in sides
-        if first and second
+        f"{name} {wording.duration(statistics.median(earlier))}, then {wording.duration(statistics.median(later))}"
+        for name, earlier, later in sides
+        if earlier and later
     ]
     return f"{sentence}; {'; '.join(times)}." if times else f"{sentence}."

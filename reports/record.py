@@ -294,11 +294,15 @@ def read(path: Path) -> Run:
     Raises ``RecordError``, one line, when there is no record, when it is damaged, or when its version is foreign.
     """
     file = path / RECORD_NAME if path.is_dir() else path
+    return decode(read_bytes(file), Run, file)
+
+
+def read_bytes(file: Path) -> bytes:
+    """The contents of a record's file. Raises ``RecordError``, one line, when there are none to be had."""
     try:
-        data = file.read_bytes()
+        return file.read_bytes()
     except OSError as problem:
         raise RecordError(f"{file}: no run record can be read here ({problem.strerror})") from None
-    return decode(data, Run, file)
 
 
 def decode(data: bytes, kind: type[Decoded], origin: Path) -> Decoded:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from reports import wording
-from reports.record import Run, Timing, Verdict
+from reports.record import Interval, Run, Timing, Verdict
 
 WRONG = frozenset({"failed", "vacuous", "error"})
 """Outcomes that a person must look at."""
@@ -84,9 +85,17 @@ def is_replaced(timing: Timing) -> bool:
     return not timing.subject.startswith("original")
 
 
-def typical_ratio(timings: tuple[Timing, ...]) -> float | None:
-    """Geometric mean of the rows' ratios; None where no row has one above zero."""
-    logs = [math.log(t.ratio.estimate) for t in timings if t.ratio is not None and t.ratio.estimate > 0]
+def measured_ratio(timing: Timing) -> Interval | None:
+    """The row's ratio where it is one: None when the row was not timed, is void, or holds a ratio that no two times have."""
+    ratio = timing.ratio
+    if ratio is None or timing.verdict in ("VOID", "FAILED") or not 0 < ratio.low <= ratio.estimate <= ratio.high:
+        return None
+    return ratio
+
+
+def typical_ratio(timings: Sequence[Timing]) -> float | None:
+    """Geometric mean of the rows' ratios; None where no row has one."""
+    logs = [math.log(ratio.estimate) for t in timings if (ratio := measured_ratio(t)) is not None]
     return math.exp(math.fsum(logs) / len(logs)) if logs else None
 
 

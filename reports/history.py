@@ -1,0 +1,177 @@
+"""A folder of runs read as series: each timing and each property over the nights.
+
+Requirements this file must meet:
+
+* Many machines write, nobody locks, merging is copying: the folder is searched for records wherever they lie, and a
+  run that was copied twice counts once.
+* A damaged, foreign or half-written record costs one line and nothing else.
+* 1,000 runs are read in seconds: raw samples, evidence and coverage, nine tenths of a record, are skipped unparsed.
+* A series never mixes machines, thread counts, dtypes, devices, clocks or columns.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from reports import record
+from reports.record import RecordError
+from reports.summary import measured_ratio
+
+
+class HistoryError(ValueError):
+    """A folder holds no run that can be read. One line, with the folder."""
+
+
+class _PartialTiming(record.Timing, kw_only=True, forbid_unknown_fields=False):
+    baseline_seconds: msgspec.Raw = msgspec.Raw(b"[]")  # type: ignore[assignment]
+    subject_seconds: msgspec.Raw = msgspec.Raw(b"[]")  # type: ignore[assignment]
+
+
+class _PartialVerdict(msgspec.Struct, frozen=True, kw_only=True):
+    case: str
+    property: str
+    outcome: record.Outcome
+    reason: str = ""
+
+
+class _PartialRun(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    created: datetime.datetime
+    complete: bool
+    environment: record.Environment
+    verdicts: tuple[_PartialVerdict, ...] = ()
+    timings: tuple[_PartialTiming, ...] = ()
+
+
+class TimingKey(NamedTuple):
+    """What must agree for two timings to stand in one series."""
+
+    machine: str
+    threads: int
+    case: str
+    workload: str
+    phase: str
+    shape: str
+    dtype: str
+    device: str
+    clock: str
+    baseline: str
+    subject: str
+
+
+class PropertyKey(NamedTuple):
+    """What must agree for two verdicts to stand in one series."""
+
+    case: str
+    property: str
+
+
+class TimingPoint(NamedTuple):
+    """One run's ratio (baseline time over subject time); ``run`` is its place in ``History.runs``."""
+
+    run: int
+    ratio: float
+
+
+class PropertyPoint(NamedTuple):
+    """One run's outcome; ``run`` is its place in ``History.runs``."""
+
+    run: int
+    outcome: record.Outcome
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PastRun:
+    """What the history keeps of a run apart from its figures."""
+
+    id: str
+    created: datetime.datetime
+    complete: bool
+    environment: record.Environment
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """Runs by time of creation, their series, and one line for each record that was left out."""
+
+    folder: str
+    runs: tuple[PastRun, ...]
+    problems: tuple[str, ...]
+    timings: dict[TimingKey, tuple[TimingPoint, ...]]
+    properties: dict[PropertyKey, tuple[PropertyPoint, ...]]
+
+
+def read_history(folder: Path) -> History:
+    """Read every ``run.json`` under ``folder``.
+
+    Raises ``HistoryError`` when the folder cannot be searched or no record in it can be read.
+    """
+    if not folder.is_dir():
+        raise HistoryError(f"{folder}: no such folder; give a folder that holds run folders")
+    runs, problems = _read_runs(sorted(folder.rglob(record.RECORD_NAME)))
+    if not runs:
+        found = "no run record" if not problems else f"no readable run record; the first: {problems[0]}"
+        raise HistoryError(f"{folder}: {found}")
+    ordered = sorted(runs, key=lambda run: (run.created, run.id))
+    timings, properties = _series(ordered)
+    return History(
+        folder=str(folder),
+        runs=tuple(PastRun(id=r.id, created=r.created, complete=r.complete, environment=r.environment) for r in ordered),
+        problems=tuple(problems),
+        timings=timings,
+        properties=properties,
+    )
+
+
+def _read_runs(files: list[Path]) -> tuple[list[_PartialRun], list[str]]:
+    kept: dict[str, tuple[_PartialRun, Path]] = {}
+    problems: list[str] = []
+    for file in files:
+        try:
+            run = record.decode(record.read_bytes(file), _PartialRun, file)
+        except RecordError as problem:
+            problems.append(str(problem))
+            continue
+        if run.created.tzinfo is None:
+            run = msgspec.structs.replace(run, created=run.created.replace(tzinfo=datetime.timezone.utc))
+        if run.id not in kept:
+            kept[run.id] = run, file
+            continue
+        kept[run.id], left_out = _better((run, file), kept[run.id])
+        if left_out:
+            problems.append(left_out)
+    return [run for run, _ in kept.values()], problems
+
+
+def _better(new: tuple[_PartialRun, Path], old: tuple[_PartialRun, Path]) -> tuple[tuple[_PartialRun, Path], str | None]:
+    """The record to keep of two with the same id, and a line when they are not copies of each other."""
+    if new[0].complete != old[0].complete:
+        # One was copied while its run was still going, or before it was resumed: the complete one holds it all.
+        return (new if new[0].complete else old), None
+    if record.read_bytes(new[1]) == record.read_bytes(old[1]):
+        return old, None
+    return old, f"{new[1]}: run id {old[0].id} is also in {old[1]} with other contents; only that one counts"
+
+
+def _series(
+    runs: list[_PartialRun],
+) -> tuple[dict[TimingKey, tuple[TimingPoint, ...]], dict[PropertyKey, tuple[PropertyPoint, ...]]]:
+    timings: dict[TimingKey, list[TimingPoint]] = defaultdict(list)
+    properties: dict[PropertyKey, list[PropertyPoint]] = defaultdict(list)
+    for place, run in enumerate(runs):
+        where = run.environment.machine, run.environment.threads
+        for t in run.timings:
+            ratio = measured_ratio(t)
+            if ratio is not None:
+                what = t.case, t.workload, t.phase, t.shape, t.dtype, t.device, t.clock, t.baseline, t.subject
+                timings[TimingKey(*where, *what)].append(TimingPoint(place, ratio.estimate))
+        for v in run.verdicts:
+            properties[PropertyKey(v.case, v.property)].append(PropertyPoint(place, v.outcome, v.reason))
+    return {k: tuple(v) for k, v in timings.items()}, {k: tuple(v) for k, v in properties.items()}

@@ -1,0 +1,123 @@
+"""The pages that people open: one run, and the trends of many.
+
+Requirements this file must meet:
+
+* One file, offline: no script, no font, no picture from elsewhere, and a content security policy that says so.
+* Every string of a record is foreign. It passes ``_shown`` (clipped, unprintable characters visible) and then the
+  template engine's escaping; no template marks anything as safe.
+* A page answers first and proves afterwards: verdict and slowdowns on the first screen, evidence below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from reports import chart, wording
+from reports.compare import Comparison, ComparisonError, compare
+from reports.history import History
+from reports.record import Run, Timing
+from reports.summary import WRONG, is_replaced, measured_ratio, summarize, typical_ratio
+from reports.trends import Trends
+
+LONGEST_SCRIPT = 12_000
+"""Characters of a reproducing script or traceback that the page shows."""
+FULL_EVIDENCE = 60
+"""Failures shown with all their evidence; a run in which everything fails needs a summary, not a megabyte."""
+
+
+def render_html(run: Run, previous: Run | None = None) -> str:
+    """The page of one run, with the differences to ``previous`` when it is given."""
+    summary = summarize(run)
+    comparison, incomparable = _comparison(previous, run)
+    replaced = [t for t in run.timings if is_replaced(t)]
+    intervals = [ratio for t in run.timings if (ratio := measured_ratio(t)) is not None]
+    return _environment().get_template("run.html.j2").render(
+        run=run,
+        previous=previous,
+        summary=summary,
+        comparison=comparison,
+        incomparable=incomparable,
+        numbers={id(v): n for n, v in enumerate(summary.wrong, 1)},
+        statements=dict((v.property, v.statement) for v in run.verdicts),
+        typical=typical_ratio(replaced),
+        overview=_overview(replaced),
+        timings=_by_case(run.timings),
+        used=[t for t in run.timings if t.flops_fraction is not None or t.bytes_fraction is not None],
+        budgets=[v for v in run.verdicts if v.worst_error is not None],
+        axis=chart.ratio_axis(intervals, 240),
+        errors=chart.error_axis(240),
+        full_evidence=FULL_EVIDENCE,
+    )
+
+
+def render_history_html(history: History, trends: Trends) -> str:
+    """The page of a folder of runs: regressions that still stand, then every series."""
+    return _environment().get_template("history.html.j2").render(history=history, trends=trends)
+
+
+def _comparison(previous: Run | None, run: Run) -> tuple[Comparison | None, str]:
+    if previous is None:
+        return None, ""
+    try:
+        return compare(previous, run), ""
+    except ComparisonError as problem:
+        return None, str(problem)
+
+
+def _by_case(timings: Sequence[Timing]) -> list[tuple[str, list[Timing]]]:
+    ordered = sorted(timings, key=lambda t: t.case)
+    return [(case, list(rows)) for case, rows in groupby(ordered, key=lambda t: t.case)]
+
+
+def _overview(replaced: Sequence[Timing]) -> list[tuple[str, str, float, list[Timing]]]:
+    groups: dict[tuple[str, str], list[Timing]] = {}
+    for timing in replaced:
+        if measured_ratio(timing) is not None:
+            groups.setdefault((timing.case, wording.pair(timing)), []).append(timing)
+    return [(case, pair, typical_ratio(rows) or 1.0, rows) for (case, pair), rows in groups.items()]
+
+
+def _shown(value: Any) -> Any:
+    # Markup is what macros and ``_block`` return: already escaped.
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return wording.clipped(wording.plain(value))
+    return value
+
+
+def _block(text: str) -> Markup:
+    """A script or traceback: longer than other text may be."""
+    return escape(wording.clipped(wording.plain(text), LONGEST_SCRIPT))
+
+
+def _slug(text: str) -> str:
+    return "".join(c if c.isalnum() and c.isascii() else "-" for c in text[:80])
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        finalize=_shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    words = ("count", "duration", "size", "rate", "error", "ratio", "interval", "percent", "change", "spread", "where", "pair")
+    environment.filters |= {name: getattr(wording, name) for name in words}
+    environment.filters |= {"block": _block, "slug": _slug, "identity": id}
+    environment.globals |= {
+        "OUTCOMES": wording.OUTCOME_SYMBOLS,
+        "VERDICTS": wording.TIMING_SYMBOLS,
+        "WRONG": WRONG,
+        "measured_ratio": measured_ratio,
+        "sparkline": chart.sparkline,
+    }
+    return environment

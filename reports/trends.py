@@ -1,0 +1,150 @@
+"""Change points and regressions that still stand, found in the series of a history.
+
+Requirements this file must meet:
+
+* Change points come from a library that is known and tested (ruptures: exact optimal partitioning with pruning,
+  Killick, Fearnhead and Eckley, JASA 107, 2012), not from thresholds between neighbouring nights.
+* One slow night is not a level: a level lasts ``SHORTEST_LEVEL`` runs at least.
+* A drop counts only while it lasts: a regression is a drop after which no later level came back.
+* What is reported names the two runs between which it began and what changed between them.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from itertools import pairwise
+
+from reports import wording
+from reports.compare import MARGIN, environment_differences
+from reports.history import History, PastRun, PropertyKey, PropertyPoint, TimingKey, TimingPoint
+from reports.summary import WRONG
+
+SHORTEST_LEVEL = 3
+"""Runs."""
+QUIETEST = 0.002
+"""Least run-to-run deviation of a log ratio that is believed: a series that repeats exactly is not free of noise."""
+PENALTY = 3.0
+"""Cost of one more change point, in units of variance x log(runs): above BIC's 2, as hundreds of series are searched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Level:
+    """Runs ``first`` to ``after`` - 1 of a series, over which the ratio kept its median."""
+
+    first: int
+    after: int
+    ratio: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regression:
+    """Something that went wrong and has not recovered."""
+
+    subject: str
+    last_good: PastRun | None
+    """None when no run of this machine was good."""
+    first_bad: PastRun
+    sentence: str
+    effect: float | None
+    """For timings: relative change of the ratio."""
+    differences: tuple[str, ...]
+    """What changed in the environment between the two runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trends:
+    """The levels of every timing series, and the regressions that still stand, worst first."""
+
+    levels: dict[TimingKey, tuple[Level, ...]]
+    regressions: tuple[Regression, ...]
+
+
+def find_trends(history: History, *, margin: float = MARGIN) -> Trends:
+    """Search every series; a drop of the ratio counts when it exceeds ``margin`` (relative, 0.02 for 2 %)."""
+    levels = {key: find_levels([p.ratio for p in points]) for key, points in history.timings.items()}
+    slow = [r for key, points in history.timings.items() for r in _lost(history, key, points, levels[key], margin)]
+    wrong = [r for key, points in history.properties.items() for r in _broken(history, key, points)]
+    return Trends(levels=levels, regressions=(*wrong, *sorted(slow, key=lambda r: r.effect or 0.0)))
+
+
+def find_levels(ratios: list[float]) -> tuple[Level, ...]:
+    """Cut a series of positive ratios, one a run, where its level changes."""
+    if len(ratios) < 2 * SHORTEST_LEVEL:
+        return (Level(first=0, after=len(ratios), ratio=statistics.median(ratios)),) if ratios else ()
+    import numpy
+    import ruptures
+
+    logs = numpy.log(numpy.asarray(ratios))
+    steps = numpy.abs(numpy.diff(logs))
+    # Differences of neighbours see the noise and not the levels; 0.6745 turns a median deviation into a standard one.
+    deviation = max(float(numpy.median(steps)) / (0.6745 * math.sqrt(2)), QUIETEST)
+    search = ruptures.KernelCPD(kernel="linear", min_size=SHORTEST_LEVEL).fit(logs.reshape(-1, 1))
+    ends = search.predict(pen=PENALTY * deviation**2 * math.log(len(ratios)))
+    return tuple(
+        Level(first=first, after=after, ratio=math.exp(float(numpy.median(logs[first:after]))))
+        for first, after in pairwise([0, *ends])
+    )
+
+
+def _lost(
+    history: History, key: TimingKey, points: tuple[TimingPoint, ...], levels: tuple[Level, ...], margin: float
+) -> list[Regression]:
+    if key.subject.startswith("original"):
+        return []
+    found = []
+    for place, (before, after) in enumerate(pairwise(levels)):
+        floor = before.ratio * (1 - margin)
+        if all(level.ratio < floor for level in levels[place + 1 :]):
+            good, bad = history.runs[points[after.first - 1].run], history.runs[points[after.first].run]
+            found.append(_regression(key, good, bad, before.ratio, after.ratio, levels[-1].ratio))
+    return found
+
+
+def _regression(key: TimingKey, good: PastRun, bad: PastRun, before: float, after: float, now: float) -> Regression:
+    effect = after / before - 1
+    still = "" if now == after else f", now {wording.ratio(now)}"
+    return Regression(
+        subject=describe(key),
+        last_good=good,
+        first_bad=bad,
+        sentence=f"{wording.ratio(before)}, then {wording.ratio(after)} ({wording.change(effect)}){still}; not recovered",
+        effect=effect,
+        differences=environment_differences(good.environment, bad.environment),
+    )
+
+
+def describe(key: TimingKey) -> str:
+    """A timing series in words."""
+    clock = "" if key.clock == "end-to-end" else f", {key.clock} time"
+    return (
+        f"{key.case}: {key.workload} {key.phase}, {key.shape}, {key.dtype} on {key.device}{clock}, "
+        f"{key.subject} against {key.baseline}, machine {key.machine}, {wording.count(key.threads, 'thread')}"
+    )
+
+
+def _broken(history: History, key: PropertyKey, points: tuple[PropertyPoint, ...]) -> list[Regression]:
+    """A property is judged on each machine by itself: one machine that holds cannot hide another that does not."""
+    machines = dict.fromkeys(history.runs[p.run].environment.machine for p in points)
+    found = []
+    for machine in machines:
+        own = [p for p in points if history.runs[p.run].environment.machine == machine and p.outcome != "unavailable"]
+        if not own or own[-1].outcome not in WRONG:
+            continue
+        start = len(own)
+        while start and own[start - 1].outcome in WRONG:
+            start -= 1
+        good = history.runs[own[start - 1].run] if start else None
+        bad = history.runs[own[start].run]
+        found.append(
+            Regression(
+                subject=f"{key.case}: {key.property}, machine {machine}",
+                last_good=good,
+                first_bad=bad,
+                sentence=f"{own[-1].outcome} in the last {wording.count(len(own) - start, 'run')}. {own[-1].reason}",
+                effect=None,
+                differences=environment_differences(good.environment, bad.environment) if good else (),
+            )
+        )
+    return found
