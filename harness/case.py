@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -95,11 +95,11 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A model that must be refused: ``feature`` is a word the refusal has to contain."""
+    """A model that must be refused: ``feature`` is a word that the refusal has to contain."""
 
     name: str
     feature: str
-    values: Mapping[str, Any]
+    build: Callable[[], nn.Module]
 
 
 class Case(ABC):
@@ -109,7 +109,6 @@ class Case(ABC):
     title: ClassVar[str]
     axes: ClassVar[tuple[Axis, ...]]
     workloads: ClassVar[tuple[Workload, ...]] = ()
-    refusals: ClassVar[tuple[Refusal, ...]] = ()
     cached: ClassVar[bool] = False
     """Whether some of its models keep a key/value cache; which ones, ``caches`` says."""
 
@@ -143,9 +142,9 @@ class Case(ABC):
         """Whether the model of ``example`` generates with a key/value cache."""
         return self.cached
 
-    def refused_model(self, refusal: Refusal) -> nn.Module:
-        """The model that ``refusal`` describes."""
-        raise NotImplementedError(f"{self.name} lists refusals but builds none")
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Models with a feature that this case's policy has to refuse by name."""
+        return ()
 
     def workload_module(self, workload: Workload) -> nn.Module:
         """The layer or module of ``workload``, float32, eval mode, random weights."""

@@ -42,6 +42,12 @@ class Entry:
 TRANSFORMER_ENTRIES = (
     Entry("bert", "policies.bert:HFBertLayerPolicy", "transformers", "transformers"),
     Entry("gpt2", "policies.gpt2:HFGPT2LayerPolicy", "transformers", "transformers"),
+    Entry("gptj", "policies.gptj:HFGPTJLayerPolicy", "transformers", "transformers"),
+    Entry("gpt_neo", "policies.gpt_neo:HFGPTNEOLayerPolicy", "transformers", "transformers"),
+    Entry("gpt_neox", "policies.gpt_neox:GPTNEOXLayerPolicy", "transformers", "transformers"),
+    Entry("bloom", "policies.bloom:BLOOMLayerPolicy", "transformers", "transformers"),
+    Entry("opt", "policies.opt:HFOPTLayerPolicy", "transformers", "transformers"),
+    Entry("clip", "policies.clip:HFCLIPLayerPolicy", "transformers", "transformers"),
     Entry("llama", "policies.llama:LlamaLayerPolicy", "transformers", "transformers"),
 )
 GENERIC_ENTRIES: tuple[Entry, ...] = ()

@@ -1,0 +1,72 @@
+"""BERT: encoder, decoder, and decoder with cross-attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from harness.case import Axis, Example, Inputs, Workload
+
+from . import common
+
+BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
+LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
+
+
+class BertCase(common.TransformersCase):
+    name = "bert"
+    title = "BERT layer"
+    configuration = "transformers:BertConfig"
+    model = "transformers:BertModel"
+    layer = "transformers.models.bert.modeling_bert:BertLayer"
+    causal = False
+    axes = (
+        Axis("role", ("encoder", "decoder", "decoder with cross-attention")),
+        common.IMPLEMENTATION,
+        common.HEADS,
+        common.ODD_HEAD_SIZES,
+        common.INNER,
+        common.ACTIVATIONS,
+        common.EPS,
+        *common.COMMON,
+        Axis("chunked_mlp", (0, 1)),
+        Axis("source_tokens", (2, 1, 5), claimed=False),
+    )
+    workloads = (
+        Workload(name="bert-base", phase="encoder", batch=1, tokens=128, config=BASE, weight_bytes=28_400_000),
+        Workload(name="bert-base", phase="encoder", batch=8, tokens=128, config=BASE, weight_bytes=28_400_000),
+        Workload(name="bert-large", phase="encoder", batch=1, tokens=384, config=LARGE, weight_bytes=50_400_000),
+    )
+
+    def config_kwargs(self, example: Example) -> dict[str, Any]:
+        return {
+            "hidden_size": example["heads"] * example["head_size"],
+            "num_attention_heads": example["heads"],
+            "intermediate_size": example["inner"],
+            "num_hidden_layers": example["layers"],
+            "hidden_act": example["activation"],
+            "layer_norm_eps": example["eps"],
+            "vocab_size": common.VOCABULARY,
+            "max_position_embeddings": common.POSITIONS,
+            "is_decoder": example["role"] != "encoder",
+            "add_cross_attention": example["role"] == "decoder with cross-attention",
+            "chunk_size_feed_forward": example["chunked_mlp"],
+        }
+
+    def make(self, config: Any, example: Example) -> nn.Module:
+        model: nn.Module = common.load(self.model)(config, add_pooling_layer=False)
+        return model
+
+    def is_causal(self, example: Example) -> bool:
+        return bool(example["role"] != "encoder")
+
+    def caches(self, example: Example) -> bool:
+        return bool(example["role"] != "encoder")
+
+    def inputs(self, example: Example) -> Inputs:
+        inputs = super().inputs(example)
+        if example["role"] != "decoder with cross-attention":
+            return inputs
+        extra = common.encoder_states(example, example["heads"] * example["head_size"])
+        return Inputs(kwargs={**inputs.kwargs, **extra}, valid=inputs.valid)

@@ -1,0 +1,68 @@
+"""BLOOM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.case import Axis, Example, Refusal, Workload, flag
+
+from . import common
+
+BLOOM_560M = {"hidden_size": 1024, "n_head": 16}
+BLOOM_1700M = {"hidden_size": 2048, "n_head": 16}
+
+
+class BloomCase(common.TransformersCase):
+    name = "bloom"
+    title = "BLOOM block"
+    configuration = "transformers:BloomConfig"
+    model = "transformers:BloomModel"
+    layer = "transformers.models.bloom.modeling_bloom:BloomBlock"
+    sdpa = False
+    cache_argument = "layer_past"
+    axes = (
+        common.EAGER_ONLY,
+        Axis("heads", (2, 1, 3, 4, 5, 6, 7, 8, 12)),
+        common.ODD_HEAD_SIZES,
+        common.EPS,
+        *common.SIZES,
+        common.MASK_2D,
+        flag("residual_after_norm", simplest=False),
+        Axis("pretraining_tp", (1, 2)),
+    )
+    workloads = (
+        Workload(name="bloom-560m", phase="prefill", batch=1, tokens=128, config=BLOOM_560M, weight_bytes=50_400_000),
+        Workload(
+            name="bloom-560m", phase="decode", batch=1, tokens=1, past=512, config=BLOOM_560M, weight_bytes=50_400_000
+        ),
+        Workload(name="bloom-1b7", phase="prefill", batch=1, tokens=128, config=BLOOM_1700M, weight_bytes=201_500_000),
+    )
+
+    def config_kwargs(self, example: Example) -> dict[str, Any]:
+        return {
+            "hidden_size": example["heads"] * example["head_size"],
+            "n_head": example["heads"],
+            "n_layer": example["layers"],
+            "layer_norm_epsilon": example["eps"],
+            "vocab_size": common.VOCABULARY,
+            "apply_residual_connection_post_layernorm": example["residual_after_norm"],
+            "pretraining_tp": example["pretraining_tp"],
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        sliced = Refusal(
+            name="slow but exact",
+            feature="slow_but_exact",
+            build=lambda: self.build(self.simplest, slow_but_exact=True, pretraining_tp=2),
+        )
+        return (*super().refusals(), sliced)
+
+    def layer_extras(self, config: Any, workload: Workload, hidden: Tensor) -> dict[str, Any]:
+        build = common.load("transformers.models.bloom.modeling_bloom:build_alibi_tensor")
+        mask = torch.ones(workload.batch, workload.past + workload.tokens)
+        return {"alibi": build(mask, config.n_head, torch.float32)}

@@ -1,0 +1,62 @@
+"""GPT-Neo: global and local layers, windows shorter than the sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness.case import Axis, Example, Workload
+
+from . import common
+
+NEO_125M = {"hidden_size": 768, "num_heads": 12, "num_layers": 12}
+NEO_1300M = {
+    "hidden_size": 2048,
+    "num_heads": 16,
+    "num_layers": 24,
+}
+
+
+class GPTNeoCase(common.TransformersCase):
+    name = "gpt_neo"
+    title = "GPT-Neo block"
+    configuration = "transformers:GPTNeoConfig"
+    model = "transformers:GPTNeoModel"
+    layer = "transformers.models.gpt_neo.modeling_gpt_neo:GPTNeoBlock"
+    sdpa = False
+    cache_argument = "layer_past"
+    axes = (
+        common.EAGER_ONLY,
+        common.HEADS,
+        common.ODD_HEAD_SIZES,
+        Axis("pattern", ("global", "local", "global, local", "local, global")),
+        Axis("window", (4, 1, 2, 3, 16)),
+        Axis("inner", (None, 5, 16, 31, 48)),
+        common.ACTIVATIONS,
+        common.EPS,
+        *common.COMMON,
+    )
+    workloads = (
+        Workload(name="gpt-neo-125m", phase="prefill", batch=1, tokens=128, config=NEO_125M, weight_bytes=28_400_000),
+        Workload(
+            name="gpt-neo-125m", phase="decode", batch=1, tokens=1, past=512, config=NEO_125M, weight_bytes=28_400_000
+        ),
+        Workload(name="gpt-neo-1.3b", phase="prefill", batch=1, tokens=128, config=NEO_1300M, weight_bytes=201_500_000),
+    )
+
+    def config_kwargs(self, example: Example) -> dict[str, Any]:
+        layers = example["layers"]
+        kinds = example["pattern"].split(", ")
+        return {
+            "hidden_size": example["heads"] * example["head_size"],
+            "num_heads": example["heads"],
+            "attention_types": [[[kinds[i % len(kinds)]], 1] for i in range(layers)],
+            "window_size": example["window"],
+            "intermediate_size": example["inner"],
+            "num_layers": layers,
+            "activation_function": example["activation"],
+            "layer_norm_epsilon": example["eps"],
+            "vocab_size": common.VOCABULARY,
+            "max_position_embeddings": common.POSITIONS,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }

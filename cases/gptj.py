@@ -1,0 +1,59 @@
+"""GPT-J."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from harness.case import Axis, Example, Workload
+
+from . import common
+
+SIX_BILLION = {"n_embd": 4096, "n_head": 16, "rotary_dim": 64}
+
+
+class GPTJCase(common.TransformersCase):
+    name = "gptj"
+    title = "GPT-J block"
+    configuration = "transformers:GPTJConfig"
+    model = "transformers:GPTJModel"
+    layer = "transformers.models.gptj.modeling_gptj:GPTJBlock"
+    sdpa = False
+    cache_argument = "layer_past"
+    axes = (
+        common.EAGER_ONLY,
+        common.HEADS,
+        common.HEAD_SIZES,
+        Axis("rotary", ("whole", "half", "two")),
+        Axis("inner", (None, 5, 16, 31, 48)),
+        common.ACTIVATIONS,
+        common.EPS,
+        *common.COMMON,
+    )
+    workloads = (
+        Workload(name="gpt-j-6b", phase="prefill", batch=1, tokens=64, config=SIX_BILLION, weight_bytes=805_000_000),
+        Workload(
+            name="gpt-j-6b", phase="decode", batch=1, tokens=1, past=512, config=SIX_BILLION, weight_bytes=805_000_000
+        ),
+    )
+
+    def config_kwargs(self, example: Example) -> dict[str, Any]:
+        size = example["head_size"]
+        return {
+            "n_embd": example["heads"] * size,
+            "n_head": example["heads"],
+            "rotary_dim": {"whole": size, "half": max(size // 4 * 2, 2), "two": 2}[example["rotary"]],
+            "n_inner": example["inner"],
+            "n_layer": example["layers"],
+            "activation_function": example["activation"],
+            "layer_norm_epsilon": example["eps"],
+            "vocab_size": common.VOCABULARY,
+            "n_positions": common.POSITIONS,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
+
+    def layer_extras(self, config: Any, workload: Workload, hidden: Tensor) -> dict[str, Any]:
+        return {"position_ids": torch.arange(workload.tokens)[None] + workload.past}

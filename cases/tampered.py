@@ -1,0 +1,88 @@
+"""Models that look as usual and are not: each has to be refused by name, by every transformers policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from harness.case import Refusal
+
+
+class AdaptedLinear(nn.Linear):
+    """Stands for every linear that does more than it says: quantised, low-rank adapted, sharded."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * 2.0
+
+
+class _Doubled(nn.Module):
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return 2.0 * weight
+
+
+def tampered_layers(build: Callable[[], nn.Module], layer_class: str) -> tuple[Refusal, ...]:
+    """Refusals of models made by ``build``, whose layers are of ``layer_class`` (``module:Class``)."""
+    return tuple(
+        Refusal(name=name, feature=feature, build=_tampered(build, layer_class, tamper))
+        for name, feature, tamper in (
+            ("an adapted linear", "AdaptedLinear", _adapt),
+            ("a parametrised weight", "Parametrized", _parametrise),
+            ("a parameter nobody knows", "extra_gate", _extra_parameter),
+            ("a subclass of the layer", "subclass", _subclass),
+            ("int8 weights", "int8", _int8),
+        )
+    )
+
+
+def _tampered(
+    build: Callable[[], nn.Module], layer_class: str, tamper: Callable[[nn.Module], None]
+) -> Callable[[], nn.Module]:
+    def made() -> nn.Module:
+        module, _, name = layer_class.partition(":")
+        cls = getattr(import_module(module), name)
+        model = build()
+        for layer in [one for one in model.modules() if type(one) is cls]:
+            tamper(layer)
+        return model
+
+    return made
+
+
+def _first_linear(layer: nn.Module) -> tuple[nn.Module, str, nn.Module]:
+    """The first linear of a layer: its parent, its name there, itself."""
+    for parent in layer.modules():
+        for name, child in parent.named_children():
+            if type(child).__name__ in ("Linear", "Conv1D"):
+                return parent, name, child
+    raise AssertionError(f"{type(layer).__name__} has no linear to tamper with")
+
+
+def _adapt(layer: nn.Module) -> None:
+    parent, name, linear = _first_linear(layer)
+    weight = linear.get_parameter("weight")
+    outputs, inputs = weight.shape
+    setattr(parent, name, AdaptedLinear(inputs, outputs))
+
+
+def _parametrise(layer: nn.Module) -> None:
+    _, _, linear = _first_linear(layer)
+    parametrize.register_parametrization(linear, "weight", _Doubled())
+
+
+def _extra_parameter(layer: nn.Module) -> None:
+    layer.register_parameter("extra_gate", nn.Parameter(torch.ones(1)))
+
+
+def _subclass(layer: nn.Module) -> None:
+    cls = type(layer)
+    layer.__class__ = type(f"Custom{cls.__name__}", (cls,), {})
+
+
+def _int8(layer: nn.Module) -> None:
+    _, _, linear = _first_linear(layer)
+    weight = linear.get_parameter("weight").to(torch.int8)
+    linear.register_parameter("weight", nn.Parameter(weight, requires_grad=False))

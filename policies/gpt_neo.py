@@ -1,0 +1,67 @@
+"""GPT-Neo blocks: unscaled attention, global or local by layer, causal by the layer's own buffer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .anatomy import MLP, Attention, Causality, LayerAnatomy, NormPosition, SplitQKV
+from .base import AnatomyPolicy
+from .calls import HF_IGNORED, CallConvention, Returns
+
+_MODELING = "transformers.models.gpt_neo.modeling_gpt_neo"
+
+
+class HFGPTNEOLayerPolicy(AnatomyPolicy):
+    layer_classes = (f"{_MODELING}:GPTNeoBlock",)
+    call = CallConvention(returns=Returns.TENSOR_AND_WEIGHTS, cache="layer_past", ignored=HF_IGNORED)
+
+    @classmethod
+    def read(cls, layer: Any) -> LayerAnatomy:
+        layer.module("mlp", f"{_MODELING}:GPTNeoMLP")
+        return LayerAnatomy(
+            attention=_attention(layer),
+            mlp=MLP(
+                up=layer.linear("mlp.c_fc"), down=layer.linear("mlp.c_proj"), activation=layer.activation("mlp.act")
+            ),
+            attention_norm=layer.norm("ln_1"),
+            mlp_norm=layer.norm("ln_2"),
+            norm_position=NormPosition.PRE,
+            hidden_size=layer.get("attn.attention.embed_dim"),
+        )
+
+
+def _attention(layer: Any) -> Attention:
+    layer.module("attn", f"{_MODELING}:GPTNeoAttention")
+    own = layer.module("attn.attention", f"{_MODELING}:GPTNeoSelfAttention")
+    return Attention(
+        qkv=SplitQKV(
+            query=layer.linear("attn.attention.q_proj"),
+            key=layer.linear("attn.attention.k_proj"),
+            value=layer.linear("attn.attention.v_proj"),
+        ),
+        out=layer.linear("attn.attention.out_proj"),
+        heads=own.num_heads,
+        kv_heads=own.num_heads,
+        head_size=own.head_dim,
+        scale=1.0,
+        causality=Causality.ALWAYS,
+        window=_window(layer, own.bias),
+        module=own,
+        cache_index=own.layer_id,
+    )
+
+
+def _window(layer: Any, allowed: Any) -> int | None:
+    """Read the window off the layer's own mask (1, 1, P, P), whose last row lets so many keys through.
+
+    The mask is the fact and ``window_size`` only its origin; a mask of any other shape is refused.
+    """
+    import torch
+
+    allowed = allowed[0, 0]
+    places = torch.arange(allowed.shape[-1], device=allowed.device)
+    distance = places[:, None] - places
+    window = int(allowed[-1].sum())
+    if not torch.equal(allowed, (distance >= 0) & (distance < window)):
+        raise layer.refuse("attn.attention.bias is neither a causal mask nor a causal mask with a window")
+    return window if window < allowed.shape[-1] else None
