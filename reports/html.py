@@ -51,7 +51,8 @@ def render_html(run: Run, previous: Run | None = None) -> str:
         timings=_by_case(run.timings),
         used=[t for t in run.timings if t.flops_fraction is not None or t.bytes_fraction is not None],
         budgets=[v for v in run.verdicts if v.worst_error is not None],
-        axis=chart.ratio_axis(intervals, 240),
+        axis=chart.ratio_axis(intervals, 320),
+        wide=chart.ratio_axis(intervals, 460),
         errors=chart.error_axis(240),
         full_evidence=FULL_EVIDENCE,
     )
@@ -110,7 +111,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = ("count", "duration", "size", "rate", "error", "ratio", "interval", "percent", "change", "spread", "where", "pair")
+    words = ("count", "duration", "size", "rate", "error", "ratio", "interval", "percent", "change", "spread", "where", "pair", "moment")
     environment.filters |= {name: getattr(wording, name) for name in words}
     environment.filters |= {"block": _block, "slug": _slug, "identity": id}
     environment.globals |= {

@@ -10,8 +10,11 @@ Requirements this file must meet:
 
 from __future__ import annotations
 
+import datetime
 import statistics
 from collections.abc import Sequence
+
+import msgspec
 
 from reports.record import NOT_FINITE, Interval, Timing
 
@@ -56,6 +59,15 @@ def duration(seconds: float) -> str:
         if seconds >= scale:
             return f"{_digits(seconds / scale)} {unit}"
     return f"{_digits(seconds * 1e9)} ns"
+
+
+def moment(created: str) -> str:
+    """A record's time of creation to the minute, ``2026-03-14 04:10 UTC``; as it stands when it is no ISO 8601 time."""
+    try:
+        time = msgspec.convert(created, datetime.datetime)
+        return time.astimezone(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    except (msgspec.ValidationError, OverflowError):
+        return created
 
 
 def size(number: float) -> str:
