@@ -19,7 +19,7 @@ from harness.timing.statistics import Judgement
 
 FIRST_LOOK_BLOCKS = 16
 _EARLY_LOOKS = 5
-_LAST_SHARE = 0.5
+LAST_SHARE = 0.5
 _RELATIVE_PRECISION = 0.1
 
 
@@ -40,8 +40,8 @@ def plan_looks(maximum_blocks: int) -> tuple[Look, ...]:
     early = [blocks for blocks in early if blocks >= FIRST_LOOK_BLOCKS]
     if not early:
         return (Look(blocks=maximum_blocks, share=1.0),)
-    share = (1 - _LAST_SHARE) / len(early)
-    return (*(Look(blocks=blocks, share=share) for blocks in early), Look(blocks=maximum_blocks, share=_LAST_SHARE))
+    share = (1 - LAST_SHARE) / len(early)
+    return (*(Look(blocks=blocks, share=share) for blocks in early), Look(blocks=maximum_blocks, share=LAST_SHARE))
 
 
 def settled(judgement: Judgement, *, margin: float) -> bool:

@@ -1,0 +1,152 @@
+"""A CUDA GPU as a device: events for its own time, synchronisation for the caller's, a cold L2 before every call.
+
+Requirements this file must meet:
+
+* Device time is between two events around the call, end-to-end time between two synchronisations.
+* Before every timed call the L2 cache is overwritten, outside the timed part, so that repeated calls do not find their
+  weights cached as no real model would. The overwriting also gives the host a head start, so that launches do not starve
+  the events of a short call.
+* NVML is optional; without it clocks and throttling are recorded as unavailable.
+
+torch's and NVML's modules come in as arguments, so that the logic is tested with a recorded fake.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from itertools import repeat
+from typing import Any
+
+from harness.timing.devices import Call, Clock, Conditions, Device, DeviceUnavailable
+from harness.timing.nvml import GpuReading, Nvml
+
+_L2_UNKNOWN_BYTES = 128 * 2**20
+_WARM_UP_BEFORE_CAPTURE = 3
+_EVENT_TICK_SECONDS = 0.5e-6
+"""Resolution of CUDA events: "around 0.5 microseconds" (CUDA runtime API, cudaEventElapsedTime)."""
+
+
+class CudaDevice(Device):
+    """The current GPU. ``cuda`` is ``torch.cuda``; ``allocate(bytes)`` gives a byte tensor on the GPU; ``nvml`` may be absent.
+
+    ``flush_l2=False`` leaves the caches warm between calls, for figures to compare with other tools that do so.
+    """
+
+    kind = "cuda"
+
+    def __init__(self, *, cuda: Any, allocate: Callable[[int], Any], nvml: Nvml | None, flush_l2: bool = True) -> None:
+        self._cuda = cuda
+        self._nvml = nvml
+        properties = cuda.get_device_properties(cuda.current_device())
+        self.name = f"cuda:{cuda.current_device()} ({properties.name})"
+        l2_bytes = getattr(properties, "L2_cache_size", 0)
+        self._flush_buffer = allocate(2 * (l2_bytes or _L2_UNKNOWN_BYTES)) if flush_l2 else None
+        missing = []
+        if flush_l2 and not l2_bytes:
+            missing.append(f"size of the L2 cache unknown: {2 * _L2_UNKNOWN_BYTES // 2**20} MiB are overwritten between calls")
+        if nvml is None:
+            missing.append("clocks, power, throttling and other processes: package nvidia-ml-py is not installed")
+        elif nvml.problem:
+            missing.append(f"clocks, power, throttling and other processes: {nvml.problem}")
+        self.unavailable = tuple(missing)
+
+    def synchronise(self) -> None:
+        """Wait for the GPU."""
+        self._cuda.synchronize()
+
+    def seconds(self, call: Call, calls: int, clock: Clock = "end_to_end") -> float:
+        """Mean seconds a call, each with a cold L2; ``device`` by events, ``end_to_end`` from launch to synchronised."""
+        return (self._device_seconds if clock == "device" else self._end_to_end_seconds)(call, calls)
+
+    def _device_seconds(self, call: Call, calls: int) -> float:
+        events = [(self._cuda.Event(enable_timing=True), self._cuda.Event(enable_timing=True)) for _ in range(calls)]
+        for begin, end in events:
+            self._flush()
+            begin.record()
+            call()
+            end.record()
+        self._cuda.synchronize()
+        return sum(begin.elapsed_time(end) for begin, end in events) / 1e3 / calls
+
+    def _end_to_end_seconds(self, call: Call, calls: int) -> float:
+        total = 0.0
+        for _ in repeat(None, calls):
+            self._flush()
+            self._cuda.synchronize()
+            start = time.perf_counter()
+            call()
+            self._cuda.synchronize()
+            total += time.perf_counter() - start
+        return total / calls
+
+    def _flush(self) -> None:
+        if self._flush_buffer is not None:
+            self._flush_buffer.zero_()
+
+    def captured(self, call: Call) -> Call:
+        """Capture ``call`` as a CUDA graph and return its replay; raises whatever torch raises when it cannot be captured.
+
+        Inputs, outputs and weights must stay where they are: timing a replay is timing the call without its launches.
+        """
+        side = self._cuda.Stream()
+        side.wait_stream(self._cuda.current_stream())
+        with self._cuda.stream(side):  # lazy initialisation must not end up in the graph
+            for _ in repeat(None, _WARM_UP_BEFORE_CAPTURE):
+                call()
+        self._cuda.current_stream().wait_stream(side)
+        graph = self._cuda.CUDAGraph()
+        with self._cuda.graph(graph):
+            call()
+        return graph.replay
+
+    def conditions(self) -> Conditions:
+        """What NVML says now."""
+        reading = self._nvml.read() if self._nvml else GpuReading()
+        return Conditions(
+            at=self.now(),
+            clock_hertz=reading.clock_hertz,
+            power_watts=reading.power_watts,
+            temperature_celsius=reading.temperature_celsius,
+            throttling=reading.throttling,
+            foreign_processes=reading.foreign_processes,
+            unavailable=tuple(dict.fromkeys((*self.unavailable, *reading.unavailable))),
+        )
+
+    def peak_bytes(self, call: Call) -> int | None:
+        """Most that torch's allocator held during one call, above what it held before."""
+        self._cuda.synchronize()
+        self._cuda.reset_peak_memory_stats()
+        before = self._cuda.memory_allocated()
+        call()
+        self._cuda.synchronize()
+        return int(self._cuda.max_memory_allocated() - before)
+
+    def tick_seconds(self) -> float:
+        """The coarser of the two clocks: CUDA events."""
+        return _EVENT_TICK_SECONDS
+
+
+def open_cuda(*, flush_l2: bool = True) -> CudaDevice:
+    """The current CUDA device of torch, with NVML where it is installed. Raises ``DeviceUnavailable`` without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        raise DeviceUnavailable(
+            f"no CUDA device: {'torch ' + torch.__version__ + ' is built without CUDA' if built is None else 'the driver shows no GPU'}"
+        )
+    return CudaDevice(
+        cuda=torch.cuda,
+        allocate=lambda size: torch.empty(size, dtype=torch.uint8, device="cuda"),
+        nvml=_open_nvml(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)),
+        flush_l2=flush_l2,
+    )
+
+
+def _open_nvml(uuid: str) -> Nvml | None:
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    return Nvml(pynvml, uuid)

@@ -1,0 +1,185 @@
+"""Does the timing keep its promises on this machine? The engine of ``harness doctor --timing``.
+
+Hundreds of A/A comparisons count false alarms; comparisons with a known amount of extra work count what is found. The call
+is made of a hundred equal units of work, so a difference of 2 % is two more units: real work, in exact proportion, with
+nothing to calibrate but the size of a unit. All kinds of comparison are interleaved, so that a self-test that is cut short
+still says something about each.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import repeat
+
+import torch
+from scipy import stats
+
+from harness.timing.devices import Call, Device
+from harness.timing.null_lane import count_alarms, smallest_effect
+from harness.timing.paired import PairedResult, compare
+
+CALL_SECONDS = 1e-3
+UNITS = 100
+_UNIT_SIZES = tuple(range(16, 257, 8))
+_CALIBRATION_CALLS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class InjectedEffect:
+    """Comparisons in which the subject does a known share of extra work."""
+
+    effect: float
+    """Extra work of the subject, relative: 0.02."""
+    comparisons: int
+    found: int
+    """Comparisons called SLOWER."""
+    measured: float | None
+    """Median over the comparisons of the extra time that was estimated."""
+
+    @property
+    def power(self) -> float | None:
+        """Share of the comparisons that found the effect; None without any."""
+        return self.found / self.comparisons if self.comparisons else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfTest:
+    """Alarms, power and cost on this machine."""
+
+    device: str
+    call_seconds: float
+    """What one call took, median."""
+    comparisons: int
+    """A/A comparisons."""
+    alarms: int
+    alarm_bound: float
+    """Upper 95 % confidence bound of the alarm rate (Clopper-Pearson): 0 alarms in 300 still allow 1 %."""
+    smallest_effect: float | None
+    effects: tuple[InjectedEffect, ...]
+    seconds_per_pair: float
+    """Mean wall time of a comparison."""
+    longest_seconds: float
+    complete: bool
+    """False when the time limit came first."""
+    warnings: dict[str, int]
+    """Kinds of instability warnings and how many comparisons gave them."""
+
+    def lines(self) -> Iterator[str]:
+        """The table for a terminal."""
+        yield f"{self.device}, calls of {self.call_seconds * 1e3:.2f} ms, {self.seconds_per_pair:.2f} s a pair (longest {self.longest_seconds:.2f} s)"
+        yield f"A/A: {self.alarms} alarms in {self.comparisons} comparisons (rate below {self.alarm_bound:.1%} with 95 % confidence)"
+        for injected in self.effects:
+            if injected.comparisons:
+                yield (
+                    f"+{injected.effect:.0%}: found in {injected.found} of {injected.comparisons} "
+                    f"(power {injected.power:.0%}), measured {injected.measured:+.2%}"
+                )
+        if self.smallest_effect is not None:
+            yield f"smallest effect that a full budget would find with 95 % power: {self.smallest_effect:.2%}"
+        for kind, count in self.warnings.items():
+            yield f"warning '{kind}' in {count} comparisons"
+        if not self.complete:
+            yield "incomplete: the time limit came first"
+
+
+Progress = Callable[[int, int], None]
+"""Called with comparisons done and comparisons planned."""
+
+
+def selftest(
+    device: Device,
+    *,
+    comparisons: int = 300,
+    effects: tuple[float, ...] = (0.02, 0.03),
+    effect_comparisons: int = 100,
+    budget_seconds: float = 5.0,
+    time_limit_seconds: float = float("inf"),
+    seed: int = 0,
+    work: Callable[[int], Call] | None = None,
+    progress: Progress = lambda done, planned: None,
+) -> SelfTest:
+    """Run ``comparisons`` A/A comparisons and ``effect_comparisons`` for each of ``effects`` on ``device``.
+
+    ``work(units)`` builds a call of that many equal units; by default matrix products sized so that ``UNITS`` of them take
+    about ``CALL_SECONDS``. Raises ``ValueError`` for an effect that is not a whole number of units.
+    """
+    for effect in effects:
+        if abs(effect * UNITS - round(effect * UNITS)) > 1e-9 or effect <= 0:
+            raise ValueError(f"an effect must be a positive multiple of {1 / UNITS:.0%}, got {effect:.3%}")
+    work = work or matrix_work(device)
+    limit = device.now() + time_limit_seconds
+    schedule = list(_schedule(comparisons, effects, effect_comparisons))
+    results: dict[float, list[PairedResult]] = {effect: [] for effect in (0.0, *effects)}
+    baseline = work(UNITS)
+    subjects = {effect: work(UNITS + round(effect * UNITS)) for effect in effects} | {0.0: baseline}
+    for number, effect in enumerate(schedule):
+        if device.now() + budget_seconds > limit:
+            break
+        results[effect].append(
+            compare(baseline, subjects[effect], device=device, budget_seconds=budget_seconds, seed=seed + number)
+        )
+        progress(number + 1, len(schedule))
+    return _summary(device, results, planned=len(schedule))
+
+
+def _schedule(comparisons: int, effects: tuple[float, ...], effect_comparisons: int) -> Iterator[float]:
+    """Effects in the order to be measured, 0.0 for A/A, each kind spread evenly over the whole."""
+    places = [((index + 0.5) / comparisons, 0.0) for index in range(comparisons)]
+    for effect in effects:
+        places += [((index + 0.5) / effect_comparisons, effect) for index in range(effect_comparisons)]
+    return (effect for _, effect in sorted(places))
+
+
+def _summary(device: Device, results: dict[float, list[PairedResult]], *, planned: int) -> SelfTest:
+    every = [result for kind in results.values() for result in kind]
+    null = results[0.0]
+    alarms = count_alarms(null)
+    kinds = [kind for result in every for kind in {warning.split(":")[0] for warning in result.warnings}]
+    return SelfTest(
+        device=device.name,
+        call_seconds=statistics.median(statistics.median(result.baseline_seconds) for result in every) if every else float("nan"),
+        comparisons=len(null),
+        alarms=alarms,
+        alarm_bound=float(stats.beta.ppf(0.95, alarms + 1, len(null) - alarms)) if alarms < len(null) else 1.0,
+        smallest_effect=smallest_effect(null),
+        effects=tuple(_injected(effect, kind) for effect, kind in results.items() if effect),
+        seconds_per_pair=statistics.fmean(result.seconds for result in every) if every else float("nan"),
+        longest_seconds=max((result.seconds for result in every), default=0.0),
+        complete=len(every) == planned,
+        warnings={kind: kinds.count(kind) for kind in dict.fromkeys(kinds)},
+    )
+
+
+def _injected(effect: float, results: list[PairedResult]) -> InjectedEffect:
+    extra = [1 / result.ratio.estimate - 1 for result in results if result.ratio]
+    return InjectedEffect(
+        effect=effect,
+        comparisons=len(results),
+        found=sum(result.verdict == "SLOWER" for result in results),
+        measured=statistics.median(extra) if extra else None,
+    )
+
+
+def matrix_work(device: Device) -> Callable[[int], Call]:
+    """Builds calls of ``units`` square float32 products, of the size at which ``UNITS`` of them come nearest to
+    ``CALL_SECONDS`` on ``device``."""
+
+    def call_seconds(size: int) -> float:
+        call = _products(size, UNITS, device.kind)
+        device.seconds(call, 1)
+        return min(device.seconds(call, 1) for _ in repeat(None, _CALIBRATION_CALLS))
+
+    size = min(_UNIT_SIZES, key=lambda size: abs(call_seconds(size) - CALL_SECONDS))
+    return lambda units: _products(size, units, device.kind)
+
+
+def _products(size: int, units: int, kind: str) -> Call:
+    left, right, out = torch.rand(3, size, size, device=kind)
+
+    def call() -> None:
+        for _ in repeat(None, units):
+            torch.mm(left, right, out=out)
+
+    return call
