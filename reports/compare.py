@@ -212,9 +212,9 @@ def _verdict_changes(old: Verdict | None, new: Verdict) -> list[Change]:
     if new.outcome in WRONG:
         kind: Kind = "still wrong" if before in WRONG else "wrong"
         message = new.failure.message if new.failure is not None else new.reason
-        found.append((kind, f"{new.outcome} (before: {before}). {message}"))
+        found.append((kind, f"{new.outcome} (before: {before}): {message}"))
     elif new.outcome == "unavailable" and old is not None and before != "unavailable":
-        found.append(("unavailable", f"unavailable (before: {before}). {new.reason}"))
+        found.append(("unavailable", f"unavailable (before: {before}): {new.reason}"))
     elif new.outcome == "held" and before in WRONG:
         found.append(("fixed", f"held (before: {before})."))
     if old is not None and old.examples and (refused := _newly_refused(old, new)):
@@ -238,7 +238,7 @@ def _timing_changes(old: Timing, new: Timing, margin: float) -> list[Change]:
         return [Change(kind=kind, case=new.case, subject=subject, sentence=f"{new.case}: {subject}: {sentence}", effect=effect)]
 
     if new.verdict == "FAILED":
-        return change("still wrong" if old.verdict == "FAILED" else "wrong", f"not timed. {new.reason}")
+        return change("still wrong" if old.verdict == "FAILED" else "wrong", f"not timed: {new.reason}")
     if old.verdict == "FAILED":
         return change("fixed", "the outputs agree again, so it is timed.")
     first, second = measured_ratio(old), measured_ratio(new)

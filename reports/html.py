@@ -23,7 +23,7 @@ from reports import chart, wording
 from reports.compare import Comparison, ComparisonError, compare
 from reports.history import History
 from reports.record import Run, Timing
-from reports.summary import WRONG, is_replaced, measured_ratio, summarize, typical_ratio
+from reports.summary import WRONG, columns, is_replaced, measured_ratio, summarize, typical_ratio
 from reports.trends import Trends
 
 LONGEST_SCRIPT = 12_000
@@ -36,7 +36,6 @@ def render_html(run: Run, previous: Run | None = None) -> str:
     """The page of one run, with the differences to ``previous`` when it is given."""
     summary = summarize(run)
     comparison, incomparable = _comparison(previous, run)
-    replaced = [t for t in run.timings if is_replaced(t)]
     intervals = [ratio for t in run.timings if (ratio := measured_ratio(t)) is not None]
     return _environment().get_template("run.html.j2").render(
         run=run,
@@ -46,8 +45,8 @@ def render_html(run: Run, previous: Run | None = None) -> str:
         incomparable=incomparable,
         numbers={id(v): n for n, v in enumerate(summary.wrong, 1)},
         statements=dict((v.property, v.statement) for v in run.verdicts),
-        typical=typical_ratio(replaced),
-        overview=_overview(replaced),
+        typical=typical_ratio([t for t in run.timings if is_replaced(t)]),
+        overview=columns(run),
         timings=_by_case(run.timings),
         used=[t for t in run.timings if t.flops_fraction is not None or t.bytes_fraction is not None],
         budgets=[v for v in run.verdicts if v.worst_error is not None],
@@ -75,14 +74,6 @@ def _comparison(previous: Run | None, run: Run) -> tuple[Comparison | None, str]
 def _by_case(timings: Sequence[Timing]) -> list[tuple[str, list[Timing]]]:
     ordered = sorted(timings, key=lambda t: t.case)
     return [(case, list(rows)) for case, rows in groupby(ordered, key=lambda t: t.case)]
-
-
-def _overview(replaced: Sequence[Timing]) -> list[tuple[str, str, float, list[Timing]]]:
-    groups: dict[tuple[str, str], list[Timing]] = {}
-    for timing in replaced:
-        if measured_ratio(timing) is not None:
-            groups.setdefault((timing.case, wording.pair(timing)), []).append(timing)
-    return [(case, pair, typical_ratio(rows) or 1.0, rows) for (case, pair), rows in groups.items()]
 
 
 def _shown(value: Any) -> Any:

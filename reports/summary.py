@@ -52,6 +52,17 @@ class Summary:
     layers: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """A replaced column against an original one on a case, over all measured workloads."""
+
+    case: str
+    pair: str
+    mean: float
+    """Geometric mean of the ratios."""
+    timings: tuple[Timing, ...]
+
+
 def summarize(run: Run) -> Summary:
     """Work out what a run says; never raises on a run that could be read."""
     wrong = tuple(v for v in run.verdicts if v.outcome in WRONG)
@@ -97,6 +108,19 @@ def typical_ratio(timings: Sequence[Timing]) -> float | None:
     """Geometric mean of the rows' ratios; None where no row has one."""
     logs = [math.log(ratio.estimate) for t in timings if (ratio := measured_ratio(t)) is not None]
     return math.exp(math.fsum(logs) / len(logs)) if logs else None
+
+
+def columns(run: Run) -> tuple[Columns, ...]:
+    """The run's replaced columns that were measured at least once, in the order of the record."""
+    groups: dict[tuple[str, str], list[Timing]] = {}
+    for timing in run.timings:
+        if is_replaced(timing) and measured_ratio(timing) is not None:
+            groups.setdefault((timing.case, wording.pair(timing)), []).append(timing)
+    return tuple(
+        Columns(case=case, pair=pair, mean=mean, timings=tuple(timings))
+        for (case, pair), timings in groups.items()
+        if (mean := typical_ratio(timings)) is not None
+    )
 
 
 def _estimate(timing: Timing) -> float:

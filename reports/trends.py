@@ -142,7 +142,7 @@ def _broken(history: History, key: PropertyKey, points: tuple[PropertyPoint, ...
                 subject=f"{key.case}: {key.property}, machine {machine}",
                 last_good=good,
                 first_bad=bad,
-                sentence=f"{own[-1].outcome} in the last {wording.count(len(own) - start, 'run')}. {own[-1].reason}",
+                sentence=f"{own[-1].outcome} in the last {wording.count(len(own) - start, 'run')}: {own[-1].reason}",
                 effect=None,
                 differences=environment_differences(good.environment, bad.environment) if good else (),
             )

@@ -1,0 +1,161 @@
+"""A run or a comparison as Markdown, for the summary page of a CI job.
+
+Requirements this file must meet:
+
+* Foreign text stays text: every character that Markdown, GitHub's tables or HTML give a meaning to is neutralised.
+* The whole stays well below the megabyte that a job summary may have, however much went wrong.
+* Foreign text never starts a line, where it could open a heading, a list or a fence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from reports import wording
+from reports.compare import Change, Comparison, ComparisonError, compare
+from reports.record import Run, Timing, Verdict
+from reports.summary import WRONG, Summary, columns, summarize
+
+MOST_FAILURES = 20
+MOST_LINES = 40
+"""Lines of one list."""
+LONGEST_CELL = 300
+LONGEST_SCRIPT = 6_000
+"""Characters."""
+
+# Structure by an entity, which can never be structure again; emphasis and the like by a backslash, which reads better.
+_ENTITIES = {ord(c): f"&#{ord(c)};" for c in "\\|<>&`@$~"}
+_ESCAPES = {ord(c): f"\\{c}" for c in "*_[]#"}
+
+
+def escape(text: str) -> str:
+    """Foreign text as Markdown that shows exactly that text, on one line and at most ``LONGEST_CELL`` characters."""
+    return wording.clipped(wording.one_line(text), LONGEST_CELL).translate(_ENTITIES | _ESCAPES)
+
+
+def render_markdown(run: Run, previous: Run | None = None) -> str:
+    """The run's answers, matrix, slowdowns and evidence; with the differences to ``previous`` when it is given."""
+    summary = summarize(run)
+    sign = {"good": "✅", "bad": "❌", "unsure": "⚠️"}[summary.level]
+    parts = [f"## {sign} {escape(summary.headline)}", escape(summary.speed), *map(escape, summary.remarks)]
+    if previous is not None:
+        parts += _differences(previous, run)
+    parts += _matrix(summary)
+    parts += _slower(summary)
+    parts += _typical(run)
+    parts += _evidence(run, summary)
+    environment = run.environment
+    parts.append(
+        f"<sub>run {escape(run.id)}, {escape(run.profile)}, seed {run.seed}, {wording.duration(run.seconds)}; machine "
+        f"{escape(environment.machine)}, {escape(environment.cpu)}, {wording.count(environment.threads, 'thread')}</sub>"
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def render_comparison_markdown(comparison: Comparison) -> str:
+    """What changed between two runs."""
+    title = f"## From run {escape(comparison.base)} to run {escape(comparison.head)}"
+    return "\n\n".join([title, *_changes(comparison)]) + "\n"
+
+
+def _differences(previous: Run, run: Run) -> list[str]:
+    title = f"### Since run {escape(previous.id)}"
+    try:
+        return [title, *_changes(compare(previous, run))]
+    except ComparisonError as problem:
+        return [title, f"Not comparable: {escape(str(problem))}"]
+
+
+def _changes(comparison: Comparison) -> Iterator[str]:
+    yield (
+        f"{wording.count(comparison.verdicts_compared, 'verdict')} and "
+        f"{wording.count(comparison.timings_compared, 'timed row')} compared, "
+        f"{wording.count(len(comparison.changes), 'change')}."
+    )
+    if comparison.differences:
+        yield _list(comparison.differences)
+    for kind in dict.fromkeys(change.kind for change in comparison.changes):
+        changes: Sequence[Change] = comparison.of(kind)
+        yield f"**{kind.capitalize()}: {len(changes)}**"
+        yield _list(change.sentence for change in changes)
+    for name, items in (("base", comparison.only_in_base), ("head", comparison.only_in_head)):
+        if items:
+            yield f"**Only in the {name} run: {len(items)}**"
+            yield _list(items)
+
+
+def _list(items: Iterable[str]) -> str:
+    lines = [f"- · {escape(item)}" for item in items]
+    if len(lines) > MOST_LINES:
+        lines[MOST_LINES:] = [f"- and {len(lines) - MOST_LINES} more"]
+    return "\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _matrix(summary: Summary) -> list[str]:
+    if not summary.rows:
+        return []
+    head = ["case", *map(escape, summary.properties)]
+    rows = [[f"**{escape(row.case)}**", *map(_cell, row.cells)] for row in summary.rows]
+    return ["### Correctness", _table(head, rows)]
+
+
+def _cell(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return ""
+    word = f"{wording.OUTCOME_SYMBOLS[verdict.outcome]} {verdict.outcome}"
+    if verdict.outcome == "unavailable":
+        return word
+    layers = wording.count(verdict.layers_replaced, "layer")
+    shown = f"**{word}**" if verdict.outcome in WRONG else word
+    return f"{shown}<br>{verdict.examples:,} ex, {layers}"
+
+
+def _slower(summary: Summary) -> list[str]:
+    if not summary.slower:
+        return []
+    rows = [
+        [escape(t.case), escape(wording.where(t)), escape(wording.pair(t)), _ratio(t)] for t in summary.slower[:MOST_LINES]
+    ]
+    title = f"### Slower than the original: {len(summary.slower)}"
+    return [title, _table(["case", "workload", "columns", "ratio"], rows)]
+
+
+def _ratio(timing: Timing) -> str:
+    if timing.ratio is None:
+        return "–"
+    return f"▼ {wording.ratio(timing.ratio.estimate)} ({wording.interval(timing.ratio)})"
+
+
+def _typical(run: Run) -> list[str]:
+    rows = [[escape(c.case), escape(c.pair), wording.ratio(c.mean), str(len(c.timings))] for c in columns(run)]
+    return ["### Latency", _table(["case", "columns", "geometric mean", "rows"], rows)] if rows else []
+
+
+def _evidence(run: Run, summary: Summary) -> Iterator[str]:
+    if summary.wrong:
+        yield "### Evidence"
+    for verdict in summary.wrong[:MOST_FAILURES]:
+        message = verdict.failure.message if verdict.failure else verdict.reason
+        yield f"**{escape(verdict.case)}: {escape(verdict.property)}**: {verdict.outcome}. {escape(message)}"
+        if verdict.failure is not None:
+            passing = verdict.failure.nearest_passing or {}
+            rows = [[escape(axis), escape(value), escape(passing.get(axis, "–"))] for axis, value in verdict.failure.example.items()]
+            yield _table(["axis", "fails", "nearest passing"], rows[:MOST_LINES])
+            yield f"Again: {escape(f'harness reproduce {run.id} {verdict.failure.id}')}"
+            if verdict.failure.script:
+                yield f"<details><summary>Script</summary>\n\n{_fenced(verdict.failure.script)}\n\n</details>"
+    if len(summary.wrong) > MOST_FAILURES:
+        yield f"and {len(summary.wrong) - MOST_FAILURES} more, in the report."
+
+
+def _fenced(source: str) -> str:
+    text = wording.clipped(wording.plain(source), LONGEST_SCRIPT)
+    longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}python\n{text}\n{fence}"

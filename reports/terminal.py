@@ -1,0 +1,170 @@
+"""A run, a comparison or a history on the terminal; in a pipe, the same as plain lines.
+
+Requirements this file must meet:
+
+* On a terminal: tables and colour, and never a meaning in colour alone.
+* In a pipe: one fact a line, no box drawing, no escape sequence, never wrapped or cut to a width.
+* Foreign text is neither markup nor control sequence.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from reports import wording
+from reports.compare import Comparison
+from reports.record import Run, Timing, Verdict
+from reports.summary import Summary, columns, is_slower, measured_ratio, summarize
+
+if TYPE_CHECKING:
+    from reports.history import History
+    from reports.trends import Trends
+
+STYLES = {
+    "held": "green", "failed": "bold red", "error": "bold red", "vacuous": "bold yellow", "unavailable": "dim",
+    "FASTER": "blue", "SLOWER": "bold yellow", "FAILED": "bold red", "VOID": "yellow", "SAME": "", "AMBIGUOUS": "dim",
+    "good": "bold green", "bad": "bold red", "unsure": "bold yellow",
+    "wrong": "bold red", "still wrong": "red", "fixed": "green", "refused": "yellow",
+    "slower": "bold yellow", "faster": "blue",
+}  # fmt: skip
+
+
+def show(console: Console, rendered: RenderableType, lines: Iterable[str]) -> None:
+    """Print ``rendered`` on a terminal and ``lines`` anywhere else."""
+    if console.is_terminal:
+        console.print(rendered)
+        return
+    for line in lines:
+        console.print(Text(line), soft_wrap=True)
+
+
+def render_terminal(run: Run) -> RenderableType:
+    """The run's answers, verdict matrix and timed rows."""
+    summary = summarize(run)
+    parts: list[RenderableType] = [Text(_clean(summary.headline), style=STYLES[summary.level]), Text(summary.speed)]
+    parts += [Text(_clean(remark), style="dim") for remark in summary.remarks]
+    if summary.rows:
+        parts.append(_matrix(summary))
+    if run.timings:
+        parts.append(_latency(run))
+    parts += [Text(line, style=STYLES["SLOWER"]) for line in _slower_lines(summary)]
+    parts += [Text(line, style=STYLES["bad"]) for line in _wrong_lines(run, summary)]
+    return Group(*parts)
+
+
+def run_lines(run: Run) -> Iterator[str]:
+    """The same as ``render_terminal``, one fact a line."""
+    summary = summarize(run)
+    yield _clean(summary.headline)
+    yield summary.speed
+    yield from map(_clean, summary.remarks)
+    for verdict in run.verdicts:
+        layers = f"{verdict.layers_replaced} of {wording.count(verdict.layers_expected, 'layer')}"
+        judged = f"{wording.count(verdict.examples, 'example')}, {layers}, worst error {wording.error(verdict.worst_error)}"
+        reason = f": {verdict.reason}" if verdict.reason else ""
+        yield _clean(f"{verdict.case}: {verdict.property}: {verdict.outcome}, {judged}{reason}")
+    for timing in run.timings:
+        yield _clean(f"{timing.case}: {wording.where(timing)}, {wording.pair(timing)}: {_figures(timing)}")
+    yield from _wrong_lines(run, summary)
+
+
+def render_comparison(comparison: Comparison) -> RenderableType:
+    """What changed between two runs, a coloured line each."""
+    head, *rest = comparison_lines(comparison)
+    return Group(Text(head, style="bold"), *(Text(line, style=STYLES.get(line.split(": ")[0], "")) for line in rest))
+
+
+def comparison_lines(comparison: Comparison) -> Iterator[str]:
+    """What changed between two runs; each change's line starts with its kind."""
+    yield _clean(
+        f"from run {comparison.base} to run {comparison.head}: "
+        f"{wording.count(comparison.verdicts_compared, 'verdict')} and "
+        f"{wording.count(comparison.timings_compared, 'timed row')} compared, "
+        f"{wording.count(len(comparison.changes), 'change')}"
+    )
+    yield from map(_clean, comparison.differences)
+    for change in comparison.changes:
+        yield _clean(f"{change.kind}: {change.sentence}")
+    yield from (_clean(f"only in the base run: {name}") for name in comparison.only_in_base)
+    yield from (_clean(f"only in the head run: {name}") for name in comparison.only_in_head)
+
+
+def render_history(history: History, trends: Trends) -> RenderableType:
+    """Regressions that still stand, then what was left out."""
+    head, *rest = history_lines(history, trends)
+    style = STYLES["bad" if trends.regressions else "good"]
+    return Group(Text(head, style=style), *(Text(line) for line in rest))
+
+
+def history_lines(history: History, trends: Trends) -> Iterator[str]:
+    """One line a regression, with the runs between which it began; one line a record left out."""
+    standing = wording.count(len(trends.regressions), "regression has", "regressions have")
+    series = wording.count(len(history.timings), "timing series", "timing series")
+    yield f"{standing} not recovered, in {wording.count(len(history.runs), 'run')} and {series}"
+    for found in trends.regressions:
+        start = f"after run {found.last_good.id}, " if found.last_good else "with the first there is, "
+        yield _clean(" ".join([f"{found.subject}: {found.sentence}. Began {start}in run {found.first_bad.id}.", *found.differences]))
+    yield from (_clean(f"left out: {line}") for line in history.problems)
+
+
+def _clean(text: str) -> str:
+    return wording.clipped(wording.one_line(text))
+
+
+def _table(title: str, *names: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in names:
+        table.add_column(Text(_clean(name)))
+    return table
+
+
+def _matrix(summary: Summary) -> Table:
+    table = _table("Verdicts (✓ held, with the examples judged)", "case", *summary.properties, "layers")
+    for row in summary.rows:
+        layers = sum(cell.layers_replaced for cell in row.cells if cell is not None)
+        table.add_row(Text(_clean(row.case)), *map(_cell, row.cells), f"{layers:,}")
+    return table
+
+
+def _cell(verdict: Verdict | None) -> Text:
+    if verdict is None:
+        return Text("")
+    word = f"{verdict.examples:,}" if verdict.outcome == "held" else verdict.outcome
+    return Text(f"{wording.OUTCOME_SYMBOLS[verdict.outcome]} {word}", style=STYLES[verdict.outcome])
+
+
+def _latency(run: Run) -> Table:
+    table = _table("Latency, replaced against original", "case", "columns", "mean", "rows", "slower")
+    for found in columns(run):
+        slower = sum(map(is_slower, found.timings))
+        shown = Text(f"▼ {slower}" if slower else "", style=STYLES["SLOWER"])
+        table.add_row(Text(_clean(found.case)), Text(_clean(found.pair)), wording.ratio(found.mean), str(len(found.timings)), shown)
+    return table
+
+
+def _slower_lines(summary: Summary) -> Iterator[str]:
+    for timing in summary.slower:
+        yield _clean(f"▼ {timing.case}: {wording.where(timing)}, {wording.pair(timing)}: {_figures(timing)}")
+
+
+def _figures(timing: Timing) -> str:
+    ratio = measured_ratio(timing)
+    if ratio is None:
+        return f"{timing.verdict}: {timing.reason}"
+    return f"{timing.verdict} {wording.ratio(ratio.estimate)} ({wording.interval(ratio)}): {timing.reason}"
+
+
+def _wrong_lines(run: Run, summary: Summary) -> Iterator[str]:
+    for verdict in summary.wrong:
+        failure = verdict.failure
+        message = failure.message if failure else verdict.reason
+        again = f" (harness reproduce {run.id} {shlex.quote(failure.id)})" if failure else ""
+        symbol = wording.OUTCOME_SYMBOLS[verdict.outcome]
+        yield _clean(f"{symbol} {verdict.case}: {verdict.property}: {message}{again}")
