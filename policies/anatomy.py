@@ -49,11 +49,13 @@ class Causality(Enum):
     NEVER       nothing: the mask says it all
     IF_NO_MASK  causal when no mask is given and there is more than one query (transformers' sdpa rule)
     ALWAYS      causal whatever the mask says (GPT-Neo's own buffer)
+    ONLY        causal, and a mask that is given is passed over (Megatron's window attention)
     """
 
     NEVER = "never"
     IF_NO_MASK = "if no mask is given"
     ALWAYS = "always"
+    ONLY = "only"
 
 
 class RotaryStyle(Enum):
@@ -86,7 +88,8 @@ class Linear:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Norm:
     """A norm by name. ``weight`` and ``bias`` are (D,) or None; ``gain_offset`` is added to the weight (1 for
-    zero-centred gains)."""
+    zero-centred gains). ``rounds_last``: an RMS norm that rounds to the input's dtype after the gain instead of before
+    it (``torch.nn.RMSNorm``)."""
 
     name: str
     kind: NormKind
@@ -94,6 +97,7 @@ class Norm:
     bias: Tensor | None
     eps: float
     gain_offset: float = 0.0
+    rounds_last: bool = False
 
     @property
     def parameters(self) -> dict[str, Tensor]:
@@ -140,10 +144,13 @@ class SplitCrossQKV:
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary:
-    """Rotary positions on the first ``size`` elements of each head; cosines and sines come with the call."""
+    """Rotary positions on the first ``size`` elements of each head; cosines and sines come with the call.
+
+    ``size`` None leaves it to the call: as many elements as it brings angles for, and none where it brings none.
+    """
 
     style: RotaryStyle
-    size: int
+    size: int | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -152,6 +159,8 @@ class Attention:
 
     ``scale`` multiplies query-key products. ``window`` keeps the latest so many keys of each query, or all if None.
     ``module`` is the layer's own attention module: implementation and cache index are read from it at each call.
+    ``even_if_blind``: a query that may attend to no key at all attends to every key evenly (scores are overwritten by
+    the mask instead of lowered by it); elsewhere its result is undefined.
     """
 
     qkv: SplitQKV | FusedQKV | SplitCrossQKV
@@ -166,6 +175,7 @@ class Attention:
     window: int | None = None
     rotary: Rotary | None = None
     alibi: bool = False
+    even_if_blind: bool = False
     query_norm: Norm | None = None
     key_norm: Norm | None = None
 

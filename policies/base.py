@@ -117,14 +117,21 @@ class DSPolicy(ABC):
     """One kind of layer: how it is recognised, and how a faster one takes its place."""
 
     layer_classes: ClassVar[tuple[str, ...]] = ()
-    """``module:Class`` of each class replaced. Matching is exact: a subclass may compute something else."""
+    """``module:Class`` of each class replaced. Matching is exact: a subclass may compute something else. ``*:Class`` is
+    a class of that name from any module, for code that is copied from project to project instead of being imported."""
 
     _orig_layer_class = _OriginalClass()
 
     @classmethod
     def matches(cls, module: nn.Module) -> bool:
         """True where ``module`` is of one of this policy's classes, exactly."""
-        return qualified_name(type(module)) in cls.layer_classes
+        return cls.knows(type(module))
+
+    @classmethod
+    def knows(cls, layer_class: type) -> bool:
+        """True where ``layer_class`` is one of this policy's."""
+        names = (qualified_name(layer_class), f"*:{layer_class.__name__}")
+        return any(name in cls.layer_classes for name in names)
 
     @classmethod
     @abstractmethod

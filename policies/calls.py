@@ -23,7 +23,7 @@ class RotarySource(Enum):
 
     EMBEDDINGS  the call passes (cos, sin), each (B or 1, T, size)
     TABLE       the layer holds a table and the call passes positions (GPT-J)
-    ANGLES      the call passes angles (T, 1, 1, size) (Megatron)
+    ANGLES      the call passes angles (T, B or 1, 1, size) (Megatron)
     """
 
     EMBEDDINGS = "embeddings"
@@ -36,7 +36,8 @@ class CallConvention:
     """Names are those of the original's parameters.
 
     ``ignored`` are arguments that do not change the layer's result; any other argument that is not None and not
-    understood sends the call to the original's own forward.
+    understood sends the call to the original's own forward. ``signature`` names the method whose parameters the call's
+    positional arguments follow, where ``forward`` itself only passes them on.
     """
 
     returns: Returns = Returns.TENSOR
@@ -45,6 +46,7 @@ class CallConvention:
     sequence_first: bool = False
     true_means_masked: bool = False
     ignored: frozenset[str] = frozenset()
+    signature: str = "forward"
 
 
 HF_IGNORED = frozenset(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from . import catalogue
-from .base import DSPolicy, Swap, UnsupportedLayer, qualified_name
+from .base import DSPolicy, Swap, UnsupportedLayer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,7 +112,7 @@ def _near_miss(module: nn.Module, policies: tuple[type[DSPolicy], ...]) -> str |
     """Why a layer of a known kind has no policy: it is replaced already, or a subclass with a forward of its own."""
     for cls in type(module).__mro__[1:]:
         for policy in policies:
-            if qualified_name(cls) in policy.layer_classes:
+            if policy.knows(cls):
                 if hasattr(module, "_fused_policy"):
                     return f"already replaced by {module._fused_policy.__name__}"
                 return f"a subclass of {cls.__name__}, which may compute something else"

@@ -83,6 +83,8 @@ class Structure:
         found = self.get(path)
         if type(found) is nn.LayerNorm and len(found.normalized_shape) == 1:
             return Norm(name=path, kind=NormKind.LAYER, weight=found.weight, bias=found.bias, eps=found.eps)
+        if type(found) is nn.RMSNorm and len(found.normalized_shape) == 1 and found.eps is not None:
+            return Norm(name=path, kind=NormKind.RMS, weight=found.weight, bias=None, eps=found.eps, rounds_last=True)
         eps = _RMS_NORMS.get(type(found).__name__)
         if eps is not None and list(dict(found.named_parameters())) == ["weight"]:
             return Norm(name=path, kind=NormKind.RMS, weight=found.weight, bias=None, eps=getattr(found, eps))

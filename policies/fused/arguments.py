@@ -60,6 +60,8 @@ def read_arguments(
     if given.pop("output_attentions", False):
         problem = "attention weights asked for"
     context = given.pop("context", None)
+    if convention.true_means_masked and mask is not None and mask.dtype != torch.bool:
+        problem = f"a mask of dtype {mask.dtype}"
     left = [name for name in given if name not in convention.ignored]
     if left:
         problem = f"argument {left[0]}"
@@ -77,7 +79,12 @@ def _cos_sin(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Cosines and sines as (B or 1, 1, T, R)."""
     source = convention.rotary
-    if source is None or state.refusal is not None or state.core.anatomy.attention.rotary is None:
+    if source is None or state.refusal is not None:
+        return None, None
+    rotary = state.core.anatomy.attention.rotary
+    if rotary is None:
+        if source is RotarySource.ANGLES:
+            given.pop("rotary_pos_emb", None)  # every layer is handed them, and those without rotary take no notice
         return None, None
     name = {
         RotarySource.EMBEDDINGS: "position_embeddings",
@@ -86,12 +93,16 @@ def _cos_sin(
     }[source]
     value = given.pop(name, None)
     if value is None:
+        if rotary.size is None:
+            return None, None
         raise _NotGivenError(f"no {name}")
     if source is RotarySource.EMBEDDINGS:
         cos, sin = value
     elif source is RotarySource.TABLE:
         cos, sin = _from_table(state.core.anatomy.attention.module.embed_positions, value, hidden)
     else:
+        if not isinstance(value, Tensor) or value.dim() != 4 or value.shape[2] != 1:
+            raise _NotGivenError(f"{name} that is not one (T, B or 1, 1, R) tensor for queries and keys")
         cos, sin = _from_angles(value, hidden)
     return cos.unsqueeze(1), sin.unsqueeze(1)
 
@@ -104,13 +115,14 @@ def _from_table(table: Tensor, positions: Tensor, hidden: Tensor) -> tuple[Tenso
 
 
 def _from_angles(angles: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Angles (T, 1, 1, R) in radians."""
-    angles = angles[:, 0, :, :].transpose(0, 1)
+    """Angles (T, B or 1, 1, R) in radians."""
+    angles = angles[:, :, 0, :].transpose(0, 1)
     return torch.cos(angles).to(hidden.dtype), torch.sin(angles).to(hidden.dtype)
 
 
 def _mask(convention: CallConvention, mask: Tensor | None) -> Tensor | None:
-    return ~mask if mask is not None and convention.true_means_masked else mask
+    masked = mask is not None and convention.true_means_masked and mask.dtype == torch.bool
+    return ~mask if masked else mask
 
 
 def _alibi(given: dict[str, Any], hidden: Tensor) -> Tensor | None:

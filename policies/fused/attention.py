@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ..anatomy import Attention, FusedQKV, QKVLayout, SplitCrossQKV, SplitQKV
 from .linear import Projection, can_pack, pack, unpack
-from .masks import resolve
+from .masks import resolve, spread_if_blind
 from .mlp import Emit
 from .norm import normalise
 from .positions import rotate
@@ -127,7 +127,7 @@ class FusedAttention:
         attention = self.attention
         if attention.query_norm is not None and attention.key_norm is not None:
             query, key = normalise(attention.query_norm, query), normalise(attention.key_norm, key)
-        if attention.rotary is None:
+        if attention.rotary is None or (attention.rotary.size is None and call.cos is None):
             return query, key
         assert call.cos is not None and call.sin is not None
         return (
@@ -138,6 +138,8 @@ class FusedAttention:
     def _finish(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, emit: Emit) -> Tensor:
         attention, queries = self.attention, query.shape[-2]
         mask, causal = resolve(attention, call.mask, call.alibi, query, key.shape[-2], call.causal)
+        if attention.even_if_blind and mask is not None:
+            query, mask = spread_if_blind(query, mask)
         if causal and key.shape[-2] > queries:
             # The causal flag aligns to the first key. transformers calls a layer so only with a preallocated cache
             # that holds nothing behind these queries yet.

@@ -101,6 +101,8 @@ class FusedLayer(nn.Module):
         core = state.core
         core.emit = state.emit
         hidden = core(arguments.hidden, arguments.call, arguments.encoder)
+        if self._fused_policy.call.sequence_first:
+            hidden = hidden.transpose(0, 1).contiguous()
         return _as_returned(self._fused_policy.call.returns, hidden, arguments)
 
     def _why_not(self, state: FusedState, arguments: Arguments, compiling: bool) -> str | None:
@@ -163,7 +165,8 @@ def fused_class(original: type[nn.Module], policy: type[AnatomyPolicy]) -> type[
     def forward(self: FusedLayer, *args: Any, **kwargs: Any) -> Any:
         return self._fused_forward(args, kwargs)
 
-    parameters = tuple(inspect.signature(original.forward).parameters)[1:]
+    described = getattr(original, policy.call.signature, original.forward)
+    parameters = tuple(inspect.signature(described).parameters)[1:]
     namespace = {
         "__module__": original.__module__,
         "__doc__": f"{original.__name__} with a fused forward, installed by {policy.__name__}.",
@@ -187,4 +190,4 @@ def _as_returned(returns: Returns, hidden: Tensor, arguments: Arguments) -> Any:
         case Returns.TENSOR_AND_WEIGHTS:
             return hidden, None
         case Returns.TENSOR_AND_CONTEXT:
-            return hidden.transpose(0, 1).contiguous(), arguments.context
+            return hidden, arguments.context

@@ -22,7 +22,9 @@ def resolve(
     ``bias`` (ALiBi) is added to the scores. ``causal`` overrules the layer's own causality where it is not None.
     """
     queries = query.shape[-2]
-    always = attention.causality is Causality.ALWAYS
+    always = attention.causality in (Causality.ALWAYS, Causality.ONLY)
+    if attention.causality is Causality.ONLY:
+        mask = None
     if causal is None:
         causal = attention.causality is Causality.IF_NO_MASK
     if not always and mask is None and queries > 1 and causal and bias is None:
@@ -37,6 +39,12 @@ def resolve(
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)
     return mask, False
+
+
+def spread_if_blind(query: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """``query`` (B, H, T, E) and bool ``mask``, changed so that a query which may attend nowhere attends evenly."""
+    blind = ~mask.any(dim=-1, keepdim=True)
+    return query.masked_fill(blind, 0.0), mask | blind
 
 
 def _window_bites(attention: Attention, keys: int) -> bool:

@@ -13,13 +13,15 @@ def normalise(norm: Norm, x: Tensor) -> Tensor:
     """Apply ``norm`` to ``x``.
 
     RMS norm follows Zhang and Sennrich (2019) with transformers' rounding: the statistics in float32, the product
-    rounded to the input's dtype before the gain is applied.
+    rounded to the input's dtype before the gain is applied, or after it where the norm ``rounds_last``.
     """
     weight = norm.weight
     if weight is not None and norm.gain_offset:
         weight = weight + norm.gain_offset
     if norm.kind is NormKind.LAYER:
         return F.layer_norm(x, x.shape[-1:], weight, norm.bias, norm.eps)
+    if norm.rounds_last:
+        return F.rms_norm(x, x.shape[-1:], weight, norm.eps)
     wide = x.to(torch.float32)
     unit = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + norm.eps)
     unit = unit.to(x.dtype)

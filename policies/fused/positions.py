@@ -9,12 +9,12 @@ from ..anatomy import Rotary, RotaryStyle
 
 
 def rotate(rotary: Rotary, x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # noqa: N803  (shape suffixes)
-    """Rotate the first R elements of each head by the angles behind ``cos`` and ``sin``.
+    """Rotate the first R elements of each head, as many as ``cos`` and ``sin`` have, by the angles behind them.
 
     ``cos`` and ``sin`` are (B or 1, 1, T, R), each element with the angle of its own pair (Su et al., 2021; pairs as
     ``rotary.style`` says).
     """
-    size = rotary.size
+    size = cos.shape[-1]
     turned, rest = (x_BHTE, None) if size == x_BHTE.shape[-1] else (x_BHTE[..., :size], x_BHTE[..., size:])
     turned = turned * cos + _quarter_turn(rotary.style, turned) * sin
     return turned if rest is None else torch.cat((turned, rest), dim=-1)
