@@ -109,6 +109,10 @@ class Case(ABC):
     title: ClassVar[str]
     axes: ClassVar[tuple[Axis, ...]]
     workloads: ClassVar[tuple[Workload, ...]] = ()
+    effort: ClassVar[float] = 1.0
+    """What an example costs, in examples of a transformer layer."""
+    layered: ClassVar[bool] = True
+    """Whether single layers are replaced (and not the model as a whole)."""
     cached: ClassVar[bool] = False
     """Whether some of its models keep a key/value cache; which ones, ``caches`` says."""
 

@@ -1,0 +1,28 @@
+"""How deep a check goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+ProfileName = Literal["quick", "regression", "nightly"]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """``examples`` of a property whose share is 1, on a cheap case (a transformer layer); a case says what its own
+    examples cost by its ``effort``."""
+
+    name: str
+    examples: int
+
+    def examples_of(self, share: float, effort: float) -> int:
+        """Examples for a property of this share on a case whose examples cost ``effort`` times as much."""
+        return max(1, round(self.examples * share / effort))
+
+
+PROFILES = {
+    "quick": Profile("quick", 40),
+    "regression": Profile("regression", 240),
+    "nightly": Profile("nightly", 4000),
+}

@@ -1,0 +1,60 @@
+"""Before and after: a replacement can be taken back without a trace."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..numerics import alive
+from ..trial import Disagreement, Trial, Vacuous
+from .base import Property
+
+
+def same_state(original: nn.Module, other: nn.Module, what: str) -> None:
+    """Raise unless names, order, shapes, dtypes, strides and bits of all parameters and buffers are equal."""
+    mine, its = original.state_dict(), other.state_dict()
+    if list(mine) != list(its):
+        changed = sorted(mine.keys() ^ its.keys()) or "their order"
+        raise Disagreement(f"{what}: state_dict names changed ({changed})")
+    for name, tensor in mine.items():
+        if tensor.dtype != its[name].dtype or not torch.equal(tensor, its[name]):
+            raise Disagreement(f"{what}: {name} is not bit for bit the original's")
+        if tensor.stride() != its[name].stride():
+            raise Disagreement(f"{what}: {name} has strides {its[name].stride()}, the original {tensor.stride()}")
+
+
+def same_classes(original: nn.Module, other: nn.Module, what: str) -> None:
+    """Raise unless every module is of the original's class."""
+    for (path, mine), (_, its) in zip(original.named_modules(), other.named_modules(), strict=True):
+        if type(mine) is not type(its):
+            raise Disagreement(f"{what}: {path or 'model'} is a {type(its).__name__}, not a {type(mine).__name__}")
+
+
+def same_bits(trial: Trial, model: nn.Module, what: str) -> None:
+    """Raise unless ``model`` computes bit for bit what the original does."""
+    expected = trial.expected_outputs
+    dead = alive(expected, trial.inputs.valid)
+    if dead is not None:
+        raise Vacuous(dead)
+    actual = trial.case.run(model, trial.fresh_inputs())
+    for name, tensor in expected.items():
+        if not torch.equal(tensor, actual[name]):
+            raise Disagreement(f"{what}: {name} is not bit for bit the original's")
+
+
+def _revert(trial: Trial) -> None:
+    handle = trial.replaced
+    trial.run_replaced(handle.model, trial.fresh_inputs())
+    handle.revert()
+    same_classes(trial.original, handle.model, "after revert")
+    same_state(trial.original, handle.model, "after revert")
+    same_bits(trial, handle.model, "after revert")
+
+
+REVERT = Property(
+    name="revert",
+    statement="Reverting gives back the original model: classes, names, bits, strides and results.",
+    check=_revert,
+    exact=False,
+    share=0.25,
+)

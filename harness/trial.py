@@ -1,0 +1,160 @@
+"""One example under judgement: the original, a replaced copy of it, and the evidence that both are what they seem.
+
+A property receives a ``Trial`` and asks it for models. Every replaced model it hands out has passed the checks that keep
+a pass from being vacuous: the copy is bit-identical and shares no storage with the original, and as many layers were
+replaced as the case says there are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .case import Case, Example, Inputs
+
+if TYPE_CHECKING:
+    from reports.record import Stage
+
+
+class Handle(Protocol):
+    """What a replacer gives back; ``policies.replace.Replacement`` is one."""
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def replaced(self) -> tuple[Any, ...]: ...
+    @property
+    def left(self) -> tuple[Any, ...]: ...
+    def revert(self) -> None: ...
+
+
+Replacer = Callable[[nn.Module], Handle]
+
+
+class Disagreement(AssertionError):
+    """A property does not hold on an example. ``error`` is relative; ``stages`` say where the two sides part."""
+
+    def __init__(self, message: str, *, error: float | None = None, stages: tuple[Stage, ...] = ()) -> None:
+        super().__init__(message)
+        self.error = error
+        self.stages = stages
+
+
+class Vacuous(Exception):  # noqa: N818  (it is a verdict, not a fault of the program)
+    """An example that shows nothing: the original's output is dead, or nothing was there to replace."""
+
+
+class OriginalFailed(Exception):  # noqa: N818
+    """The original itself raised: nothing can be judged."""
+
+
+@dataclass
+class Evidence:
+    """What one trial can show for itself."""
+
+    replaced: int = 0
+    expected: int = 0
+    worst_error: float = 0.0
+    refusals: list[str] = field(default_factory=list)
+
+    def note(self, error: float) -> None:
+        self.worst_error = max(self.worst_error, error)
+
+
+class Trial:
+    """See the module. ``double`` turns models and inputs to float64, for exact mode."""
+
+    def __init__(self, case: Case, example: Example, replacer: Replacer, *, double: bool = True) -> None:
+        self.case = case
+        self.example = example
+        self.replacer = replacer
+        self.double = double
+        self.evidence = Evidence()
+
+    @cached_property
+    def original(self) -> nn.Module:
+        model = self.case.build(self.example)
+        return model.double() if self.double else model
+
+    @cached_property
+    def inputs(self) -> Inputs:
+        return self.fresh_inputs()
+
+    def fresh_inputs(self) -> Inputs:
+        """The example's inputs, newly made."""
+        inputs = self.case.inputs(self.example)
+        return Inputs(kwargs=_widen(inputs.kwargs), valid=inputs.valid) if self.double else inputs
+
+    @cached_property
+    def expected_outputs(self) -> dict[str, Tensor]:
+        return self.run_original(self.inputs)
+
+    def run_original(self, inputs: Inputs) -> dict[str, Tensor]:
+        try:
+            return self.case.run(self.original, inputs)
+        except Exception as problem:
+            raise OriginalFailed(f"the original raised {type(problem).__name__}: {problem}") from problem
+
+    def copy(self) -> nn.Module:
+        """A bit-identical copy of the original that shares no storage with it."""
+        twin = copy.deepcopy(self.original)
+        storages = {tensor.untyped_storage().data_ptr() for tensor in _tensors(self.original) if tensor.numel()}
+        for mine, its in zip(_tensors(self.original), _tensors(twin), strict=True):
+            assert its.untyped_storage().data_ptr() not in storages or not its.numel(), "the reference is aliased"
+            assert torch.equal(mine, its), "the copy differs from the original"
+        return twin
+
+    def replace(self, model: nn.Module) -> Handle:
+        """Replace ``model`` and count. Raises ``Disagreement`` where too few or too many layers were replaced."""
+        handle = self.replacer(model)
+        expected = self.case.expected(self.example)
+        self.evidence.replaced += len(handle.replaced)
+        self.evidence.expected += expected
+        if len(handle.replaced) != expected:
+            reasons = "; ".join(sorted({str(one.reason) for one in handle.left})) or "no reason given"
+            raise Disagreement(f"{len(handle.replaced)} of {expected} layers were replaced ({reasons})")
+        return handle
+
+    @cached_property
+    def replaced(self) -> Handle:
+        return self.replace(self.copy())
+
+    def run_replaced(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        """Outputs of a replaced model, with proof that its fused layers computed them."""
+        before = [state.calls for state in fused_states(model)]
+        outputs = self.case.run(model, inputs)
+        idle = [state for state, calls in zip(fused_states(model), before, strict=True) if state.calls == calls]
+        if idle:
+            reasons = "; ".join(sorted({reason for state in idle for reason in state.fallbacks})) or "never called"
+            raise Disagreement(f"the fused path did not run in {len(idle)} layers ({reasons})")
+        return outputs
+
+
+def fused_states(model: nn.Module) -> list[Any]:
+    """The state of every fused layer in ``model``; layers of other people's replacements have none."""
+    return [module.fused for module in model.modules() if hasattr(type(module), "_fused_policy")]
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _widen(value: Any) -> Any:
+    """float64 for every float tensor, however deep; additive masks get float64's smallest number."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            return value
+        lowest = value == torch.finfo(value.dtype).min
+        return value.double().masked_fill(lowest, torch.finfo(torch.float64).min)
+    if isinstance(value, dict):
+        return {key: _widen(one) for key, one in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(_widen(one) for one in value)
+    return value
