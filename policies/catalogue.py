@@ -33,10 +33,18 @@ class Entry:
     @property
     def unavailable(self) -> str | None:
         """Why this policy's library cannot be used here, or None."""
-        if find_spec(self.package) is not None:
+        if _is_installed(self.package):
             return None
         extra = f": pip install 'replace-policy-harness[{self.extra}]'" if self.extra else ""
         return f"{self.distribution} is not installed{extra}"
+
+
+def _is_installed(package: str) -> bool:
+    """Looking for a part of a package raises where the whole is missing; nothing is imported but the parents."""
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 TRANSFORMER_ENTRIES = (
@@ -49,6 +57,7 @@ TRANSFORMER_ENTRIES = (
     Entry("opt", "policies.opt:HFOPTLayerPolicy", "transformers", "transformers"),
     Entry("clip", "policies.clip:HFCLIPLayerPolicy", "transformers", "transformers"),
     Entry("llama", "policies.llama:LlamaLayerPolicy", "transformers", "transformers"),
+    Entry("megatron", "policies.megatron:MegatronLayerPolicy", "megatron.core", "megatron-core", extra="megatron"),
 )
 GENERIC_ENTRIES: tuple[Entry, ...] = ()
 ENTRIES = TRANSFORMER_ENTRIES + GENERIC_ENTRIES

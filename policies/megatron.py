@@ -1,0 +1,235 @@
+"""Megatron's layers: megatron-core's ``TransformerLayer`` of the local spec, and its ancestor ``ParallelTransformerLayer``.
+
+One QKV projection, interleaved by query group; gated or plain MLP; biases that travel beside the output they belong to;
+hidden states with the sequence first. What a layer computes is read from its modules; what it would read from its
+configuration at every call is looked at in ``megatron_config``. The ancestor is read in ``megatron_older``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .anatomy import (
+    MLP,
+    Activation,
+    ActivationKind,
+    Attention,
+    Causality,
+    FusedQKV,
+    LayerAnatomy,
+    Linear,
+    Norm,
+    NormKind,
+    NormPosition,
+    QKVLayout,
+    Rotary,
+    RotaryStyle,
+)
+from .base import AnatomyPolicy, Swap, qualified_name
+from .calls import CallConvention, Returns, RotarySource
+from .megatron_config import unknown_feature
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_TRANSFORMER = "megatron.core.transformer"
+_LINEAR = "megatron.core.tensor_parallel.layers"
+_CONFIGURED = ("config", "self_attention.config", "self_attention.core_attention.config", "mlp.config")
+
+
+class MegatronLayerPolicy(AnatomyPolicy):
+    layer_classes = (f"{_TRANSFORMER}.transformer_layer:TransformerLayer", "*:ParallelTransformerLayer")
+    call = CallConvention(
+        returns=Returns.TENSOR_AND_CONTEXT,
+        cache=None,
+        rotary=RotarySource.ANGLES,
+        sequence_first=True,
+        true_means_masked=True,
+        ignored=frozenset({"context_mask", "padding_mask", "dynamic_inference_decode_only"}),
+        signature="_forward_attention",
+    )
+
+    @classmethod
+    def plan(cls, module: nn.Module) -> Swap:
+        from .fused.layer import LayerSwap
+        from .megatron_older import OlderMegatronLayerPolicy
+
+        return LayerSwap(module, OlderMegatronLayerPolicy if _is_older(module) else cls)
+
+    @classmethod
+    def read(cls, layer: Any) -> LayerAnatomy:
+        if _is_older(layer.layer):
+            from .megatron_older import read_parallel_layer
+
+            return read_parallel_layer(layer)
+        for config in {id(one): one for one in map(layer.get, _CONFIGURED)}.values():
+            unknown = unknown_feature(config)
+            if unknown is not None:
+                raise layer.refuse(unknown)
+        _plain_wiring(layer)
+        return LayerAnatomy(
+            attention=_attention(layer),
+            mlp=_mlp(layer),
+            attention_norm=layer.norm("input_layernorm"),
+            mlp_norm=layer.norm("pre_mlp_layernorm"),
+            norm_position=NormPosition.PRE,
+            hidden_size=layer.get("self_attention.linear_proj.output_size"),
+        )
+
+
+def _is_older(module: nn.Module) -> bool:
+    return hasattr(getattr(module, "mlp", None), "dense_h_to_4h")
+
+
+def _plain_wiring(layer: Any) -> None:
+    """The layer is attention and MLP, each added to its residual, and nothing between them."""
+    for path in ("cross_attention", "pre_cross_attn_layernorm"):
+        layer.module(path, f"{_TRANSFORMER}.identity_op:IdentityOp")
+    layer.module("cross_attn_bda", f"{_TRANSFORMER}.identity_op:IdentityFuncOp")
+    for path in ("self_attn_bda", "mlp_bda"):
+        if _function_name(layer.get(path)) != "megatron.core.fusions.fused_bias_dropout:get_bias_dropout_add":
+            raise layer.refuse(f"{path} is not Megatron's bias, dropout and addition")
+
+
+def _attention(layer: Any) -> Attention:
+    own = layer.module("self_attention", f"{_TRANSFORMER}.attention:SelfAttention")
+    core = layer.module("self_attention.core_attention", f"{_TRANSFORMER}.dot_product_attention:DotProductAttention")
+    softmax = plain_softmax(layer, "self_attention.core_attention.scale_mask_softmax")
+    if core.softmax_offset is not None:
+        raise layer.refuse("softmax_offset: an extra term in the sum of attention's softmax")
+    window = _window(layer, softmax)
+    causal = softmax.attn_mask_type.name == "causal"
+    return Attention(
+        qkv=FusedQKV(
+            linear=parallel_linear(layer, "self_attention.linear_qkv", f"{_LINEAR}:ColumnParallelLinear", adds=True),
+            layout=QKVLayout.INTERLEAVED,
+        ),
+        out=parallel_linear(layer, "self_attention.linear_proj", f"{_LINEAR}:RowParallelLinear"),
+        heads=own.num_attention_heads_per_partition,
+        kv_heads=own.num_query_groups_per_partition,
+        head_size=own.hidden_size_per_attention_head,
+        scale=core.softmax_scale * (1.0 if softmax.scale is None else softmax.scale),
+        causality=Causality.ONLY if window else Causality.IF_NO_MASK if causal else Causality.NEVER,
+        module=own,
+        window=window,
+        rotary=_rotary(own),
+        even_if_blind=True,
+        **_head_norms(layer),
+    )
+
+
+def plain_softmax(layer: Any, path: str) -> Any:
+    """The softmax at ``path``, if it computes the same function whatever the shape. Raises ``UnsupportedLayer``."""
+    softmax = layer.get(path)
+    if softmax.mask_func.__name__ != "attention_mask_func":
+        raise layer.refuse(f"{path} masks with {softmax.mask_func.__name__}")
+    fuses = softmax.scaled_masked_softmax_fusion and softmax.input_in_float16
+    if fuses and softmax.attn_mask_type.name == "causal":
+        raise layer.refuse("masked_softmax_fusion in half precision: for some shapes its kernel passes over the mask")
+    return softmax
+
+
+def _window(layer: Any, softmax: Any) -> int | None:
+    """How many keys a query sees, itself among them. ``window_size`` counts those before it and those after it."""
+    if softmax.window_size is None:
+        return None
+    before, after = softmax.window_size
+    if after != 0 or before < 0:
+        raise layer.refuse(f"window_size={softmax.window_size!r}: a window that is not causal and bounded")
+    return int(before) + 1
+
+
+def _rotary(own: Any) -> Rotary | None:
+    """Positions come with the call, as angles for as many elements as the model chose; some layers leave them out."""
+    skipped = own.config.no_rope_freq
+    if skipped and skipped[own.layer_number - 1]:
+        return None
+    style = RotaryStyle.EVERY_TWO if own.config.rotary_interleaved else RotaryStyle.HALF
+    return Rotary(style=style, size=None)
+
+
+def _head_norms(layer: Any) -> dict[str, Norm]:
+    norms = {name: _head_norm(layer, f"self_attention.{name[0]}_layernorm") for name in ("query_norm", "key_norm")}
+    found = {name: norm for name, norm in norms.items() if norm is not None}
+    if len(found) == 1:
+        raise layer.refuse(f"a {next(iter(found))} without its counterpart")
+    return found
+
+
+def _head_norm(layer: Any, path: str) -> Norm | None:
+    found = layer.get(path)
+    kind = None if found is None else qualified_name(type(found))
+    if kind in (None, f"{_TRANSFORMER}.identity_op:IdentityOp"):
+        return None
+    if kind == f"{_TRANSFORMER}.torch_norm:L2Norm":
+        return Norm(name=path, kind=NormKind.RMS, weight=None, bias=None, eps=found.eps)
+    norm: Norm = layer.norm(path)
+    return norm
+
+
+def _mlp(layer: Any) -> MLP:
+    own = layer.module("mlp", f"{_TRANSFORMER}.mlp:MLP")
+    gated = own.config.gated_linear_unit
+    first = parallel_linear(layer, "mlp.linear_fc1", f"{_LINEAR}:ColumnParallelLinear")
+    return MLP(
+        up=None if gated else first,
+        gate_up=first if gated else None,
+        down=parallel_linear(layer, "mlp.linear_fc2", f"{_LINEAR}:RowParallelLinear"),
+        activation=_activation(layer, own, first),
+    )
+
+
+def _activation(layer: Any, own: Any, first: Linear) -> Activation:
+    from torch.nn import functional as F  # noqa: N812
+
+    config, function = own.config, own.activation_func
+    if config.activation_func is not function:
+        raise layer.refuse("mlp.activation_func is not the configuration's")
+    if not config.bias_activation_fusion:
+        return activation(layer, "mlp.activation_func")
+    if function is F.gelu and (config.gated_linear_unit or first.bias is not None):
+        return Activation(kind=ActivationKind.OWN, function=bias_gelu)
+    if function is F.silu and config.gated_linear_unit:
+        return Activation(kind=ActivationKind.SILU, function=function)
+    raise layer.refuse("bias_activation_fusion with an activation for which Megatron has no fused kernel")
+
+
+def activation(layer: Any, path: str) -> Activation:
+    """The activation at ``path``: one of torch's functions by its kernel, anything else as the layer's own."""
+    from torch.nn import functional as F  # noqa: N812
+
+    function = layer.get(path)
+    kernels = {F.gelu: ActivationKind.GELU, F.silu: ActivationKind.SILU, F.relu: ActivationKind.RELU}
+    if function in kernels:
+        return Activation(kind=kernels[function], function=function)
+    read: Activation = layer.activation(path)
+    return read
+
+
+def bias_gelu(x: Tensor) -> Tensor:
+    """What Megatron computes in place of GELU where it fuses the bias: the tanh form (Hendrycks and Gimpel, 2016) with
+    its constant rounded to eight digits, which is not what torch's kernel computes."""
+    return 0.5 * x * (1.0 + (0.79788456 * (x + 0.044715 * x * x * x)).tanh())
+
+
+def parallel_linear(layer: Any, path: str, *class_names: str, adds: bool = False) -> Linear:
+    """The parallel linear at ``path``, whole on this process. Raises ``UnsupportedLayer``.
+
+    It hands back its bias instead of adding it where ``skip_bias_add`` is set. Most callers then add it themselves;
+    ``adds`` says that this one would let it drop.
+    """
+    found = layer.module(path, *class_names)
+    if found.weight is None or getattr(found, "is_expert", False):
+        raise layer.refuse(f"{path} holds no weight of its own, or an expert's")
+    size, part = ("output_size", "output_size_per_partition")
+    if not hasattr(found, part):
+        size, part = ("input_size", "input_size_per_partition")
+    if getattr(found, part) != getattr(found, size):
+        raise layer.refuse(f"tensor parallelism: {path} holds {getattr(found, part)} of {getattr(found, size)}")
+    if adds and found.skip_bias_add and found.bias is not None:
+        raise layer.refuse(f"{path} has a bias that is never added (skip_bias_add)")
+    return Linear(name=path, weight=found.weight, bias=found.bias)
+
+
+def _function_name(function: Any) -> str:
+    return f"{getattr(function, '__module__', '')}:{getattr(function, '__qualname__', '')}"
