@@ -76,6 +76,15 @@ def error_axis(width: int) -> Axis:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Level:
+    """Places ``first`` to ``after`` - 1 of a series, over which it kept the level ``value``."""
+
+    first: int
+    after: int
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sparkline:
     """A series over its runs, and the levels it kept, as SVG point lists."""
 
@@ -86,16 +95,16 @@ class Sparkline:
 
 
 def sparkline(
-    values: Sequence[float], levels: Sequence[tuple[int, int, float]], *, width: int = 240, height: int = 36, most: int = 160
+    values: Sequence[float], levels: Sequence[Level], *, width: int = 240, height: int = 36, most: int = 160
 ) -> Sparkline:
     """Draw a non-empty series of positive values on a log scale.
 
-    ``levels`` are (first index, index after the last, value). A series longer than ``most`` is drawn as that many
+    A series longer than ``most`` is drawn as that many
     medians of neighbouring runs: more would not be seen, and would weigh the page down.
     """
     step = max(1, math.ceil(len(values) / most))
     binned = [(i + (min(step, len(values) - i) - 1) / 2, statistics.median(values[i : i + step])) for i in range(0, len(values), step)]
-    logs = [math.log(v) for _, v in binned] + [math.log(v) for _, _, v in levels]
+    logs = [math.log(v) for _, v in binned] + [math.log(level.value) for level in levels]
     # Half a span of 10 % at least, or the noise of a steady series would fill the drawing.
     middle, half = (max(logs) + min(logs)) / 2, max((max(logs) - min(logs)) / 2, 0.05)
 
@@ -108,5 +117,5 @@ def sparkline(
         width=width,
         height=height,
         points=" ".join(place(i, v) for i, v in binned),
-        levels=tuple(f"{place(first, value)} {place(after - 1, value)}" for first, after, value in levels),
+        levels=tuple(f"{place(level.first, level.value)} {place(level.after - 1, level.value)}" for level in levels),
     )

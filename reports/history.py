@@ -11,6 +11,7 @@ Requirements this file must meet:
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from collections import defaultdict
 from dataclasses import dataclass
@@ -28,12 +29,22 @@ class HistoryError(ValueError):
     """A folder holds no run that can be read. One line, with the folder."""
 
 
-class _PartialTiming(record.Timing, kw_only=True, forbid_unknown_fields=False):
-    baseline_seconds: msgspec.Raw = msgspec.Raw(b"[]")  # type: ignore[assignment]
-    subject_seconds: msgspec.Raw = msgspec.Raw(b"[]")  # type: ignore[assignment]
+# ``gc=False``: a million of these hold no cycles, and the collector would walk them again and again.
+class _Timing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    case: str
+    workload: str
+    phase: str
+    shape: str
+    dtype: str
+    device: str
+    baseline: str
+    subject: str
+    verdict: record.TimingVerdict
+    ratio: record.Interval | None = None
+    clock: str = "end-to-end"
 
 
-class _PartialVerdict(msgspec.Struct, frozen=True, kw_only=True):
+class _Verdict(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     case: str
     property: str
     outcome: record.Outcome
@@ -41,12 +52,16 @@ class _PartialVerdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _PartialRun(msgspec.Struct, frozen=True, kw_only=True):
+    schema: int
     id: str
     created: datetime.datetime
     complete: bool
     environment: record.Environment
-    verdicts: tuple[_PartialVerdict, ...] = ()
-    timings: tuple[_PartialTiming, ...] = ()
+    verdicts: tuple[_Verdict, ...] = ()
+    timings: tuple[_Timing, ...] = ()
+
+
+_DECODER = msgspec.json.Decoder(_PartialRun)
 
 
 class TimingKey(NamedTuple):
@@ -135,7 +150,7 @@ def _read_runs(files: list[Path]) -> tuple[list[_PartialRun], list[str]]:
     problems: list[str] = []
     for file in files:
         try:
-            run = record.decode(record.read_bytes(file), _PartialRun, file)
+            run = _read(file)
         except RecordError as problem:
             problems.append(str(problem))
             continue
@@ -148,6 +163,16 @@ def _read_runs(files: list[Path]) -> tuple[list[_PartialRun], list[str]]:
         if left_out:
             problems.append(left_out)
     return [run for run, _ in kept.values()], problems
+
+
+def _read(file: Path) -> _PartialRun:
+    data = record.read_bytes(file)
+    with contextlib.suppress(*record.UNREADABLE):
+        run = _DECODER.decode(data)
+        if run.schema == record.SCHEMA_VERSION:
+            return run
+    # The slow way, which says what is wrong with it.
+    return record.decode(data, _PartialRun, file)
 
 
 def _better(new: tuple[_PartialRun, Path], old: tuple[_PartialRun, Path]) -> tuple[tuple[_PartialRun, Path], str | None]:

@@ -312,7 +312,7 @@ def decode(data: bytes, kind: type[Decoded], origin: Path) -> Decoded:
     """
     try:
         version = msgspec.json.decode(data, type=_Version).schema
-    except _UNREADABLE as problem:
+    except UNREADABLE as problem:
         raise RecordError(f"{origin}: not a run record ({_reason(problem)})") from None
     if version != SCHEMA_VERSION:
         raise RecordError(
@@ -321,11 +321,12 @@ def decode(data: bytes, kind: type[Decoded], origin: Path) -> Decoded:
         )
     try:
         return msgspec.json.decode(data, type=kind)
-    except _UNREADABLE as problem:
+    except UNREADABLE as problem:
         raise RecordError(f"{origin}: damaged run record ({_reason(problem)})") from None
 
 
-_UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What decoding a damaged file may raise."""
 
 
 def _reason(problem: Exception) -> str:

@@ -13,10 +13,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from reports import wording
-from reports.record import Interval, Run, Timing, Verdict
+from reports.record import Interval, Run, Timing, TimingVerdict, Verdict
 
 WRONG = frozenset({"failed", "vacuous", "error"})
 """Outcomes that a person must look at."""
@@ -96,7 +96,16 @@ def is_replaced(timing: Timing) -> bool:
     return not timing.subject.startswith("original")
 
 
-def measured_ratio(timing: Timing) -> Interval | None:
+class Rated(Protocol):
+    """A timed row, whole or as much of it as the history keeps."""
+
+    @property
+    def verdict(self) -> TimingVerdict: ...
+    @property
+    def ratio(self) -> Interval | None: ...
+
+
+def measured_ratio(timing: Rated) -> Interval | None:
     """The row's ratio where it is one: None when the row was not timed, is void, or holds a ratio that no two times have."""
     ratio = timing.ratio
     if ratio is None or timing.verdict in ("VOID", "FAILED") or not 0 < ratio.low <= ratio.estimate <= ratio.high:

@@ -121,12 +121,12 @@ def _clean(text: str) -> str:
 def _table(title: str, *names: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in names:
-        table.add_column(Text(_clean(name)))
+        table.add_column(Text(_clean(name)), overflow="fold")
     return table
 
 
 def _matrix(summary: Summary) -> Table:
-    table = _table("Verdicts (✓ held, with the examples judged)", "case", *summary.properties, "layers")
+    table = _table("Verdicts (✓ held, with the examples judged; – unavailable here)", "case", *summary.properties, "layers")
     for row in summary.rows:
         layers = sum(cell.layers_replaced for cell in row.cells if cell is not None)
         table.add_row(Text(_clean(row.case)), *map(_cell, row.cells), f"{layers:,}")
@@ -136,7 +136,8 @@ def _matrix(summary: Summary) -> Table:
 def _cell(verdict: Verdict | None) -> Text:
     if verdict is None:
         return Text("")
-    word = f"{verdict.examples:,}" if verdict.outcome == "held" else verdict.outcome
+    words = {"held": f"{verdict.examples:,}", "unavailable": ""}
+    word = words.get(verdict.outcome, verdict.outcome)
     return Text(f"{wording.OUTCOME_SYMBOLS[verdict.outcome]} {word}", style=STYLES[verdict.outcome])
 
 

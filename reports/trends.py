@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from reports import wording
+from reports.chart import Level
 from reports.compare import MARGIN, environment_differences
 from reports.history import History, PastRun, PropertyKey, PropertyPoint, TimingKey, TimingPoint
 from reports.summary import WRONG
@@ -27,15 +28,6 @@ QUIETEST = 0.002
 """Least run-to-run deviation of a log ratio that is believed: a series that repeats exactly is not free of noise."""
 PENALTY = 3.0
 """Cost of one more change point, in units of variance x log(runs): above BIC's 2, as hundreds of series are searched."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Level:
-    """Runs ``first`` to ``after`` - 1 of a series, over which the ratio kept its median."""
-
-    first: int
-    after: int
-    ratio: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +64,7 @@ def find_trends(history: History, *, margin: float = MARGIN) -> Trends:
 def find_levels(ratios: list[float]) -> tuple[Level, ...]:
     """Cut a series of positive ratios, one a run, where its level changes."""
     if len(ratios) < 2 * SHORTEST_LEVEL:
-        return (Level(first=0, after=len(ratios), ratio=statistics.median(ratios)),) if ratios else ()
+        return (Level(first=0, after=len(ratios), value=statistics.median(ratios)),) if ratios else ()
     import numpy
     import ruptures
 
@@ -83,7 +75,7 @@ def find_levels(ratios: list[float]) -> tuple[Level, ...]:
     search = ruptures.KernelCPD(kernel="linear", min_size=SHORTEST_LEVEL).fit(logs.reshape(-1, 1))
     ends = search.predict(pen=PENALTY * deviation**2 * math.log(len(ratios)))
     return tuple(
-        Level(first=first, after=after, ratio=math.exp(float(numpy.median(logs[first:after]))))
+        Level(first=first, after=after, value=math.exp(float(numpy.median(logs[first:after]))))
         for first, after in pairwise([0, *ends])
     )
 
@@ -95,10 +87,10 @@ def _lost(
         return []
     found = []
     for place, (before, after) in enumerate(pairwise(levels)):
-        floor = before.ratio * (1 - margin)
-        if all(level.ratio < floor for level in levels[place + 1 :]):
+        floor = before.value * (1 - margin)
+        if all(level.value < floor for level in levels[place + 1 :]):
             good, bad = history.runs[points[after.first - 1].run], history.runs[points[after.first].run]
-            found.append(_regression(key, good, bad, before.ratio, after.ratio, levels[-1].ratio))
+            found.append(_regression(key, good, bad, before.value, after.value, levels[-1].value))
     return found
 
 

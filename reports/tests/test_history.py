@@ -1,0 +1,186 @@
+"""Many runs as series, and the regressions in them."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+
+import msgspec
+import pytest
+
+from reports import history, html, record, terminal, trends
+from reports.tests import synthetic
+
+
+def nights(folder, ratios, *, outcomes=None, machine="5f2c9a", first=0):
+    """One run a night with the given ratios (and outcomes) of one row."""
+    for number, ratio in enumerate(ratios):
+        created = f"2026-{1 + number // 28:02}-{1 + number % 28:02}T03:00:00Z"
+        outcome = outcomes[number] if outcomes else "held"
+        run = synthetic.run(f"{machine}-{number + first:03}", created=created, environment=synthetic.environment(machine, git=f"c{number}"),
+                            timings=(synthetic.timing(at=ratio, samples=2),), verdicts=(synthetic.verdict(outcome=outcome, reason="Because."),))  # fmt: skip
+        record.write(run, folder / run.id)
+
+
+def noisy(*levels, length=30, noise=0.004, seed=0):
+    source = random.Random(seed)
+    return [level * (1 + source.gauss(0, noise)) for level in levels for _ in range(length)]
+
+
+def find(folder):
+    past = history.read_history(folder)
+    return past, trends.find_trends(past)
+
+
+def test_runs_are_ordered_by_time_and_make_one_series_a_row(tmp_path):
+    nights(tmp_path, [1.1, 1.2, 1.3])
+    past = history.read_history(tmp_path)
+    assert [run.id for run in past.runs] == ["5f2c9a-000", "5f2c9a-001", "5f2c9a-002"]
+    assert [[point.ratio for point in points] for points in past.timings.values()] == [[1.1, 1.2, 1.3]]
+    assert list(past.properties) == [("bert", "layer equality")]
+
+
+def test_runs_of_two_machines_lie_in_one_folder_and_in_two_series(tmp_path):
+    nights(tmp_path / "one", [1.1, 1.2])
+    nights(tmp_path / "other", [1.4], machine="b07")
+    past = history.read_history(tmp_path)
+    assert sorted((key.machine, len(points)) for key, points in past.timings.items()) == [("5f2c9a", 2), ("b07", 1)]
+
+
+def test_bad_records_cost_one_line_each_and_the_good_ones_are_used(tmp_path):
+    nights(tmp_path, [1.1, 1.2])
+    good = (tmp_path / "5f2c9a-000" / record.RECORD_NAME).read_bytes()
+    bad = {"half": good[: len(good) // 2], "foreign": b'{"schema": 9}', "empty": b"", "time": good.replace(b"2026-01-01T", b"yesterday ")}
+    for name, data in bad.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / record.RECORD_NAME).write_bytes(data)
+    past = history.read_history(tmp_path)
+    assert len(past.runs) == 2
+    assert len(past.problems) == len(bad)
+    assert all(sum(name in line for line in past.problems) == 1 for name in bad)
+    assert not any("\n" in line for line in past.problems)
+    assert sum(line.startswith("left out: ") for line in terminal.history_lines(past, trends.find_trends(past))) == len(bad)
+
+
+def test_a_run_that_was_copied_twice_counts_once(tmp_path):
+    nights(tmp_path / "here", [1.1, 1.2])
+    shutil.copytree(tmp_path / "here", tmp_path / "copied")
+    past = history.read_history(tmp_path)
+    assert (len(past.runs), past.problems) == (2, ())
+
+
+def test_of_two_copies_of_a_run_the_complete_one_counts(tmp_path):
+    record.write(synthetic.run("r", complete=False, timings=()), tmp_path / "a")
+    record.write(synthetic.run("r"), tmp_path / "b")
+    past = history.read_history(tmp_path)
+    assert (len(past.runs), past.runs[0].complete, len(past.timings), past.problems) == (1, True, 1, ())
+
+
+def test_two_different_runs_with_one_id_are_reported_and_one_counts(tmp_path):
+    record.write(synthetic.run("r", seed=1), tmp_path / "a")
+    record.write(synthetic.run("r", seed=2), tmp_path / "b")
+    past = history.read_history(tmp_path)
+    assert len(past.runs) == 1
+    (line,) = past.problems
+    assert line.endswith("with other contents; only that one counts") and "run id r is also in" in line
+
+
+def test_a_time_without_a_zone_is_taken_as_utc(tmp_path):
+    nights(tmp_path, [1.1])
+    record.write(synthetic.run("later", created="2026-05-01T00:00:00"), tmp_path / "later")
+    assert history.read_history(tmp_path).runs[-1].id == "later"
+
+
+@pytest.mark.parametrize(("make", "message"), [(lambda p: None, "no run record"), (lambda p: p.rmdir(), "no such folder; give a folder that holds run folders")])
+def test_a_folder_without_runs_is_an_error_in_one_line(tmp_path, make, message):
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    make(folder)
+    with pytest.raises(history.HistoryError, match=f"^{folder}: {message}$"):
+        history.read_history(folder)
+
+
+def test_a_folder_of_bad_records_only_is_an_error_that_shows_the_first(tmp_path):
+    (tmp_path / record.RECORD_NAME).write_text("{")
+    with pytest.raises(history.HistoryError, match="no readable run record; the first: .*not a run record"):
+        history.read_history(tmp_path)
+
+
+def test_a_lasting_drop_is_a_regression_with_the_runs_between_which_it_began(tmp_path):
+    nights(tmp_path, noisy(1.40, 1.30))
+    _, found = find(tmp_path)
+    (regression,) = found.regressions
+    assert (regression.last_good.id, regression.first_bad.id) == ("5f2c9a-029", "5f2c9a-030")
+    assert regression.effect == pytest.approx(-0.071, abs=0.01)
+    assert regression.differences == ("The harness commit differs: c29, then c30.",)
+    assert "(−7.1 %); not recovered" in regression.sentence or "%); not recovered" in regression.sentence
+
+
+def test_a_drop_that_came_back_is_no_regression(tmp_path):
+    nights(tmp_path, noisy(1.40, 1.30, 1.40))
+    past, found = find(tmp_path)
+    assert found.regressions == ()
+    assert [len(levels) for levels in found.levels.values()] == [3]
+    assert next(terminal.history_lines(past, found)).startswith("0 regressions have not recovered")
+
+
+def test_a_drop_that_came_back_halfway_still_stands(tmp_path):
+    nights(tmp_path, noisy(1.40, 1.20, 1.30))
+    _, found = find(tmp_path)
+    (regression,) = found.regressions
+    assert ", now 1.30×; not recovered" in regression.sentence
+
+
+def test_one_slow_night_is_not_a_level():
+    series = noisy(1.4, length=40)
+    series[20] *= 0.8
+    series[-1] *= 0.8
+    assert len(trends.find_levels(series)) == 1
+
+
+def test_a_steady_series_has_one_level_however_long_and_noisy():
+    for seed in range(20):
+        for noise in (0.0, 0.003, 0.03):
+            assert len(trends.find_levels(noisy(1.3, length=300, noise=noise, seed=seed))) == 1
+
+
+def test_a_property_that_fails_on_one_machine_is_not_hidden_by_another_that_holds(tmp_path):
+    nights(tmp_path, [1.1] * 4, outcomes=["held", "held", "failed", "failed"])
+    nights(tmp_path, [1.1] * 5, machine="b07")
+    _, found = find(tmp_path)
+    (regression,) = found.regressions
+    assert regression.subject == "bert: layer equality, machine 5f2c9a"
+    assert (regression.last_good.id, regression.first_bad.id) == ("5f2c9a-001", "5f2c9a-002")
+    assert regression.sentence == "failed in the last 2 runs: Because."
+
+
+def test_a_property_that_holds_again_or_never_held_is_told_apart(tmp_path):
+    nights(tmp_path / "a", [1.1] * 3, outcomes=["held", "failed", "held"])
+    nights(tmp_path / "b", [1.1] * 2, outcomes=["error", "error"], machine="b07")
+    past, found = find(tmp_path)
+    (regression,) = found.regressions
+    assert regression.last_good is None
+    assert "Began with the first there is, in run b07-000." in list(terminal.history_lines(past, found))[1]
+
+
+def test_the_trend_page_shows_regressions_series_and_what_was_left_out(tmp_path):
+    nights(tmp_path, noisy(1.40, 1.30))
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / record.RECORD_NAME).write_text("{<script>")
+    page = html.render_history_html(*find(tmp_path))
+    assert "1 regression has not recovered" in page
+    assert "after run 5f2c9a-029" in page
+    assert "1 record was left out" in page
+    assert "<polyline" in page and "<script" not in page
+
+
+def test_two_hundred_full_runs_are_read_and_searched_within_their_share_of_five_seconds(tmp_path):
+    text = msgspec.json.format(msgspec.json.encode(synthetic.full_run("run-0000")), indent=1).decode()
+    for number in range(200):
+        folder = tmp_path / f"{number}"
+        folder.mkdir()
+        (folder / record.RECORD_NAME).write_text(text.replace('"run-0000"', f'"run-{number:04}"'))
+    start = time.process_time()
+    history.read_history(tmp_path)
+    assert time.process_time() - start < 1
