@@ -95,7 +95,8 @@ class CpuDevice(Device):
     def peak_bytes(self, call: Call) -> int | None:
         """Rise of the process's resident memory during one call, in bytes, kernels' scratch memory included.
 
-        Memory that the allocator kept from earlier calls is handed back first; Linux only.
+        Memory that the allocator kept from earlier calls is handed back first. Linux only, and exact to some hundred KiB,
+        because the kernel counts pages in batches.
         """
         if not _can_reset_peak():
             return None

@@ -9,7 +9,7 @@ still says something about each.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
 
@@ -162,16 +162,16 @@ def _injected(effect: float, results: list[PairedResult]) -> InjectedEffect:
     )
 
 
-def matrix_work(device: Device) -> Callable[[int], Call]:
-    """Builds calls of ``units`` square float32 products, of the size at which ``UNITS`` of them come nearest to
-    ``CALL_SECONDS`` on ``device``."""
+def matrix_work(device: Device, *, sizes: Sequence[int] = _UNIT_SIZES) -> Callable[[int], Call]:
+    """Builds calls of ``units`` square float32 products, of the size among ``sizes`` at which ``UNITS`` of them come nearest
+    to ``CALL_SECONDS`` on ``device``."""
 
     def call_seconds(size: int) -> float:
         call = _products(size, UNITS, device.kind)
         device.seconds(call, 1)
         return min(device.seconds(call, 1) for _ in repeat(None, _CALIBRATION_CALLS))
 
-    size = min(_UNIT_SIZES, key=lambda size: abs(call_seconds(size) - CALL_SECONDS))
+    size = min(sizes, key=lambda size: abs(call_seconds(size) - CALL_SECONDS))
     return lambda units: _products(size, units, device.kind)
 
 

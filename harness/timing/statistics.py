@@ -114,7 +114,8 @@ def judge(
 ) -> Judgement:
     """Judge one comparison from seconds a call, one per pair, ``PAIRS_IN_BLOCK`` successive pairs a block.
 
-    ``margin`` is the relative difference that nobody minds: SAME claims that the whole interval lies within it.
+    ``margin`` is the relative difference that nobody minds. SAME claims that the whole interval lies within it; FASTER and
+    SLOWER that the interval excludes equality and the estimate lies beyond the margin; the rest is AMBIGUOUS.
     ``share`` is the part of the error allowance ``1 - confidence`` that this look at the data may spend (see
     ``stopping``); the interval is widened accordingly, so that ``confidence`` holds over all looks together.
     A ratio beyond ``plausible_ratio`` either way, or a time that is not positive, voids the comparison.
@@ -153,19 +154,15 @@ def _verdict(ratio: Interval, *, margin: float, plausible_ratio: float) -> tuple
         )
     if 1 / (1 + margin) <= ratio.low and ratio.high <= 1 + margin:
         return "SAME", f"equal within {margin:.2%}: {spread}"
-    if ratio.low > 1:
-        return "FASTER", f"the subject takes {1 - 1 / ratio.estimate:.2%} less time: {spread}{_may_be_small(ratio.low < 1 + margin, margin)}"
-    if ratio.high < 1:
-        small = ratio.high > 1 / (1 + margin)
-        return "SLOWER", f"the subject takes {1 / ratio.estimate - 1:.2%} more time: {spread}{_may_be_small(small, margin)}"
+    if ratio.low > 1 and ratio.estimate > 1 + margin:
+        return "FASTER", f"the subject takes {1 - 1 / ratio.estimate:.2%} less time: {spread}"
+    if ratio.high < 1 and ratio.estimate < 1 / (1 + margin):
+        return "SLOWER", f"the subject takes {1 / ratio.estimate - 1:.2%} more time: {spread}"
+    seen = "equality" if ratio.low <= 1 <= ratio.high else "a difference that does not matter"
     return "AMBIGUOUS", (
-        f"{spread} allows both equality and a difference beyond {margin:.2%}: "
+        f"{spread} allows both {seen} and a difference beyond {margin:.2%}: "
         f"about {_budget_factor(ratio, margin):.0f} times the budget, or a quieter machine, would settle it"
     )
-
-
-def _may_be_small(inside: bool, margin: float) -> str:
-    return f"; it may lie below the margin of {margin:.2%}" if inside else ""
 
 
 def _budget_factor(ratio: Interval, margin: float) -> float:

@@ -1,0 +1,95 @@
+"""The CUDA device's logic, against a fake: none of this has run on a GPU."""
+
+import os
+
+import pytest
+
+from harness.timing.cuda import CudaDevice
+from harness.timing.nvml import Nvml
+from harness.timing.tests.fake_gpu import UUID, FakeCuda, fake_nvml
+
+
+def _device(cuda, *, nvml=None, **options):
+    return CudaDevice(cuda=cuda, allocate=cuda.allocate, nvml=nvml, **options)
+
+
+def test_device_time_is_between_events_and_leaves_the_cache_flush_out():
+    """Flush, event, call, event, for each call; then one synchronisation."""
+    cuda = FakeCuda()
+    seconds = _device(cuda).seconds(lambda: cuda.launch(2e-4), 3, "device")
+    assert seconds == pytest.approx(2e-4)
+    assert cuda.log == ["flush", "record", "launch", "record"] * 3 + ["synchronise"]
+    assert cuda.flush_bytes == 2 * 50 * 2**20
+
+
+def test_end_to_end_time_is_between_synchronisations_after_the_flush():
+    """So neither the flush nor earlier work is charged to the call."""
+    cuda = FakeCuda()
+    assert _device(cuda).seconds(lambda: cuda.launch(2e-4), 2) > 0
+    assert cuda.log == ["flush", "synchronise", "launch", "synchronise"] * 2
+
+
+def test_without_flush_nothing_comes_between_the_calls():
+    """For figures to compare with other tools."""
+    cuda = FakeCuda()
+    _device(cuda, flush_l2=False).seconds(lambda: cuda.launch(2e-4), 2, "device")
+    assert cuda.log == ["record", "launch", "record"] * 2 + ["synchronise"]
+
+
+def test_a_graph_is_warmed_up_aside_captured_once_and_replayed():
+    """What is timed afterwards is the replay."""
+    cuda = FakeCuda()
+    replay = _device(cuda).captured(lambda: cuda.launch(1e-4))
+    assert cuda.log == ["side waits", "on side", "launch", "launch", "launch", "main waits", "capture", "launch", "captured"]
+    replay()
+    assert cuda.log[-1] == "replay"
+
+
+def test_peak_memory_is_what_one_call_held_above_the_level_before():
+    """By torch's allocator."""
+    cuda = FakeCuda()
+    assert _device(cuda).peak_bytes(lambda: cuda.launch(0, memory=4096)) == 4096
+
+
+def test_conditions_hold_clock_power_temperature_throttling_and_other_processes():
+    """Units are hertz, watts and degrees Celsius; a clock that idles or that the user set is no throttling."""
+    nvml = Nvml(fake_nvml(reasons=0x4 | 0x40 | 0x1 | 0x2, pids=(os.getpid(), 4242)), UUID)
+    conditions = _device(FakeCuda(), nvml=nvml).conditions()
+    assert (conditions.clock_hertz, conditions.power_watts, conditions.temperature_celsius) == (1.755e9, 412.3, 61.0)
+    assert conditions.throttling == ("the power limit is reached", "the hardware's own temperature limit is reached")
+    assert conditions.foreign_processes == ("process 4242",)
+    assert conditions.unavailable == ()
+    assert nvml.driver() == "580.65.06"
+
+
+def test_a_single_process_under_another_number_is_taken_to_be_this_one():
+    """Containers number processes differently from the driver."""
+    assert Nvml(fake_nvml(pids=(99999999,)), UUID).read().foreign_processes == ()
+    assert Nvml(fake_nvml(pids=(99999998, 99999999)), UUID).read().foreign_processes == ("process 99999998", "process 99999999")
+
+
+def test_each_query_that_is_not_supported_costs_its_own_figure_only():
+    """And is named."""
+    reading = Nvml(fake_nvml(unsupported=("nvmlDeviceGetPowerUsage", "nvmlDeviceGetCurrentClocksEventReasons")), UUID).read()
+    assert (reading.clock_hertz, reading.power_watts, reading.throttling) == (1.755e9, None, ())
+    assert reading.unavailable == ("NVML power: Not Supported", "NVML throttling: Not Supported")
+
+
+@pytest.mark.parametrize(
+    ("nvml", "words"),
+    [(None, "package nvidia-ml-py is not installed"), (Nvml(fake_nvml(found=False), UUID), "NVML: Not Found")],
+)
+def test_without_nvml_the_device_still_times_and_says_what_is_missing(nvml, words):
+    """NVML is optional."""
+    device = _device(FakeCuda(), nvml=nvml)
+    assert any(words in missing for missing in device.unavailable)
+    assert device.conditions().clock_hertz is None
+    assert device.name == "cuda:0 (Fake H100)"
+
+
+def test_an_unknown_cache_size_is_said_and_a_large_one_assumed():
+    """Rather too much than too little is overwritten."""
+    cuda = FakeCuda(l2_bytes=0)
+    device = _device(cuda)
+    assert cuda.flush_bytes == 256 * 2**20
+    assert device.unavailable[0] == "size of the L2 cache unknown: 256 MiB are overwritten between calls"
