@@ -125,6 +125,8 @@ class TransformersCase(Case):
     """``module:Class`` of the layer, for workloads."""
     causal: ClassVar[bool] = True
     cached: ClassVar[bool] = True
+    input_axes = ("batch", "tokens", "padding", "mask", "source_tokens")
+    speaks_transformers = True
     indexed: ClassVar[bool] = True
     """Whether a layer is constructed with its index."""
     sdpa: ClassVar[bool] = True

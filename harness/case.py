@@ -115,6 +115,11 @@ class Case(ABC):
     """Whether single layers are replaced (and not the model as a whole)."""
     cached: ClassVar[bool] = False
     """Whether some of its models keep a key/value cache; which ones, ``caches`` says."""
+    input_axes: ClassVar[tuple[str, ...]] = ()
+    """Names that, where they are axes, shape the inputs and leave the model alone."""
+    speaks_transformers: ClassVar[bool] = False
+    """Whether its models take transformers' keyword arguments (``use_cache``, ``return_dict``, ``output_attentions`` ...)
+    and return its outputs."""
 
     @cached_property
     def strategy(self) -> st.SearchStrategy[Example]:

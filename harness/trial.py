@@ -7,6 +7,7 @@ replaced as the case says there are.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .case import Case, Example, Inputs
+from .case import Case, Example, Inputs, Value
 
 if TYPE_CHECKING:
     from reports.record import Stage
@@ -67,15 +68,62 @@ class Evidence:
         self.worst_error = max(self.worst_error, error)
 
 
+@contextlib.contextmanager
+def original_side(doing: str = "") -> Iterator[None]:
+    """Whatever is raised inside is the original's own failure: it becomes ``OriginalFailed``."""
+    try:
+        yield
+    except (OriginalFailed, Vacuous):
+        raise
+    except Exception as problem:
+        what = f"raised {type(problem).__name__}{doing and ' ' + doing}"
+        raise OriginalFailed(f"the original {what}: {problem}") from problem
+
+
 class Trial:
     """See the module. ``double`` turns models and inputs to float64, for exact mode."""
 
-    def __init__(self, case: Case, example: Example, replacer: Replacer, *, double: bool = True) -> None:
+    def __init__(
+        self,
+        case: Case,
+        example: Example,
+        replacer: Replacer,
+        *,
+        double: bool = True,
+        evidence: Evidence | None = None,
+    ) -> None:
         self.case = case
         self.example = example
         self.replacer = replacer
         self.double = double
-        self.evidence = Evidence()
+        self.evidence = Evidence() if evidence is None else evidence
+
+    def on(self, example: Example) -> Trial:
+        """A trial of another example that adds to the same evidence; this one where the example is its own."""
+        if example == self.example:
+            return self
+        return Trial(self.case, example, self.replacer, double=self.double, evidence=self.evidence)
+
+    def vary(self, **values: Value) -> Trial:
+        """The trial with these axes changed; names that the case has no axis for are passed over."""
+        return self.on(Example({**self.example.values, **_known(values, self.example)}, self.example.seed))
+
+    def at_least(self, axis: str, least: int) -> Trial:
+        """The trial with ``axis`` at ``least`` or above: the smallest value that is, where it has to change."""
+        values = next((one.values for one in self.case.axes if one.name == axis), ())
+        enough = sorted(one for one in values if isinstance(one, int) and one >= least)
+        return self if not enough or self.example[axis] >= least else self.vary(**{axis: enough[0]})
+
+    def suited(self, suits: Callable[[Example], bool]) -> Trial:
+        """The trial itself if its example suits, or else changed in the one axis that makes it suit."""
+        if suits(self.example):
+            return self
+        for axis in self.case.axes:
+            for value in axis.values:
+                example = self.example.with_value(axis.name, value)
+                if suits(example):
+                    return self.on(example)
+        raise Vacuous(f"no example of {self.case.name} suits, whichever axis is changed")
 
     @cached_property
     def original(self) -> nn.Module:
@@ -88,18 +136,20 @@ class Trial:
 
     def fresh_inputs(self) -> Inputs:
         """The example's inputs, newly made."""
-        inputs = self.case.inputs(self.example)
-        return Inputs(kwargs=_widen(inputs.kwargs), valid=inputs.valid) if self.double else inputs
+        return self.inputs_of(self.example)
+
+    def inputs_of(self, example: Example) -> Inputs:
+        """The inputs of ``example``, which differs from this trial's in seed and input axes at most."""
+        inputs = self.case.inputs(example)
+        return Inputs(kwargs=cast(inputs.kwargs, torch.float64), valid=inputs.valid) if self.double else inputs
 
     @cached_property
     def expected_outputs(self) -> dict[str, Tensor]:
         return self.run_original(self.inputs)
 
     def run_original(self, inputs: Inputs) -> dict[str, Tensor]:
-        try:
+        with original_side():
             return self.case.run(self.original, inputs)
-        except Exception as problem:
-            raise OriginalFailed(f"the original raised {type(problem).__name__}: {problem}") from problem
 
     def copy(self) -> nn.Module:
         """A bit-identical copy of the original that shares no storage with it."""
@@ -146,15 +196,19 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
     yield from model.buffers()
 
 
-def _widen(value: Any) -> Any:
-    """float64 for every float tensor, however deep; additive masks get float64's smallest number."""
+def _known(values: dict[str, Value], example: Example) -> dict[str, Value]:
+    return {name: value for name, value in values.items() if name in example.values}
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """``value`` with every float tensor, however deep, as ``dtype``; additive masks get that dtype's smallest number."""
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             return value
         lowest = value == torch.finfo(value.dtype).min
-        return value.double().masked_fill(lowest, torch.finfo(torch.float64).min)
+        return value.to(dtype).masked_fill(lowest, torch.finfo(dtype).min)
     if isinstance(value, dict):
-        return {key: _widen(one) for key, one in value.items()}
+        return {key: cast(one, dtype) for key, one in value.items()}
     if isinstance(value, tuple | list):
-        return type(value)(_widen(one) for one in value)
+        return type(value)(cast(one, dtype) for one in value)
     return value
