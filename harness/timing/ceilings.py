@@ -152,7 +152,7 @@ def _gemm_rate(device: Device, dtype: torch.dtype, share: float) -> float | None
     have a fast entry and one that is a thousand times slower.
     """
     until = device.now() + share
-    rates = {entry: math.inf for entry in (_linear, _mm, *((_onednn,) if device.kind == "cpu" else ()))}
+    rates = dict.fromkeys((_linear, _mm, *((_onednn,) if device.kind == "cpu" else ())), math.inf)
     best = 0.0
     for size in _GEMM_SIZES:
         operations = 2 * size**3

@@ -149,7 +149,7 @@ def _temperature() -> float | None:
     readings = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
     for chip in ("coretemp", "k10temp", "cpu_thermal"):
         if readings.get(chip):
-            return max(reading.current for reading in readings[chip])
+            return float(max(reading.current for reading in readings[chip]))
     return None
 
 

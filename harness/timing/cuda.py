@@ -67,7 +67,7 @@ class CudaDevice(Device):
             call()
             end.record()
         self._cuda.synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in events) / 1e3 / calls
+        return float(sum(begin.elapsed_time(end) for begin, end in events)) / 1e3 / calls
 
     def _end_to_end_seconds(self, call: Call, calls: int) -> float:
         total = 0.0
@@ -98,7 +98,8 @@ class CudaDevice(Device):
         graph = self._cuda.CUDAGraph()
         with self._cuda.graph(graph):
             call()
-        return graph.replay
+        replay: Call = graph.replay
+        return replay
 
     def conditions(self) -> Conditions:
         """What NVML says now."""
@@ -132,10 +133,8 @@ def open_cuda(*, flush_l2: bool = True) -> CudaDevice:
     import torch
 
     if not torch.cuda.is_available():
-        built = torch.version.cuda
-        raise DeviceUnavailable(
-            f"no CUDA device: {'torch ' + torch.__version__ + ' is built without CUDA' if built is None else 'the driver shows no GPU'}"
-        )
+        without = f"torch {torch.__version__} is built without CUDA"
+        raise DeviceUnavailable(f"no CUDA device: {'the driver shows no GPU' if torch.version.cuda else without}")
     return CudaDevice(
         cuda=torch.cuda,
         allocate=lambda size: torch.empty(size, dtype=torch.uint8, device="cuda"),

@@ -109,8 +109,8 @@ def open_device(kind: str, *, threads: int | None = None) -> Device:
 def disturbances(before: Conditions, after: Conditions) -> tuple[str, ...]:
     """What happened between two snapshots that may have disturbed a timing, each with what to do about it."""
     found = [_clock_change(before, after), _other_load(before, after)]
-    for reason in dict.fromkeys((*before.throttling, *after.throttling)):
-        found.append(f"throttling: {reason}; improve cooling, raise the power limit, or lock a lower clock")
+    reasons = dict.fromkeys((*before.throttling, *after.throttling))
+    found += [f"throttling: {reason}; improve cooling, raise the power limit, or lock a lower clock" for reason in reasons]
     foreign = dict.fromkeys((*before.foreign_processes, *after.foreign_processes))
     if foreign:
         found.append(f"other processes on the device: {', '.join(foreign)}; stop them or use another device")
@@ -130,12 +130,17 @@ def _clock_change(before: Conditions, after: Conditions) -> str | None:
 
 
 def _other_load(before: Conditions, after: Conditions) -> str | None:
-    counters = (before.busy_core_seconds, after.busy_core_seconds, before.own_core_seconds, after.own_core_seconds)
+    start, end = _others_core_seconds(before), _others_core_seconds(after)
     elapsed = after.at - before.at
-    if None in counters or elapsed < _COUNTER_SECONDS:
+    if start is None or end is None or elapsed < _COUNTER_SECONDS:
         return None
-    busy_before, busy_after, own_before, own_after = counters
-    others = ((busy_after - busy_before) - (own_after - own_before)) / elapsed
+    others = (end - start) / elapsed
     if others < _OTHER_LOAD_CORES:
         return None
     return f"other load: other processes kept {others:.1f} cores busy; stop them, or time on cores they do not use"
+
+
+def _others_core_seconds(conditions: Conditions) -> float | None:
+    if conditions.busy_core_seconds is None or conditions.own_core_seconds is None:
+        return None
+    return conditions.busy_core_seconds - conditions.own_core_seconds

@@ -69,7 +69,9 @@ def null_lane(
         for number in range(comparisons)
     ]
     return NullLaneResult(
-        results=tuple(results), alarms=count_alarms(results), smallest_effect=smallest_effect(results, confidence=confidence)
+        results=tuple(results),
+        alarms=count_alarms(results),
+        smallest_effect=smallest_effect(results, confidence=confidence),
     )
 
 

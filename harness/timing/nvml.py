@@ -72,7 +72,9 @@ class Nvml:
             clock_hertz=ask("clock", lambda: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_SM) * 1e6, None),
             power_watts=ask("power", lambda: library.nvmlDeviceGetPowerUsage(handle) / 1e3, None),
             temperature_celsius=ask(
-                "temperature", lambda: float(library.nvmlDeviceGetTemperature(handle, library.NVML_TEMPERATURE_GPU)), None
+                "temperature",
+                lambda: float(library.nvmlDeviceGetTemperature(handle, library.NVML_TEMPERATURE_GPU)),
+                None,
             ),
             throttling=ask("throttling", self._throttling, ()),
             foreign_processes=ask("processes", self._foreign_processes, ()),

@@ -68,8 +68,14 @@ class SelfTest:
 
     def lines(self) -> Iterator[str]:
         """The table for a terminal."""
-        yield f"{self.device}, calls of {self.call_seconds * 1e3:.2f} ms, {self.seconds_per_pair:.2f} s a pair (longest {self.longest_seconds:.2f} s)"
-        yield f"A/A: {self.alarms} alarms in {self.comparisons} comparisons (rate below {self.alarm_bound:.1%} with 95 % confidence)"
+        yield (
+            f"{self.device}, calls of {self.call_seconds * 1e3:.2f} ms, {self.seconds_per_pair:.2f} s a pair "
+            f"(longest {self.longest_seconds:.2f} s)"
+        )
+        yield (
+            f"A/A: {self.alarms} alarms in {self.comparisons} comparisons "
+            f"(rate below {self.alarm_bound:.1%} with 95 % confidence)"
+        )
         for injected in self.effects:
             if injected.comparisons:
                 yield (

@@ -18,7 +18,7 @@ _DRIFT = 0.05
 _DRIFT_CORRELATION = 0.6
 _MODES_APART = 0.05
 _MODES_EXPLAIN = 0.85
-"""Share of the variance that lies between two groups: 0.64 for a normal distribution, 0.75 for a uniform one, 1 for two spikes."""
+"""Share of the variance between two groups: 0.64 for a normal distribution, 0.75 for a uniform one, 1 for two spikes."""
 _SMALLEST_MODE = 0.15
 _WIDE = 0.25
 
@@ -64,7 +64,12 @@ def _two_levels(side: str, logs: np.ndarray) -> str | None:
     share = below[best] / size
     apart = float(upper[best] - lower[best])
     variance = float(ordered.var())
-    if variance == 0 or apart < _MODES_APART or min(share, 1 - share) < _SMALLEST_MODE or between[best] < _MODES_EXPLAIN * variance:
+    if (
+        variance == 0
+        or apart < _MODES_APART
+        or min(share, 1 - share) < _SMALLEST_MODE
+        or between[best] < _MODES_EXPLAIN * variance
+    ):
         return None
     return (
         f"two levels: {share:.0%} of the {side}'s samples lie near {np.exp(lower[best]) * 1e3:.3g} ms and the rest "

@@ -30,7 +30,7 @@ PAIRS_IN_BLOCK = 2
 PLAUSIBLE_RATIO = 50.0
 """Beyond this factor either way a row is void: no fusion of one layer does that, an output that is never computed does."""
 _EXACT_BLOCKS = 60
-"""Up to here the signed-rank distribution is counted exactly; beyond, its normal limit is narrower by no more than one rank in a thousand."""
+"""Up to here the signed-rank distribution is counted exactly; beyond, its normal limit is close and errs towards width."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ def block_log_ratios(baseline_seconds: Sequence[float], subject_seconds: Sequenc
     """
     _check_whole_blocks(len(baseline_seconds), len(subject_seconds))
     log_ratios = np.log(np.asarray(baseline_seconds, dtype=float)) - np.log(np.asarray(subject_seconds, dtype=float))
-    return log_ratios.reshape(-1, PAIRS_IN_BLOCK).mean(axis=1)
+    return np.asarray(log_ratios.reshape(-1, PAIRS_IN_BLOCK).mean(axis=1))
 
 
 def _check_whole_blocks(baseline: int, subject: int) -> None:
@@ -72,7 +72,7 @@ def signed_rank_critical(blocks: int, alpha: float) -> int | None:
     if blocks > _EXACT_BLOCKS:
         mean = blocks * (blocks + 1) / 4
         deviation = math.sqrt(blocks * (blocks + 1) * (2 * blocks + 1) / 24)
-        return math.floor(mean - stats.norm.isf(alpha / 2) * deviation - 0.5)
+        return math.floor(mean - float(stats.norm.isf(alpha / 2)) * deviation - 0.5)
     ways = np.ones(1)
     for rank in range(1, blocks + 1):  # each rank is either counted in W or not: multiply by (1 + x**rank)
         ways = np.concatenate([ways, np.zeros(rank)]) + np.concatenate([np.zeros(rank), ways])

@@ -96,7 +96,9 @@ class NVMLError(Exception):
     pass
 
 
-def fake_nvml(*, reasons: int = 0, pids: tuple[int, ...] = (), unsupported: tuple[str, ...] = (), found: bool = True) -> SimpleNamespace:
+def fake_nvml(
+    *, reasons: int = 0, pids: tuple[int, ...] = (), unsupported: tuple[str, ...] = (), found: bool = True
+) -> SimpleNamespace:
     """A stand-in for the module ``pynvml``; functions in ``unsupported`` answer as NVML does then."""
 
     def answer(name, value):

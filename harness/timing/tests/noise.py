@@ -127,7 +127,9 @@ class NoisyDevice(Device):
         return None
 
 
-def simulate(model: Factors, *, effect: float, comparisons: int, budget_seconds: float = 5.0, seed: int = 0) -> list[PairedResult]:
+def simulate(
+    model: Factors, *, effect: float, comparisons: int, budget_seconds: float = 5.0, seed: int = 0
+) -> list[PairedResult]:
     """Comparisons of a 1 ms call with one that takes ``effect`` more."""
     return [
         compare(

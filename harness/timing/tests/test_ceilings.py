@@ -10,7 +10,11 @@ from harness.timing.paired import compare
 from harness.timing.tests.noise import CALL_SECONDS, NoisyDevice
 
 LIGHT = SpeedOfLight(
-    device="cpu", gemm_flops={"float32": 1e11}, stream_bytes={2**20: 4e11, 2**25: 1e11, 2**29: 5e10}, seconds=2.0, warnings=()
+    device="cpu",
+    gemm_flops={"float32": 1e11},
+    stream_bytes={2**20: 4e11, 2**25: 1e11, 2**29: 5e10},
+    seconds=2.0,
+    warnings=(),
 )
 
 
@@ -22,7 +26,9 @@ def test_a_call_is_held_against_the_memory_that_its_bytes_fit():
 
 def test_fractions_are_achieved_rates_over_ceilings():
     """None where a count or a ceiling is missing."""
-    assert fractions(LIGHT, seconds=1.0, dtype="float32", flops=5e10, moved_bytes=2**29) == Fractions(flops=0.5, bytes=2**29 / 5e10)
+    assert fractions(LIGHT, seconds=1.0, dtype="float32", flops=5e10, moved_bytes=2**29) == Fractions(
+        flops=0.5, bytes=2**29 / 5e10
+    )
     assert fractions(LIGHT, seconds=1.0, dtype="float64", flops=5e10) == Fractions(flops=None, bytes=None)
 
 
@@ -39,7 +45,11 @@ def test_a_figure_beyond_the_ceiling_voids_the_row(reached, void):
 def test_the_better_of_two_measurements_counts():
     """A disturbance that passes lowers neither."""
     other = SpeedOfLight(
-        device="cpu", gemm_flops={"float32": 2e11, "bfloat16": 4e11}, stream_bytes={2**20: 3e11}, seconds=1.0, warnings=("w",)
+        device="cpu",
+        gemm_flops={"float32": 2e11, "bfloat16": 4e11},
+        stream_bytes={2**20: 3e11},
+        seconds=1.0,
+        warnings=("w",),
     )
     best = LIGHT.best_with(other)
     assert best.gemm_flops == {"float32": 2e11, "bfloat16": 4e11}

@@ -61,7 +61,8 @@ def test_peak_memory_sees_a_temporary_of_the_call():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"threads": 0}, "threads must be at least 1, got 0"), ({"cores": (10**6,)}, "cores must be among")]
+    ("options", "words"),
+    [({"threads": 0}, "threads must be at least 1, got 0"), ({"cores": (10**6,)}, "cores must be among")],
 )
 def test_threads_and_cores_that_are_not_there_are_refused(options, words):
     """In one line."""

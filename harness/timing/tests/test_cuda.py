@@ -40,7 +40,17 @@ def test_a_graph_is_warmed_up_aside_captured_once_and_replayed():
     """What is timed afterwards is the replay."""
     cuda = FakeCuda()
     replay = _device(cuda).captured(lambda: cuda.launch(1e-4))
-    assert cuda.log == ["side waits", "on side", "launch", "launch", "launch", "main waits", "capture", "launch", "captured"]
+    assert cuda.log == [
+        "side waits",
+        "on side",
+        "launch",
+        "launch",
+        "launch",
+        "main waits",
+        "capture",
+        "launch",
+        "captured",
+    ]
     replay()
     assert cuda.log[-1] == "replay"
 
@@ -65,7 +75,10 @@ def test_conditions_hold_clock_power_temperature_throttling_and_other_processes(
 def test_a_single_process_under_another_number_is_taken_to_be_this_one():
     """Containers number processes differently from the driver."""
     assert Nvml(fake_nvml(pids=(99999999,)), UUID).read().foreign_processes == ()
-    assert Nvml(fake_nvml(pids=(99999998, 99999999)), UUID).read().foreign_processes == ("process 99999998", "process 99999999")
+    assert Nvml(fake_nvml(pids=(99999998, 99999999)), UUID).read().foreign_processes == (
+        "process 99999998",
+        "process 99999999",
+    )
 
 
 def test_each_query_that_is_not_supported_costs_its_own_figure_only():

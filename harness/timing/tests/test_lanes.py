@@ -50,7 +50,11 @@ def test_the_self_test_counts_alarms_power_and_seconds_a_pair():
     """Two and three units more of a hundred are found, and measured as such."""
     steps = []
     outcome = selftest(
-        NoisyDevice(), comparisons=12, effect_comparisons=4, work=_work, progress=lambda done, planned: steps.append((done, planned))
+        NoisyDevice(),
+        comparisons=12,
+        effect_comparisons=4,
+        work=_work,
+        progress=lambda done, planned: steps.append((done, planned)),
     )
     assert (outcome.comparisons, outcome.alarms, outcome.complete) == (12, 0, True)
     assert [(injected.effect, injected.power) for injected in outcome.effects] == [(0.02, 1.0), (0.03, 1.0)]
@@ -79,7 +83,7 @@ def test_a_self_test_without_time_for_one_comparison_claims_nothing():
 
 def test_an_effect_that_is_no_whole_number_of_units_is_refused():
     """It would be measured as another one."""
-    with pytest.raises(ValueError, match="positive multiple of 1%, got 2.500%"):
+    with pytest.raises(ValueError, match=r"positive multiple of 1%, got 2\.500%"):
         selftest(NoisyDevice(), effects=(0.025,), work=_work)
 
 

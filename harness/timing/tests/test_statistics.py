@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from harness.timing import statistics
 from harness.timing.statistics import block_log_ratios, blocks_needed, hodges_lehmann, judge, signed_rank_critical
 
 seconds = st.floats(1e-6, 10.0)
@@ -55,7 +56,7 @@ def test_every_verdict_has_a_reason_and_agrees_with_its_interval(pairs):
     assert judgement.reason
     if judgement.ratio and judgement.verdict != "VOID":
         ratio = judgement.ratio
-        inside = 1 / 1.01 <= ratio.low and ratio.high <= 1.01
+        inside = ratio.low >= 1 / 1.01 and ratio.high <= 1.01
         assert (judgement.verdict == "SAME") == inside
         assert (judgement.verdict == "FASTER") == (ratio.low > 1 and ratio.estimate > 1.01 and not inside)
         assert (judgement.verdict == "SLOWER") == (ratio.high < 1 and ratio.estimate < 1 / 1.01 and not inside)
@@ -75,10 +76,14 @@ def test_the_critical_rank_sum_is_the_largest_that_keeps_the_level(count, alpha)
         assert count >= blocks_needed(alpha)
 
 
-def test_the_normal_limit_takes_over_without_a_step():
-    """Exact at 60 blocks, a limit beyond: the critical value goes on growing smoothly."""
-    exact, beyond = signed_rank_critical(60, 0.01), signed_rank_critical(61, 0.01)
-    assert 0 < beyond - exact < 40
+@pytest.mark.parametrize("count", [61, 128, 300])
+@pytest.mark.parametrize("alpha", [0.05, 0.01, 0.001])
+def test_the_normal_limit_for_many_blocks_is_close_and_never_narrower(monkeypatch, count, alpha):
+    """Against counting, which it replaces."""
+    limit = signed_rank_critical(count, alpha)
+    monkeypatch.setattr(statistics, "_EXACT_BLOCKS", count)
+    exact = signed_rank_critical(count, alpha)
+    assert 0.97 * exact < limit <= exact
 
 
 def test_the_interval_agrees_with_the_signed_rank_test_of_scipy():
