@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from reports.record import Interval
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from reports.record import Interval
 
 WIDEST_RATIO = 8.0
 """A ratio axis ends at 1/8 and 8 at the widest."""
@@ -103,7 +106,10 @@ def sparkline(
     medians of neighbouring runs: more would not be seen, and would weigh the page down.
     """
     step = max(1, math.ceil(len(values) / most))
-    binned = [(i + (min(step, len(values) - i) - 1) / 2, statistics.median(values[i : i + step])) for i in range(0, len(values), step)]
+    binned = [
+        (i + (min(step, len(values) - i) - 1) / 2, statistics.median(values[i : i + step]))
+        for i in range(0, len(values), step)
+    ]
     logs = [math.log(v) for _, v in binned] + [math.log(level.value) for level in levels]
     # Half a span of 10 % at least, or the noise of a steady series would fill the drawing.
     middle, half = (max(logs) + min(logs)) / 2, max((max(logs) - min(logs)) / 2, 0.05)

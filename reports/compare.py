@@ -16,14 +16,17 @@ Requirements this file must meet:
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from reports import wording
-from reports.record import Environment, Interval, Run, Timing, Verdict
 from reports.summary import WRONG, is_replaced, measured_ratio
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from reports.record import Environment, Interval, Run, Timing, Verdict
 
 MARGIN = 0.02
 """Smallest relative change of a ratio that counts, disjoint intervals notwithstanding."""
@@ -235,7 +238,11 @@ def _newly_refused(old: Verdict, new: Verdict) -> str | None:
 def _timing_changes(old: Timing, new: Timing, margin: float) -> list[Change]:
     def change(kind: Kind, sentence: str, effect: float | None = None) -> list[Change]:
         subject = f"{wording.where(new)}, {wording.pair(new)}"
-        return [Change(kind=kind, case=new.case, subject=subject, sentence=f"{new.case}: {subject}: {sentence}", effect=effect)]
+        return [
+            Change(
+                kind=kind, case=new.case, subject=subject, sentence=f"{new.case}: {subject}: {sentence}", effect=effect
+            )
+        ]
 
     if new.verdict == "FAILED":
         return change("still wrong" if old.verdict == "FAILED" else "wrong", f"not timed: {new.reason}")

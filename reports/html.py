@@ -10,21 +10,24 @@ Requirements this file must meet:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from markupsafe import Markup, escape
 
 from reports import chart, wording
 from reports.compare import Comparison, ComparisonError, compare
-from reports.history import History
-from reports.record import Run, Timing
 from reports.summary import WRONG, columns, is_replaced, measured_ratio, summarize, typical_ratio
-from reports.trends import Trends
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reports.history import History
+    from reports.record import Run, Timing
+    from reports.trends import Trends
 
 LONGEST_SCRIPT = 12_000
 """Characters of a reproducing script or traceback that the page shows."""
@@ -37,23 +40,27 @@ def render_html(run: Run, previous: Run | None = None) -> str:
     summary = summarize(run)
     comparison, incomparable = _comparison(previous, run)
     intervals = [ratio for t in run.timings if (ratio := measured_ratio(t)) is not None]
-    return _environment().get_template("run.html.j2").render(
-        run=run,
-        previous=previous,
-        summary=summary,
-        comparison=comparison,
-        incomparable=incomparable,
-        numbers={id(v): n for n, v in enumerate(summary.wrong, 1)},
-        statements=dict((v.property, v.statement) for v in run.verdicts),
-        typical=typical_ratio([t for t in run.timings if is_replaced(t)]),
-        overview=columns(run),
-        timings=_by_case(run.timings),
-        used=[t for t in run.timings if t.flops_fraction is not None or t.bytes_fraction is not None],
-        budgets=[v for v in run.verdicts if v.worst_error is not None],
-        axis=chart.ratio_axis(intervals, 320),
-        wide=chart.ratio_axis(intervals, 460),
-        errors=chart.error_axis(240),
-        full_evidence=FULL_EVIDENCE,
+    return (
+        _environment()
+        .get_template("run.html.j2")
+        .render(
+            run=run,
+            previous=previous,
+            summary=summary,
+            comparison=comparison,
+            incomparable=incomparable,
+            numbers={id(v): n for n, v in enumerate(summary.wrong, 1)},
+            statements={v.property: v.statement for v in run.verdicts},
+            typical=typical_ratio([t for t in run.timings if is_replaced(t)]),
+            overview=columns(run),
+            timings=_by_case(run.timings),
+            used=[t for t in run.timings if t.flops_fraction is not None or t.bytes_fraction is not None],
+            budgets=[v for v in run.verdicts if v.worst_error is not None],
+            axis=chart.ratio_axis(intervals, 320),
+            wide=chart.ratio_axis(intervals, 460),
+            errors=chart.error_axis(240),
+            full_evidence=FULL_EVIDENCE,
+        )
     )
 
 
@@ -102,7 +109,21 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    words = ("count", "duration", "size", "rate", "error", "ratio", "interval", "percent", "change", "spread", "where", "pair", "moment")
+    words = (
+        "count",
+        "duration",
+        "size",
+        "rate",
+        "error",
+        "ratio",
+        "interval",
+        "percent",
+        "change",
+        "spread",
+        "where",
+        "pair",
+        "moment",
+    )
     environment.filters |= {name: getattr(wording, name) for name in words}
     environment.filters |= {"block": _block, "slug": _slug, "identity": id}
     environment.globals |= {

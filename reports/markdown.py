@@ -10,12 +10,16 @@ Requirements this file must meet:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from reports import wording
 from reports.compare import Change, Comparison, ComparisonError, compare
-from reports.record import Run, Timing, Verdict
 from reports.summary import WRONG, Summary, columns, summarize
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from reports.record import Run, Timing, Verdict
 
 MOST_FAILURES = 20
 MOST_LINES = 40
@@ -45,10 +49,10 @@ def render_markdown(run: Run, previous: Run | None = None) -> str:
     parts += _slower(summary)
     parts += _typical(run)
     parts += _evidence(run, summary)
-    environment = run.environment
     parts.append(
-        f"<sub>run {escape(run.id)}, {escape(run.profile)}, seed {run.seed}, {wording.duration(run.seconds)}; machine "
-        f"{escape(environment.machine)}, {escape(environment.cpu)}, {wording.count(environment.threads, 'thread')}</sub>"
+        f"<sub>run {escape(run.id)}, {escape(run.profile)}, seed {run.seed}, {wording.duration(run.seconds)}; "
+        f"machine {escape(run.environment.machine)}, {escape(run.environment.cpu)}, "
+        f"{wording.count(run.environment.threads, 'thread')}</sub>"
     )
     return "\n\n".join(parts) + "\n"
 
@@ -120,7 +124,8 @@ def _slower(summary: Summary) -> list[str]:
     if not summary.slower:
         return []
     rows = [
-        [escape(t.case), escape(wording.where(t)), escape(wording.pair(t)), _ratio(t)] for t in summary.slower[:MOST_LINES]
+        [escape(t.case), escape(wording.where(t)), escape(wording.pair(t)), _ratio(t)]
+        for t in summary.slower[:MOST_LINES]
     ]
     title = f"### Slower than the original: {len(summary.slower)}"
     return [title, _table(["case", "workload", "columns", "ratio"], rows)]
@@ -145,7 +150,10 @@ def _evidence(run: Run, summary: Summary) -> Iterator[str]:
         yield f"**{escape(verdict.case)}: {escape(verdict.property)}**: {verdict.outcome}. {escape(message)}"
         if verdict.failure is not None:
             passing = verdict.failure.nearest_passing or {}
-            rows = [[escape(axis), escape(value), escape(passing.get(axis, "–"))] for axis, value in verdict.failure.example.items()]
+            rows = [
+                [escape(axis), escape(value), escape(passing.get(axis, "–"))]
+                for axis, value in verdict.failure.example.items()
+            ]
             yield _table(["axis", "fails", "nearest passing"], rows[:MOST_LINES])
             yield f"Again: {escape(f'harness reproduce {run.id} {verdict.failure.id}')}"
             if verdict.failure.script:

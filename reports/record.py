@@ -18,10 +18,12 @@ import math
 import os
 import sys
 import uuid
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "run.json"
@@ -48,17 +50,17 @@ class RecordError(ValueError):
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of all record parts: immutable, strict about unknown fields. (``kw_only`` is not inherited: each part says it.)"""
+    """Base of all record parts: immutable and strict; ``kw_only`` is not inherited, so each part says it again."""
 
 
-class Accelerator(Struct, kw_only=True):
+class Accelerator(Struct, frozen=True, kw_only=True):
     name: str
     memory_bytes: int
     driver: str | None = None
     capability: str | None = None
 
 
-class Environment(Struct, kw_only=True):
+class Environment(Struct, frozen=True, kw_only=True):
     """Fingerprint of where a run took place. Two timings are comparable only where ``machine`` agrees."""
 
     machine: str
@@ -78,7 +80,7 @@ class Environment(Struct, kw_only=True):
     """What could not be measured or pinned here, one sentence each."""
 
 
-class Stage(Struct, kw_only=True):
+class Stage(Struct, frozen=True, kw_only=True):
     """Error at one named stage inside a layer: what it inherited from its input and what it added itself."""
 
     name: str
@@ -86,7 +88,7 @@ class Stage(Struct, kw_only=True):
     inherited_error: float
 
 
-class Failure(Struct, kw_only=True):
+class Failure(Struct, frozen=True, kw_only=True):
     """The minimal example on which a property did not hold, and what points at the cause."""
 
     id: str
@@ -105,7 +107,7 @@ class Failure(Struct, kw_only=True):
     traceback: str | None = None
 
 
-class Verdict(Struct, kw_only=True):
+class Verdict(Struct, frozen=True, kw_only=True):
     """One property judged on one case."""
 
     case: str
@@ -133,7 +135,7 @@ class Verdict(Struct, kw_only=True):
     failure: Failure | None = None
 
 
-class Coverage(Struct, kw_only=True):
+class Coverage(Struct, frozen=True, kw_only=True):
     """How often each value of each declared axis of a case was drawn in this run."""
 
     case: str
@@ -144,7 +146,7 @@ class Coverage(Struct, kw_only=True):
     """Axis values (``axis=value``) or pairs that the case claims and that were never drawn."""
 
 
-class Interval(Struct, kw_only=True):
+class Interval(Struct, frozen=True, kw_only=True):
     """A point estimate with a two-sided confidence interval."""
 
     estimate: float
@@ -153,7 +155,7 @@ class Interval(Struct, kw_only=True):
     confidence: float = 0.99
 
 
-class Timing(Struct, kw_only=True):
+class Timing(Struct, frozen=True, kw_only=True):
     """One paired comparison: ``subject`` against ``baseline`` on one workload."""
 
     case: str
@@ -198,7 +200,7 @@ class Timing(Struct, kw_only=True):
     """Time to replace, compile or capture, kept apart from the call's own time."""
 
 
-class Ceilings(Struct, kw_only=True):
+class Ceilings(Struct, frozen=True, kw_only=True):
     """Speed of light measured in the same run."""
 
     device: str
@@ -208,7 +210,7 @@ class Ceilings(Struct, kw_only=True):
     """Copy bandwidth, bytes/s, reads plus writes."""
 
 
-class NullLane(Struct, kw_only=True):
+class NullLane(Struct, frozen=True, kw_only=True):
     """The A/A lane: the same call on both sides. ``alarms`` should be none."""
 
     comparisons: int
@@ -217,7 +219,7 @@ class NullLane(Struct, kw_only=True):
     """Smallest relative difference this run's noise lets it detect, e.g. 0.02."""
 
 
-class Run(Struct, kw_only=True):
+class Run(Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA_VERSION
     id: str
     created: str
@@ -256,7 +258,8 @@ def write(run: Run, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / RECORD_NAME
     data = msgspec.json.encode(_finite(msgspec.to_builtins(run)))
-    write_atomically(target, msgspec.json.format(data, indent=1))
+    # On one line: half of an indented record is the space before raw samples, and a history reads a thousand of them.
+    write_atomically(target, data + b"\n")
     return target
 
 

@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from reports import wording
-from reports.record import Interval, Run, Timing, TimingVerdict, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from reports.record import Interval, Run, Timing, TimingVerdict, Verdict
 
 WRONG = frozenset({"failed", "vacuous", "error"})
 """Outcomes that a person must look at."""
@@ -106,7 +109,7 @@ class Rated(Protocol):
 
 
 def measured_ratio(timing: Rated) -> Interval | None:
-    """The row's ratio where it is one: None when the row was not timed, is void, or holds a ratio that no two times have."""
+    """The row's ratio, or None: it was not timed, is void, or holds a ratio that no two times have."""
     ratio = timing.ratio
     if ratio is None or timing.verdict in ("VOID", "FAILED") or not 0 < ratio.low <= ratio.estimate <= ratio.high:
         return None
@@ -147,7 +150,9 @@ def _matrix(run: Run) -> tuple[tuple[str, ...], tuple[Row, ...]]:
     return properties, rows
 
 
-def _headline(run: Run, wrong: int, wrong_timings: int, unavailable: int) -> tuple[Literal["good", "bad", "unsure"], str]:
+def _headline(
+    run: Run, wrong: int, wrong_timings: int, unavailable: int
+) -> tuple[Literal["good", "bad", "unsure"], str]:
     judged = len(run.verdicts) - unavailable
     if wrong or wrong_timings:
         parts = []
@@ -185,14 +190,22 @@ def _remarks(run: Run, unavailable: tuple[Verdict, ...]) -> tuple[str, ...]:
     return tuple(remarks)
 
 
+_WORDS: tuple[tuple[TimingVerdict, str], ...] = (
+    ("FASTER", "faster"),
+    ("SAME", "the same"),
+    ("SLOWER", "slower"),
+    ("AMBIGUOUS", "undecided"),
+    ("VOID", "void"),
+    ("FAILED", "not timed"),
+)
+
+
 def _speed(run: Run) -> str:
     rows = tuple(t for t in run.timings if is_replaced(t))
     if not rows:
         return "No replacement was timed in this run."
     counts = Counter(t.verdict for t in rows)
-    words = (("FASTER", "faster"), ("SAME", "the same"), ("SLOWER", "slower"), ("AMBIGUOUS", "undecided"),
-             ("VOID", "void"), ("FAILED", "not timed"))  # fmt: skip
-    parts = ", ".join(f"{counts[verdict]} {word}" for verdict, word in words if counts[verdict])
+    parts = ", ".join(f"{counts[verdict]} {word}" for verdict, word in _WORDS if counts[verdict])
     typical = typical_ratio(rows)
     mean = f"; geometric mean {wording.ratio(typical)}" if typical is not None else ""
     return f"Replaced against original on {wording.count(len(rows), 'row')}: {parts}{mean}."

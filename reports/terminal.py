@@ -10,7 +10,6 @@ Requirements this file must meet:
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -19,12 +18,14 @@ from rich.table import Table
 from rich.text import Text
 
 from reports import wording
-from reports.compare import Comparison
-from reports.record import Run, Timing, Verdict
 from reports.summary import Summary, columns, is_slower, measured_ratio, summarize
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from reports.compare import Comparison
     from reports.history import History
+    from reports.record import Run, Timing, Verdict
     from reports.trends import Trends
 
 STYLES = {
@@ -67,7 +68,9 @@ def run_lines(run: Run) -> Iterator[str]:
     yield from map(_clean, summary.remarks)
     for verdict in run.verdicts:
         layers = f"{verdict.layers_replaced} of {wording.count(verdict.layers_expected, 'layer')}"
-        judged = f"{wording.count(verdict.examples, 'example')}, {layers}, worst error {wording.error(verdict.worst_error)}"
+        judged = (
+            f"{wording.count(verdict.examples, 'example')}, {layers}, worst error {wording.error(verdict.worst_error)}"
+        )
         reason = f": {verdict.reason}" if verdict.reason else ""
         yield _clean(f"{verdict.case}: {verdict.property}: {verdict.outcome}, {judged}{reason}")
     for timing in run.timings:
@@ -110,7 +113,11 @@ def history_lines(history: History, trends: Trends) -> Iterator[str]:
     yield f"{standing} not recovered, in {wording.count(len(history.runs), 'run')} and {series}"
     for found in trends.regressions:
         start = f"after run {found.last_good.id}, " if found.last_good else "with the first there is, "
-        yield _clean(" ".join([f"{found.subject}: {found.sentence}. Began {start}in run {found.first_bad.id}.", *found.differences]))
+        yield _clean(
+            " ".join(
+                [f"{found.subject}: {found.sentence}. Began {start}in run {found.first_bad.id}.", *found.differences]
+            )
+        )
     yield from (_clean(f"left out: {line}") for line in history.problems)
 
 
@@ -126,7 +133,9 @@ def _table(title: str, *names: str) -> Table:
 
 
 def _matrix(summary: Summary) -> Table:
-    table = _table("Verdicts (✓ held, with the examples judged; – unavailable here)", "case", *summary.properties, "layers")
+    table = _table(
+        "Verdicts (✓ held, with the examples judged; – unavailable here)", "case", *summary.properties, "layers"
+    )
     for row in summary.rows:
         layers = sum(cell.layers_replaced for cell in row.cells if cell is not None)
         table.add_row(Text(_clean(row.case)), *map(_cell, row.cells), f"{layers:,}")
@@ -146,7 +155,13 @@ def _latency(run: Run) -> Table:
     for found in columns(run):
         slower = sum(map(is_slower, found.timings))
         shown = Text(f"▼ {slower}" if slower else "", style=STYLES["SLOWER"])
-        table.add_row(Text(_clean(found.case)), Text(_clean(found.pair)), wording.ratio(found.mean), str(len(found.timings)), shown)
+        table.add_row(
+            Text(_clean(found.case)),
+            Text(_clean(found.pair)),
+            wording.ratio(found.mean),
+            str(len(found.timings)),
+            shown,
+        )
     return table
 
 

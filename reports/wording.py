@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import datetime
 import statistics
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from reports.record import NOT_FINITE, Interval, Timing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 OUTCOME_SYMBOLS = {"held": "✓", "failed": "✗", "vacuous": "∅", "error": "!", "unavailable": "–"}
 TIMING_SYMBOLS = {"FASTER": "▲", "SAME": "=", "SLOWER": "▼", "AMBIGUOUS": "?", "VOID": "∅", "FAILED": "✗"}

@@ -38,45 +38,53 @@ STATEMENTS = {
     "graph": "Replaying a captured graph equals calling the module.",
     "refusal": "What the replacement cannot express is refused by name before anything is changed.",
 }
-WORKLOADS = (("small", "prefill", "batch 1, 128 tokens"), ("base", "decode", "batch 4, 1 token after 512"), ("base", "prefill", "batch 1, 512 tokens"))
-PAIRS = (("original sdpa", "replaced", 1.4), ("original compiled", "replaced + compile", 1.12), ("original eager", "original sdpa", 1.05))
+WORKLOADS = (
+    ("small", "prefill", "batch 1, 128 tokens"),
+    ("base", "decode", "batch 4, 1 token after 512"),
+    ("base", "prefill", "batch 1, 512 tokens"),
+)
+PAIRS = (
+    ("original sdpa", "replaced", 1.4),
+    ("original compiled", "replaced + compile", 1.12),
+    ("original eager", "original sdpa", 1.05),
+)
 
 
 UNTIMED = {"ratio": None, "baseline_seconds": (), "subject_seconds": (), "flops_fraction": None, "bytes_fraction": None}
 
 
 def environment(machine: str = "5f2c9a", **changes) -> record.Environment:
-    fields = dict(
-        machine=machine,
-        cpu="Example 9000, 2.4 GHz",
-        cores=8,
-        threads=2,
-        memory_bytes=24 * 2**30,
-        accelerator=None,
-        platform="Linux x86_64",
-        python="3.11.7",
-        packages={"torch": "2.13.0", "transformers": "5.23.0", "diffusers": "0.42.1"},
-        git="9e3b1c7",
-        notes=("No accelerator here: device time was not measured.",),
-    )
+    fields = {
+        "machine": machine,
+        "cpu": "Example 9000, 2.4 GHz",
+        "cores": 8,
+        "threads": 2,
+        "memory_bytes": 24 * 2**30,
+        "accelerator": None,
+        "platform": "Linux x86_64",
+        "python": "3.11.7",
+        "packages": {"torch": "2.13.0", "transformers": "5.23.0", "diffusers": "0.42.1"},
+        "git": "9e3b1c7",
+        "notes": ("No accelerator here: device time was not measured.",),
+    }
     return record.Environment(**{**fields, **changes})
 
 
 def verdict(case: str = "bert", name: str = "layer equality", **changes) -> record.Verdict:
-    fields = dict(
-        case=case,
-        policy=CASES.get(case, "OtherPolicy"),
-        property=name,
-        statement=STATEMENTS.get(name, "Something holds."),
-        outcome="held",
-        examples=240,
-        layers_replaced=431,
-        layers_expected=431,
-        worst_error=3.1e-14,
-        tolerance=1e-10,
-        seconds=3.4,
-        seed=20260,
-    )
+    fields = {
+        "case": case,
+        "policy": CASES.get(case, "OtherPolicy"),
+        "property": name,
+        "statement": STATEMENTS.get(name, "Something holds."),
+        "outcome": "held",
+        "examples": 240,
+        "layers_replaced": 431,
+        "layers_expected": 431,
+        "worst_error": 3.1e-14,
+        "tolerance": 1e-10,
+        "seconds": 3.4,
+        "seed": 20260,
+    }
     return record.Verdict(**{**fields, **changes})
 
 
@@ -99,56 +107,71 @@ def failure(case: str = "bloom", name: str = "layer equality") -> record.Failure
     )
 
 
-def timing(case: str = "bert", *, at: float = 1.4, width: float = 0.02, seconds: float = 1.4e-3, samples: int = 50,
-           source: random.Random | None = None, **changes) -> record.Timing:
+def timing(
+    case: str = "bert",
+    *,
+    at: float = 1.4,
+    width: float = 0.02,
+    seconds: float = 1.4e-3,
+    samples: int = 50,
+    source: random.Random | None = None,
+    **changes,
+) -> record.Timing:
     source = source or random.Random(0)
     low, high = at * (1 - width / 2), at * (1 + width / 2)
-    fields = dict(
-        case=case,
-        workload=f"{case}-base",
-        phase="prefill",
-        shape="batch 1, 128 tokens",
-        dtype="float32",
-        device="cpu",
-        baseline="original sdpa",
-        subject="replaced",
-        verdict="FASTER" if low > 1 else "SLOWER" if high < 1 else "AMBIGUOUS",
-        reason="the whole interval is on one side of 1" if low > 1 or high < 1 else "the interval holds 1",
-        ratio=record.Interval(estimate=at, low=low, high=high),
-        baseline_seconds=tuple(seconds * math.exp(source.gauss(0, 0.03)) for _ in range(samples)),
-        subject_seconds=tuple(seconds / at * math.exp(source.gauss(0, 0.03)) for _ in range(samples)),
-        error=4.0e-7,
-        layers_replaced=1,
-        flops=1.8e9,
-        bytes=2.9e7,
-        flops_fraction=source.uniform(0.35, 0.9),
-        bytes_fraction=source.uniform(0.05, 0.6),
-        peak_bytes=61 * 2**20,
-        rest_bytes=29 * 2**20,
-        prepare_seconds=0.21,
-    )
+    fields = {
+        "case": case,
+        "workload": f"{case}-base",
+        "phase": "prefill",
+        "shape": "batch 1, 128 tokens",
+        "dtype": "float32",
+        "device": "cpu",
+        "baseline": "original sdpa",
+        "subject": "replaced",
+        "verdict": "FASTER" if low > 1 else "SLOWER" if high < 1 else "AMBIGUOUS",
+        "reason": "the whole interval is on one side of 1" if low > 1 or high < 1 else "the interval holds 1",
+        "ratio": record.Interval(estimate=at, low=low, high=high),
+        "baseline_seconds": tuple(seconds * math.exp(source.gauss(0, 0.03)) for _ in range(samples)),
+        "subject_seconds": tuple(seconds / at * math.exp(source.gauss(0, 0.03)) for _ in range(samples)),
+        "error": 4.0e-7,
+        "layers_replaced": 1,
+        "flops": 1.8e9,
+        "bytes": 2.9e7,
+        "flops_fraction": source.uniform(0.35, 0.9),
+        "bytes_fraction": source.uniform(0.05, 0.6),
+        "peak_bytes": 61 * 2**20,
+        "rest_bytes": 29 * 2**20,
+        "prepare_seconds": 0.21,
+    }
     return record.Timing(**{**fields, **changes})
 
 
 def run(id: str = "run-a", **changes) -> record.Run:
     """The smallest run that has a little of everything."""
-    fields = dict(
-        id=id,
-        created="2026-03-14T04:10:00Z",
-        command="harness run",
-        profile="nightly",
-        seed=20260,
-        complete=True,
-        seconds=1311.0,
-        environment=environment(),
-        verdicts=(verdict(),),
-        timings=(timing(),),
-    )
+    fields = {
+        "id": id,
+        "created": "2026-03-14T04:10:00Z",
+        "command": "harness run",
+        "profile": "nightly",
+        "seed": 20260,
+        "complete": True,
+        "seconds": 1311.0,
+        "environment": environment(),
+        "verdicts": (verdict(),),
+        "timings": (timing(),),
+    }
     return record.Run(**{**fields, **changes})
 
 
-def full_run(id: str = "run-a", *, seed: int = 1, faulty: bool = False, day: int = 0, factors: dict[str, float] | None = None,
-             machine: str = "5f2c9a") -> record.Run:
+def full_run(
+    id: str = "run-a",
+    *,
+    seed: int = 1,
+    faulty: bool = False,
+    day: int = 0,
+    factors: dict[str, float] | None = None,
+    machine: str = "5f2c9a",
+) -> record.Run:
     """A run over all cases; ``faulty`` adds one of each outcome, ``factors`` scale the ratios of a case."""
     source = random.Random(seed)
     created = datetime.datetime(2026, 1, 1, 3, 30, tzinfo=datetime.timezone.utc) + datetime.timedelta(days=day)
@@ -160,7 +183,9 @@ def full_run(id: str = "run-a", *, seed: int = 1, faulty: bool = False, day: int
         verdicts=tuple(_verdicts(source, faulty)),
         coverage=tuple(_coverage(case, source) for case in CASES),
         timings=tuple(_timings(source, faulty, factors or {})),
-        ceilings=(record.Ceilings(device="cpu", gemm_flops={"float32": 1.9e11, "bfloat16": 6.0e11}, copy_bytes=2.1e10),),
+        ceilings=(
+            record.Ceilings(device="cpu", gemm_flops={"float32": 1.9e11, "bfloat16": 6.0e11}, copy_bytes=2.1e10),
+        ),
         null_lane=record.NullLane(comparisons=24, alarms=0, smallest_effect=0.017),
     )
 
@@ -171,20 +196,52 @@ def _verdicts(source: random.Random, faulty: bool):
             if name == "graph" and case not in ("unet", "vae", "clip"):
                 continue
             if case == "megatron" and faulty:
-                yield verdict(case, name, outcome="unavailable", reason="megatron-core is not installed; pip install replace-policy-harness[megatron]",
-                              examples=0, layers_replaced=0, layers_expected=0, worst_error=None)
+                yield verdict(
+                    case,
+                    name,
+                    outcome="unavailable",
+                    reason="megatron-core is not installed; pip install replace-policy-harness[megatron]",
+                    examples=0,
+                    layers_replaced=0,
+                    layers_expected=0,
+                    worst_error=None,
+                )
             elif (case, name) == ("bloom", "layer equality") and faulty:
-                yield verdict(case, name, outcome="failed", reason="An example disagreed.", worst_error=3.2e-2, failure=failure())
+                yield verdict(
+                    case, name, outcome="failed", reason="An example disagreed.", worst_error=3.2e-2, failure=failure()
+                )
             elif (case, name) == ("gptj", "cache") and faulty:
-                yield verdict(case, name, outcome="vacuous", reason="No layer was replaced in 40 examples.", examples=40, layers_replaced=0,
-                              layers_expected=80, worst_error=None)
+                yield verdict(
+                    case,
+                    name,
+                    outcome="vacuous",
+                    reason="No layer was replaced in 40 examples.",
+                    examples=40,
+                    layers_replaced=0,
+                    layers_expected=80,
+                    worst_error=None,
+                )
             elif (case, name) == ("vae", "graph") and faulty:
-                yield verdict(case, name, outcome="error", reason="The original raised ValueError on every example.", examples=0, worst_error=None)
+                yield verdict(
+                    case,
+                    name,
+                    outcome="error",
+                    reason="The original raised ValueError on every example.",
+                    examples=0,
+                    worst_error=None,
+                )
             else:
                 layers = source.randrange(200, 700)
-                yield verdict(case, name, examples=source.randrange(200, 400), layers_replaced=layers, layers_expected=layers,
-                              worst_error=10 ** source.uniform(-15.6, -12.5), refused=3 if name == "refusal" else 0,
-                              refusals={"learned positions": 3} if name == "refusal" else {})
+                yield verdict(
+                    case,
+                    name,
+                    examples=source.randrange(200, 400),
+                    layers_replaced=layers,
+                    layers_expected=layers,
+                    worst_error=10 ** source.uniform(-15.6, -12.5),
+                    refused=3 if name == "refusal" else 0,
+                    refusals={"learned positions": 3} if name == "refusal" else {},
+                )
 
 
 def _timings(source: random.Random, faulty: bool, factors: dict[str, float]):
@@ -193,9 +250,24 @@ def _timings(source: random.Random, faulty: bool, factors: dict[str, float]):
             for dtype in ("float32", "bfloat16"):
                 for baseline, subject, typical in PAIRS:
                     ratio = typical * math.exp(source.gauss(0, 0.12)) * factors.get(case, 1.0)
-                    row = dict(workload=f"{case}-{size}", phase=phase, shape=shape, dtype=dtype, baseline=baseline, subject=subject)
+                    row = {
+                        "workload": f"{case}-{size}",
+                        "phase": phase,
+                        "shape": shape,
+                        "dtype": dtype,
+                        "baseline": baseline,
+                        "subject": subject,
+                    }
                     if faulty and case == "bloom":
-                        yield timing(case, source=source, **row, verdict="FAILED", reason="equality did not hold", **UNTIMED, error=3e-2)
+                        yield timing(
+                            case,
+                            source=source,
+                            **row,
+                            verdict="FAILED",
+                            reason="equality did not hold",
+                            **UNTIMED,
+                            error=3e-2,
+                        )
                     else:
                         yield timing(case, at=ratio, seconds=10 ** source.uniform(-3.3, -1.5), source=source, **row)
 

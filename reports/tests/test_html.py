@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -53,6 +54,7 @@ def full():
     return Page(html.render_html(synthetic.full_run("b", faulty=True), synthetic.full_run("a", seed=2)))
 
 
+@strategies.unhurried
 @given(run=strategies.runs())
 def test_any_run_becomes_a_page_with_no_tag_attribute_or_character_that_is_not_its_own(run):
     source = html.render_html(run, run)
@@ -62,6 +64,7 @@ def test_any_run_becomes_a_page_with_no_tag_attribute_or_character_that_is_not_i
     assert all(c.isprintable() or c in "\n\t" for c in source)
 
 
+@strategies.unhurried
 @given(text=strategies.hostile)
 def test_any_text_is_shown_on_the_page_as_it_is(text):
     page = Page(html.render_html(synthetic.run(command=text)))
@@ -98,16 +101,23 @@ def test_every_drawing_is_described_or_hidden_from_those_who_cannot_see_it(full)
 
 def test_headings_descend_one_level_at_a_time(full):
     levels = [int(tag[1]) for tag, _ in full.tags if re.fullmatch("h[1-6]", tag)]
-    assert levels.count(1) == 1 and levels[0] == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:]))  # noqa: B905
+    assert levels.count(1) == 1
+    assert levels[0] == 1
+    assert all(after <= before + 1 for before, after in itertools.pairwise(levels))
 
 
 @pytest.mark.parametrize(
     ("changes", "headline"),
     [
         ({}, "Nothing is wrong: all 1 verdict held"),
-        ({"verdicts": (synthetic.verdict(outcome="failed", failure=synthetic.failure()),)}, "1 of 1 verdict did not hold"),
-        ({"timings": (synthetic.timing(verdict="FAILED", ratio=None),)}, "1 row could not be timed because the outputs differ"),
+        (
+            {"verdicts": (synthetic.verdict(outcome="failed", failure=synthetic.failure()),)},
+            "1 of 1 verdict did not hold",
+        ),
+        (
+            {"timings": (synthetic.timing(verdict="FAILED", ratio=None),)},
+            "1 row could not be timed because the outputs differ",
+        ),
         ({"verdicts": (), "timings": ()}, "Nothing was judged in this run"),
         ({"verdicts": ()}, "Outputs agreed wherever they were timed; no property was judged"),
         ({"verdicts": (synthetic.verdict(outcome="unavailable"),), "timings": ()}, "Nothing was judged in this run"),
@@ -120,7 +130,11 @@ def test_the_headline_says_whether_anything_is_wrong_and_never_praises_an_empty_
 
 
 def test_the_first_screen_names_what_is_wrong_and_what_got_slower():
-    run = synthetic.run("b", verdicts=(synthetic.verdict(outcome="vacuous", reason="No layer was replaced."),), timings=(synthetic.timing(at=0.8),))
+    run = synthetic.run(
+        "b",
+        verdicts=(synthetic.verdict(outcome="vacuous", reason="No layer was replaced."),),
+        timings=(synthetic.timing(at=0.8),),
+    )
     source = html.render_html(run, synthetic.run("a"))
     first = "".join(Page(source[: source.index("<nav")] + "</body></html>").text)
     assert "No layer was replaced." in first
@@ -139,7 +153,12 @@ def test_without_a_comparable_run_the_page_does_not_claim_that_nothing_got_slowe
 
 def test_a_failure_is_shown_with_its_example_neighbour_stages_and_script(full):
     text = "".join(full.text)
-    for part in ("departs from the original's by 3.2e-02", "ALiBi", "harness reproduce b bloom/layer equality/1", "torch.manual_seed(7)"):
+    for part in (
+        "departs from the original's by 3.2e-02",
+        "ALiBi",
+        "harness reproduce b bloom/layer equality/1",
+        "torch.manual_seed(7)",
+    ):
         assert part in text
 
 
@@ -154,7 +173,10 @@ def test_a_run_in_which_everything_fails_is_still_a_page_of_three_megabytes_at_m
     wrong = tuple(synthetic.verdict("bert", f"p{n}", outcome="failed", failure=failure) for n in range(130))
     assert len(html.render_html(synthetic.run(verdicts=wrong)).encode()) < 12_000_000
     script = "print('<attention>')\n" * 200
-    wrong = tuple(synthetic.verdict("bert", f"p{n}", outcome="failed", failure=replace(failure, script=script, traceback=script)) for n in range(130))
+    wrong = tuple(
+        synthetic.verdict("bert", f"p{n}", outcome="failed", failure=replace(failure, script=script, traceback=script))
+        for n in range(130)
+    )
     assert len(html.render_html(synthetic.run(verdicts=wrong)).encode()) < 3_000_000
 
 
@@ -177,8 +199,16 @@ def _luminance(colour):
 def test_every_text_colour_stands_out_from_every_ground_it_is_put_on(scheme):
     style = html.render_html(synthetic.run())
     colours = dict(re.findall(r"--([\w-]+): (#\w{6})", re.findall(r":root \{(.*?)\}", style, re.S)[scheme]))
-    grounds = {"ink": "paper card faint bad-bg warn-bg", "muted": "paper card bad-bg warn-bg", "link": "paper card bad-bg warn-bg", "good": "paper card",
-               "bad": "paper card bad-bg", "warn": "paper card warn-bg", "fast": "paper card", "slow": "paper card"}  # fmt: skip
+    grounds = {
+        "ink": "paper card faint bad-bg warn-bg",
+        "muted": "paper card bad-bg warn-bg",
+        "link": "paper card bad-bg warn-bg",
+        "good": "paper card",
+        "bad": "paper card bad-bg",
+        "warn": "paper card warn-bg",
+        "fast": "paper card",
+        "slow": "paper card",
+    }
     for text, places in grounds.items():
         for ground in places.split():
             light, dark = sorted((_luminance(colours[text]), _luminance(colours[ground])), reverse=True)
@@ -187,14 +217,31 @@ def test_every_text_colour_stands_out_from_every_ground_it_is_put_on(scheme):
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
 def test_a_real_browser_loads_the_page_without_a_word_on_its_console(tmp_path):
-    verdict = synthetic.verdict(outcome="failed", reason="<script>console.error('escaped')</script>", failure=replace(synthetic.failure(), message="</p><script>console.error('escaped')</script>"))
+    verdict = synthetic.verdict(
+        outcome="failed",
+        reason="<script>console.error('escaped')</script>",
+        failure=replace(synthetic.failure(), message="</p><script>console.error('escaped')</script>"),
+    )
     run = replace(synthetic.full_run("b", faulty=True), command='"><script>console.error("escaped")</script>')
     page = tmp_path / "index.html"
-    page.write_text(html.render_html(replace(run, verdicts=(*run.verdicts, verdict)), synthetic.full_run("a")), encoding="utf-8")
-    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    page.write_text(
+        html.render_html(replace(run, verdicts=(*run.verdicts, verdict)), synthetic.full_run("a")), encoding="utf-8"
+    )
+    quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+    quiet += "--disable-background-networking --disable-component-update --disable-sync"
     done = subprocess.run(
-        [BROWSER, *quiet.split(), f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        [
+            BROWSER,
+            *quiet.split(),
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--enable-logging=stderr",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     assert "did not hold" in done.stdout
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []

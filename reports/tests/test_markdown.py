@@ -22,15 +22,19 @@ def inline(source):
     return {child.type for child in token.children}, "".join(child.content for child in token.children)
 
 
+@strategies.unhurried
 @given(text=strategies.hostile)
 def test_any_text_in_a_table_cell_is_shown_as_it_is_and_nothing_more(text):
     source = f"| a | b |\n| --- | --- |\n| x {markdown.escape(text)} | last |"
     cells = [t for t in PARSER.parse(source) if t.type == "inline"]
-    assert [cell.content for cell in cells[:3:2]] == ["a", cells[2].content] and len(cells) == 4 and cells[3].content == "last"
+    assert [cell.content for cell in cells[:3:2]] == ["a", cells[2].content]
+    assert len(cells) == 4
+    assert cells[3].content == "last"
     assert {child.type for child in cells[2].children} <= {"text", "text_special"}
     assert "".join(child.content for child in cells[2].children) == f"x {wording.one_line(text)}".strip()
 
 
+@strategies.unhurried
 @given(text=strategies.hostile)
 def test_any_text_in_a_sentence_is_shown_as_it_is_and_nothing_more(text):
     kinds, shown = inline(f"x {markdown.escape(text)}")
@@ -38,13 +42,17 @@ def test_any_text_in_a_sentence_is_shown_as_it_is_and_nothing_more(text):
     assert shown == f"x {wording.one_line(text)}".strip()
 
 
+@strategies.unhurried
 @given(script=strategies.hostile)
 def test_no_script_closes_its_own_fence(script):
     verdict = synthetic.verdict(outcome="failed", failure=_failing(script=script or "x"))
     tokens = PARSER.parse(markdown.render_markdown(synthetic.run(verdicts=(verdict,))))
-    assert [t.content for t in tokens if t.type == "fence"] == [wording.plain(script or "x").replace("\r\n", "\n") + "\n"]
+    assert [t.content for t in tokens if t.type == "fence"] == [
+        wording.plain(script or "x").replace("\r\n", "\n") + "\n"
+    ]
 
 
+@strategies.unhurried
 @given(run=strategies.runs())
 def test_any_run_becomes_markdown_whose_only_html_is_the_pages_own(run):
     allowed = ("<details><summary>Script</summary>", "</details>", "<sub>", "</sub>", "<br>")
@@ -57,17 +65,29 @@ def test_any_run_becomes_markdown_whose_only_html_is_the_pages_own(run):
 def test_the_summary_answers_first_and_shows_matrix_slowdowns_and_evidence():
     text = markdown.render_markdown(synthetic.full_run("b", faulty=True), synthetic.full_run("a"))
     assert text.startswith("## ❌ 3 of 99 verdicts did not hold")
-    for part in ("### Since run a", "### Correctness", "### Slower than the original", "### Latency", "### Evidence", "harness reproduce b bloom/layer equality/1"):
+    for part in (
+        "### Since run a",
+        "### Correctness",
+        "### Slower than the original",
+        "### Latency",
+        "### Evidence",
+        "harness reproduce b bloom/layer equality/1",
+    ):
         assert part in text
 
 
 def test_a_summary_in_which_everything_failed_stays_far_below_a_megabyte():
-    wrong = [synthetic.verdict("bert", f"p{n}", outcome="failed", reason="x" * 9_000, failure=_failing(script="`" * 90_000)) for n in range(500)]
+    wrong = [
+        synthetic.verdict("bert", f"p{n}", outcome="failed", reason="x" * 9_000, failure=_failing(script="`" * 90_000))
+        for n in range(500)
+    ]
     assert len(markdown.render_markdown(synthetic.run(verdicts=tuple(wrong))).encode()) < 600_000
 
 
 def test_a_run_without_anything_in_common_with_the_previous_one_says_so():
-    text = markdown.render_markdown(synthetic.run("b"), synthetic.run("a", verdicts=(), timings=(synthetic.timing("opt"),)))
+    text = markdown.render_markdown(
+        synthetic.run("b"), synthetic.run("a", verdicts=(), timings=(synthetic.timing("opt"),))
+    )
     assert "Not comparable: runs a and b have nothing in common" in text
 
 
@@ -78,11 +98,14 @@ def test_a_full_run_becomes_markdown_within_two_seconds():
     assert time.perf_counter() - start < 2
 
 
+@strategies.unhurried
 @given(run=strategies.runs())
 def test_no_run_sends_a_control_character_to_the_terminal(run):
     for terminal_there in (False, True):
         stream = io.StringIO()
-        console = Console(file=stream, force_terminal=terminal_there, color_system=None, width=100, legacy_windows=False)
+        console = Console(
+            file=stream, force_terminal=terminal_there, color_system=None, width=100, legacy_windows=False
+        )
         terminal.show(console, terminal.render_terminal(run), terminal.run_lines(run))
         text = stream.getvalue()
         for style in ("\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[3m", "\n"):
@@ -96,14 +119,19 @@ def test_a_pipe_gets_whole_lines_without_boxes_or_escapes():
     terminal.show(Console(file=stream, width=40), terminal.render_terminal(run), terminal.run_lines(run))
     lines = stream.getvalue().splitlines()
     assert lines[0] == "3 of 99 verdicts did not hold; 18 rows could not be timed because the outputs differ"
-    assert any(line.startswith("bloom: layer equality: failed, 240 examples, 431 of 431 layers, worst error 3.2e-02: ") for line in lines)
+    assert any(
+        line.startswith("bloom: layer equality: failed, 240 examples, 431 of 431 layers, worst error 3.2e-02: ")
+        for line in lines
+    )
     assert not any(set(line) & set("│┃─━\x1b") for line in lines)
 
 
 def test_a_terminal_gets_tables_with_a_symbol_and_a_word_for_what_is_wrong():
     stream = io.StringIO()
     run = synthetic.full_run(faulty=True)
-    terminal.show(Console(file=stream, width=160, force_terminal=True, color_system=None), terminal.render_terminal(run), ())
+    terminal.show(
+        Console(file=stream, width=160, force_terminal=True, color_system=None), terminal.render_terminal(run), ()
+    )
     assert all(word in stream.getvalue() for word in ("✗ failed", "∅ vacuous", "! error", "▼"))
 
 
@@ -117,16 +145,32 @@ def test_a_comparison_on_a_terminal_holds_what_its_lines_hold():
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (wording.duration(1.5e-3), "1.50 ms"), (wording.duration(12.34e-6), "12.3 µs"), (wording.duration(5e-9), "5.00 ns"),
-        (wording.duration(90), "90.0 s"), (wording.duration(1311), "22 min"), (wording.duration(9000), "2.5 h"),
-        (wording.size(512), "512 B"), (wording.size(61 * 2**20), "61.0 MiB"), (wording.size(3 * 2**40), "3.00 TiB"),
-        (wording.rate(1.9e11, "FLOP/s"), "190 GFLOP/s"), (wording.error(None), "–"), (wording.error(0.0), "0"),
-        (wording.error(1.7976931348623157e308), "not finite"), (wording.error(3.14e-14), "3.1e-14"), (wording.ratio(1.254), "1.25×"),
-        (wording.percent(0.017), "1.7%"), (wording.percent(0.42), "42%"), (wording.change(-0.151), "−15 %"), (wording.change(0.021), "+2.1 %"),
-        (wording.count(1, "layer"), "1 layer"), (wording.count(1200, "layer"), "1,200 layers"), (wording.plain("a\u202eb\x00"), "a\\u202eb\\x00"),
-        (wording.moment("2026-03-14T04:10:00+02:00"), "2026-03-14 02:10 UTC"), (wording.moment("yesterday"), "yesterday"),
+        (wording.duration(1.5e-3), "1.50 ms"),
+        (wording.duration(12.34e-6), "12.3 µs"),
+        (wording.duration(5e-9), "5.00 ns"),
+        (wording.duration(90), "90.0 s"),
+        (wording.duration(1311), "22 min"),
+        (wording.duration(9000), "2.5 h"),
+        (wording.size(512), "512 B"),
+        (wording.size(61 * 2**20), "61.0 MiB"),
+        (wording.size(3 * 2**40), "3.00 TiB"),
+        (wording.rate(1.9e11, "FLOP/s"), "190 GFLOP/s"),
+        (wording.error(None), "–"),
+        (wording.error(0.0), "0"),
+        (wording.error(1.7976931348623157e308), "not finite"),
+        (wording.error(3.14e-14), "3.1e-14"),
+        (wording.ratio(1.254), "1.25×"),
+        (wording.percent(0.017), "1.7%"),
+        (wording.percent(0.42), "42%"),
+        (wording.change(-0.151), "−15 %"),
+        (wording.change(0.021), "+2.1 %"),
+        (wording.count(1, "layer"), "1 layer"),
+        (wording.count(1200, "layer"), "1,200 layers"),
+        (wording.plain("a\u202eb\x00"), "a\\u202eb\\x00"),
+        (wording.moment("2026-03-14T04:10:00+02:00"), "2026-03-14 02:10 UTC"),
+        (wording.moment("yesterday"), "yesterday"),
     ],
-)  # fmt: skip
+)
 def test_a_figure_is_written_with_its_unit_and_the_digits_it_deserves(shown, expected):
     assert shown == expected
 

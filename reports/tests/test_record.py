@@ -17,6 +17,7 @@ from reports import record
 from reports.tests import strategies, synthetic
 
 
+@strategies.unhurried
 @given(run=strategies.runs())
 def test_any_run_reads_back_as_it_was_written(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -25,10 +26,17 @@ def test_any_run_reads_back_as_it_was_written(run, tmp_path_factory):
     assert record.read(folder / record.RECORD_NAME) == run
 
 
-@pytest.mark.parametrize(("value", "kept"), [(float("nan"), record.NOT_FINITE), (float("inf"), record.NOT_FINITE), (float("-inf"), -record.NOT_FINITE)])
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [(float("nan"), record.NOT_FINITE), (float("inf"), record.NOT_FINITE), (float("-inf"), -record.NOT_FINITE)],
+)
 def test_an_error_that_is_not_finite_is_recorded_as_the_largest_figure(tmp_path, value, kept):
-    failure = msgspec.structs.replace(synthetic.failure(), stages=(record.Stage(name="attention", own_error=value, inherited_error=0.0),))
-    record.write(synthetic.run(verdicts=(synthetic.verdict(outcome="failed", worst_error=value, failure=failure),)), tmp_path)
+    failure = msgspec.structs.replace(
+        synthetic.failure(), stages=(record.Stage(name="attention", own_error=value, inherited_error=0.0),)
+    )
+    record.write(
+        synthetic.run(verdicts=(synthetic.verdict(outcome="failed", worst_error=value, failure=failure),)), tmp_path
+    )
     verdict = record.read(tmp_path).verdicts[0]
     assert verdict.worst_error == kept
     assert verdict.failure.stages[0].own_error == kept
@@ -41,7 +49,7 @@ def test_a_full_disk_leaves_the_old_record_and_nothing_else(tmp_path, monkeypatc
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=r"No space left"):
         record.write(synthetic.run("new"), tmp_path)
     assert record.read(tmp_path).id == "old"
     assert os.listdir(tmp_path) == [record.RECORD_NAME]
@@ -56,6 +64,7 @@ def test_a_record_is_readable_by_whoever_the_umask_allows(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+@strategies.unhurried
 @given(cut=st.integers(0, 2000))
 def test_a_record_cut_short_anywhere_is_refused_in_one_line_with_its_path(cut, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -68,22 +77,28 @@ def test_a_record_cut_short_anywhere_is_refused_in_one_line_with_its_path(cut, t
     assert "\n" not in str(problem.value)
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"null", b'{"schema": "1"}', b"\xff\xfe", b'{"schema": 1, "x": ' + b"[" * 100_000, b"[" * 100_000])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[]", b"null", b'{"schema": "1"}', b"\xff\xfe", b'{"schema": 1, "x": ' + b"[" * 100_000, b"[" * 100_000],
+)
 def test_what_is_no_record_is_refused_in_one_line(tmp_path, data):
     (tmp_path / record.RECORD_NAME).write_bytes(data)
-    with pytest.raises(record.RecordError, match="not a run record|damaged run record") as problem:
+    with pytest.raises(record.RecordError, match=r"not a run record|damaged run record") as problem:
         record.read(tmp_path)
     assert "\n" not in str(problem.value)
 
 
 def test_a_foreign_version_is_refused_by_naming_both_versions(tmp_path):
     (tmp_path / record.RECORD_NAME).write_text('{"schema": 7, "anything": true}')
-    with pytest.raises(record.RecordError, match="record version 7, this harness reads version 1; use the harness that wrote it, or run again"):
+    with pytest.raises(
+        record.RecordError,
+        match=r"record version 7, this harness reads version 1; use the harness that wrote it, or run again",
+    ):
         record.read(tmp_path)
 
 
 def test_a_missing_record_is_refused_with_its_path(tmp_path):
-    with pytest.raises(record.RecordError, match="run.json: no run record can be read here"):
+    with pytest.raises(record.RecordError, match=r"run.json: no run record can be read here"):
         record.read(tmp_path)
 
 
@@ -91,7 +106,7 @@ def test_a_missing_record_is_refused_with_its_path(tmp_path):
 def test_a_wrong_or_unknown_field_is_refused_by_its_place(tmp_path, change):
     path = record.write(synthetic.run(), tmp_path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(record.RecordError, match="damaged run record"):
+    with pytest.raises(record.RecordError, match=r"damaged run record"):
         record.read(tmp_path)
 
 
@@ -109,7 +124,19 @@ def test_a_run_is_ok_when_all_that_was_judged_held_and_nothing_timed_was_wrong(c
 
 
 def test_the_reports_room_imports_neither_torch_nor_the_other_rooms():
-    names = "record wording summary chart compare history trends html markdown terminal".split()
+    names = ["record", "wording", "summary", "chart", "compare", "history", "trends", "html", "markdown", "terminal"]
     program = f"import sys, {', '.join(f'reports.{name}' for name in names)}\nprint(*sys.modules)"
-    loaded = set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
-    assert not loaded & {"torch", "transformers", "diffusers", "numpy", "scipy", "ruptures", "policies", "harness", "cases"}
+    loaded = set(
+        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    )
+    assert not loaded & {
+        "torch",
+        "transformers",
+        "diffusers",
+        "numpy",
+        "scipy",
+        "ruptures",
+        "policies",
+        "harness",
+        "cases",
+    }
