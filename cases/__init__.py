@@ -1,25 +1,21 @@
 """The cases: random tiny models, inputs and real sizes, one file an architecture.
 
-``CASES`` names them without importing any; ``load_case(name)`` imports one.
+An explicit tuple: to add an architecture is to add a page and a line here.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from harness.case import Case
+from harness.registry import CaseEntry
 
 CASES = (
-    "cases.bert:BertCase",
-    "cases.roberta:RobertaCase",
-    "cases.gpt2:GPT2Case",
-    "cases.gptj:GPTJCase",
-    "cases.gpt_neo:GPTNeoCase",
-    "cases.gpt_neox:GPTNeoXCase",
-    "cases.bloom:BloomCase",
-    "cases.opt:OPTCase",
-    "cases.clip:CLIPCase",
-    "cases.llama:LlamaCase",
+    CaseEntry("bert", "cases.bert:BertCase", policy="bert"),
+    CaseEntry("roberta", "cases.roberta:RobertaCase", policy="bert"),
+    CaseEntry("gpt2", "cases.gpt2:GPT2Case", policy="gpt2"),
+    CaseEntry("gptj", "cases.gptj:GPTJCase", policy="gptj"),
+    CaseEntry("gpt_neo", "cases.gpt_neo:GPTNeoCase", policy="gpt_neo"),
+    CaseEntry("gpt_neox", "cases.gpt_neox:GPTNeoXCase", policy="gpt_neox"),
+    CaseEntry("bloom", "cases.bloom:BloomCase", policy="bloom"),
+    CaseEntry("opt", "cases.opt:OPTCase", policy="opt"),
+    CaseEntry("clip", "cases.clip:CLIPCase", policy="clip"),
+    CaseEntry("llama", "cases.llama:LlamaCase", policy="llama"),
 )

@@ -59,7 +59,10 @@ TRANSFORMER_ENTRIES = (
     Entry("llama", "policies.llama:LlamaLayerPolicy", "transformers", "transformers"),
     Entry("megatron", "policies.megatron:MegatronLayerPolicy", "megatron.core", "megatron-core", extra="megatron"),
 )
-GENERIC_ENTRIES: tuple[Entry, ...] = ()
+GENERIC_ENTRIES: tuple[Entry, ...] = (
+    Entry("unet", "policies.unet:UNetPolicy", "diffusers", "diffusers"),
+    Entry("vae", "policies.vae:VAEPolicy", "diffusers", "diffusers"),
+)
 ENTRIES = TRANSFORMER_ENTRIES + GENERIC_ENTRIES
 
 

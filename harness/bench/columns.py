@@ -1,0 +1,132 @@
+"""The ways a workload is run: the original as it comes, compiled, and replaced.
+
+A column is a module, ready and warm, with the call it is timed by. All columns of a workload hold the same weights.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from policies import replace_module
+
+from ..case import Case, Workload
+
+EAGER, SDPA, ORIGINAL = "original eager", "original sdpa", "original"
+COMPILED, FROZEN = "original compiled", "original compiled, frozen"
+REPLACED, REPLACED_COMPILED = "replaced", "replaced + compile"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Column:
+    """``call`` runs the module once and returns its output. ``replaced`` counts layers, in replaced columns."""
+
+    name: str
+    call: Callable[[], Any]
+    prepare_seconds: float
+    replaced: int | None = None
+
+
+def original_columns(case: Case, module: nn.Module, workload: Workload) -> list[Column]:
+    """The original as transformers offers it: eager, and sdpa where there is such a variant."""
+    implementations = attention_variants(module)
+    if not implementations:
+        return [_column(ORIGINAL, case, module, workload)]
+    columns = []
+    for implementation in implementations:
+        variant = copy.deepcopy(module)
+        set_attention(variant, implementation)
+        columns.append(_column(SDPA if implementation == "sdpa" else EAGER, case, variant, workload))
+    return columns
+
+
+def replaced_column(case: Case, module: nn.Module, workload: Workload) -> Column:
+    """``module`` replaced in place. ``prepare_seconds`` is what replacing took."""
+    start = time.perf_counter()
+    handle = replace_module(module)
+    seconds = time.perf_counter() - start
+    return _column(REPLACED, case, module, workload, seconds=seconds, replaced=len(handle.replaced))
+
+
+def compiled_columns(case: Case, module: nn.Module, workload: Workload) -> list[Column]:
+    """``torch.compile`` of the original, without and with freezing, and of the replacement."""
+    replaced = copy.deepcopy(module)
+    handle = replace_module(replaced)
+    count = len(handle.replaced)
+    return [
+        _compiled(COMPILED, case, copy.deepcopy(module), workload),
+        _compiled(FROZEN, case, copy.deepcopy(module), workload, freezing=True),
+        _compiled(REPLACED_COMPILED, case, replaced, workload, replaced=count),
+    ]
+
+
+def attention_variants(module: nn.Module) -> tuple[str, ...]:
+    """Attention implementations that the module can be switched between; the best of transformers' own last."""
+    current = next((one.config._attn_implementation for one in module.modules() if _switchable(one)), None)
+    if current is None:
+        return ()
+    return ("eager", "sdpa") if current == "sdpa" else ("eager",)
+
+
+def set_attention(module: nn.Module, implementation: str) -> None:
+    for one in module.modules():
+        if _switchable(one):
+            one.config._attn_implementation = implementation
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The tensor that a call's output is judged by."""
+    if isinstance(output, Tensor):
+        return output
+    first = output[0]
+    assert isinstance(first, Tensor)
+    return first
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Every float tensor in a call, however deep, in ``dtype``; the smallest number stays the smallest."""
+    if isinstance(value, Tensor):
+        if not value.is_floating_point():
+            return value
+        lowest = value == torch.finfo(value.dtype).min
+        return value.to(dtype).masked_fill(lowest, torch.finfo(dtype).min)
+    if isinstance(value, dict):
+        return {name: cast(one, dtype) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(cast(one, dtype) for one in value)
+    return value
+
+
+def _switchable(module: nn.Module) -> bool:
+    return hasattr(getattr(module, "config", None), "_attn_implementation")
+
+
+def _column(
+    name: str, case: Case, module: nn.Module, workload: Workload, *, seconds: float = 0.0, replaced: int | None = None
+) -> Column:
+    dtype = next(module.parameters()).dtype
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        kwargs = cast(case.workload_call(module, workload), dtype)
+    return Column(name=name, call=lambda: module(**kwargs), prepare_seconds=seconds, replaced=replaced)
+
+
+def _compiled(
+    name: str, case: Case, module: nn.Module, workload: Workload, *, freezing: bool = False, replaced: int | None = None
+) -> Column:
+    from torch._inductor import config
+
+    torch.compiler.reset()
+    plain = _column(name, case, module, workload, replaced=replaced)
+    call = torch.compile(plain.call, dynamic=False)
+    start = time.perf_counter()
+    with config.patch(freezing=freezing):
+        call()
+        call()
+    return Column(name=name, call=call, prepare_seconds=time.perf_counter() - start, replaced=replaced)

@@ -1,0 +1,163 @@
+"""From a job to the rows of the report: build, show equality, time, hold against the ceilings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from reports.record import Timing
+
+from ..case import Case
+from ..numerics import gap
+from ..randomise import randomise
+from ..search import quiet
+from ..timing.ceilings import SpeedOfLight, fractions, void_beyond_ceiling
+from ..timing.devices import Device
+from ..timing.paired import PairedResult, compare
+from .columns import (
+    REPLACED,
+    Column,
+    compiled_columns,
+    first_tensor,
+    original_columns,
+    replaced_column,
+)
+from .jobs import Job
+
+EQUALITY = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 1e-2}
+"""Largest error, relative to the output's scale, at which two columns of one dtype count as the same computation.
+
+This is a gate against timing a wrong result, not a judgement of rounding: the rounding tier makes that.
+"""
+
+
+def time_job(
+    job: Job, *, device: Device, light: SpeedOfLight, seconds_a_pair: float, seed: int
+) -> tuple[Timing, ...]:
+    """Every row of ``job``. A job that cannot be built gives one FAILED row that says why."""
+    case = job.entry.load()
+    try:
+        with torch.no_grad(), quiet(), case.surroundings():
+            return _rows(job, case, device=device, light=light, seconds_a_pair=seconds_a_pair, seed=seed)
+    except Exception as problem:
+        text = str(problem).splitlines()[0] if str(problem) else ""
+        return (_row(job, device, "original", REPLACED, verdict="FAILED", reason=f"{type(problem).__name__}: {text}"),)
+
+
+def _rows(
+    job: Job, case: Case, *, device: Device, light: SpeedOfLight, seconds_a_pair: float, seed: int
+) -> tuple[Timing, ...]:
+    module = case.workload_module(job.workload).to(device=device.kind, dtype=getattr(torch, job.dtype))
+    originals = original_columns(case, module, job.workload)
+    flops, moved = _count(originals[-1].call, module)
+    subjects, baselines = [], originals
+    if job.compiled:
+        *baselines, compiled = compiled_columns(case, module, job.workload)
+        subjects = [(originals[-1], compiled)]
+    replaced = replaced_column(case, module, job.workload)
+    pairs = [(baseline, replaced) for baseline in baselines] + subjects
+    expected = first_tensor(originals[-1].call())
+    rows = []
+    for number, (baseline, subject) in enumerate(pairs):
+        wrong = _unequal(expected, baseline, subject, job.dtype)
+        if isinstance(wrong, str):
+            rows.append(_row(job, device, baseline.name, subject.name, verdict="FAILED", reason=wrong))
+            continue
+        with device.pinned():
+            result = compare(
+                baseline.call, subject.call, device=device, budget_seconds=seconds_a_pair, seed=seed + number
+            )
+        rows.append(_timed(job, device, light, baseline, subject, result, error=wrong, flops=flops, moved=moved))
+    return tuple(rows)
+
+
+def _unequal(expected: Tensor, baseline: Column, subject: Column, dtype: str) -> str | float:
+    """Why the two columns must not be timed against each other, or the subject's error against the original."""
+    if subject.replaced == 0:
+        return "no layer was replaced: there is nothing to time"
+    for column in (baseline, subject):
+        difference = gap(expected, first_tensor(column.call()))
+        if not difference.within(EQUALITY[dtype]):
+            what = difference.problem or f"differs by {difference.error:.1e} of the output's scale"
+            return f"{column.name} does not compute the same: {what}"
+    return gap(expected, first_tensor(subject.call())).error
+
+
+def _timed(
+    job: Job,
+    device: Device,
+    light: SpeedOfLight,
+    baseline: Column,
+    subject: Column,
+    result: PairedResult,
+    *,
+    error: float,
+    flops: float,
+    moved: float,
+) -> Timing:
+    best = min(result.subject_seconds)
+    reached = fractions(light, seconds=best, dtype=job.dtype, flops=flops, moved_bytes=moved)
+    result = void_beyond_ceiling(result, reached)
+    return _row(
+        job,
+        device,
+        baseline.name,
+        subject.name,
+        verdict=result.verdict,
+        reason="; ".join((result.reason, *result.warnings)),
+        ratio=result.ratio,
+        baseline_seconds=tuple(_rounded(one) for one in result.baseline_seconds),
+        subject_seconds=tuple(_rounded(one) for one in result.subject_seconds),
+        error=error,
+        layers_replaced=subject.replaced,
+        flops=flops,
+        bytes=moved,
+        flops_fraction=reached.flops,
+        bytes_fraction=reached.bytes,
+        peak_bytes=device.peak_bytes(subject.call),
+        prepare_seconds=subject.prepare_seconds,
+    )
+
+
+def _row(job: Job, device: Device, baseline: str, subject: str, **values: Any) -> Timing:
+    return Timing(
+        case=job.entry.name,
+        workload=job.workload.name,
+        phase=job.workload.phase,
+        shape=job.workload.shape,
+        dtype=job.dtype,
+        device=device.kind,
+        baseline=baseline,
+        subject=subject,
+        **values,
+    )
+
+
+def _count(call: Callable[[], Any], module: nn.Module) -> tuple[float, float]:
+    """Floating-point operations of a call, counted as it runs, and bytes that it must at least move."""
+    with FlopCounterMode(display=False) as counter:
+        output = first_tensor(call())
+    weights = sum(p.numel() * p.element_size() for p in module.parameters())
+    return float(counter.get_total_flops()), float(weights + 2 * output.numel() * output.element_size())
+
+
+def _rounded(seconds: float) -> float:
+    """Four significant digits: finer than any clock here, and a quarter of the bytes in the record."""
+    return round(seconds, 4 - math.ceil(math.log10(seconds))) if seconds > 0 else seconds
+
+
+def warm_call(device: Device, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+    """A call of about a millisecond that computes nothing of interest: what the A/A lane compares with itself."""
+    layer = randomise(nn.Linear(768, 3072), 0).to(device=device.kind, dtype=dtype)
+    x = torch.randn(128, 768, device=device.kind, dtype=dtype)
+
+    def call() -> object:
+        with torch.no_grad():
+            return layer(x)
+
+    return call

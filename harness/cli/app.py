@@ -1,0 +1,91 @@
+"""The application: its commands, and what every command does with an error.
+
+Exit status: 0 all held; 1 a check failed or a regression was found; 2 bad usage or unreadable input, with one line on
+stderr that says what and where; 130 interrupted. Commands import what they need when they run, so that ``--help``, ``list``
+and ``report`` open at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import typer
+
+from ..registry import CaseEntry
+from . import explore, perform, show
+
+HELP = """Proves or refutes layer-replacement policies for Transformer and diffusion models.
+
+A policy recognises a layer, reads its weights and puts a faster layer in its place. This program checks that the fast
+layer computes the same function (on random tiny models, in exact arithmetic), times it against the original at real
+sizes, and writes a report.
+
+Start with:  harness list, then  harness run bert --profile quick
+
+Exit status: 0 all held; 1 something failed or regressed; 2 bad usage or unreadable input.
+"""
+
+app = typer.Typer(
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+
+@app.callback(invoke_without_command=True, help=HELP)
+def root(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+ROOMS = ("harness", "reports", "policies", "cases")
+
+for command in (
+    explore.list_cases,
+    perform.check,
+    perform.bench,
+    perform.run,
+    show.report,
+    show.compare,
+    show.history,
+    explore.doctor,
+):
+    app.command(name="list" if command is explore.list_cases else None)(command)
+
+
+def main(cases: tuple[CaseEntry, ...]) -> None:
+    """Run the command line over ``cases`` and exit."""
+    sys.exit(status(cases, sys.argv[1:]))
+
+
+def status(cases: tuple[CaseEntry, ...], arguments: list[str]) -> int:
+    """Run one command and return its exit status."""
+    command: Any = typer.main.get_command(app)
+    try:
+        result = command.main(args=arguments, prog_name="harness", standalone_mode=False, obj=cases)
+    except (KeyboardInterrupt, typer.Abort):
+        print("harness: interrupted; what is done is kept, go on with --resume", file=sys.stderr)
+        return 130
+    except Exception as problem:
+        line = _for_the_user(problem)
+        if line is None:
+            raise
+        print(f"harness: {line}", file=sys.stderr)
+        return 2
+    return result if isinstance(result, int) else 0
+
+
+def _for_the_user(problem: Exception) -> str | None:
+    """One line for errors that the user can solve: bad usage, this project's named errors, files that cannot be read or
+    written. None for everything else, which is a fault of the program and deserves its traceback."""
+    if hasattr(problem, "format_message"):
+        return " ".join(problem.format_message().split())
+    if isinstance(problem, OSError) and problem.strerror:
+        where = f"{os.fsdecode(problem.filename)}: " if problem.filename else ""
+        return f"{where}{problem.strerror}"
+    if isinstance(problem, ValueError) and type(problem).__module__.split(".")[0] in ROOMS:
+        return " ".join(str(problem).split())
+    return None

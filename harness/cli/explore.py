@@ -1,0 +1,92 @@
+"""Commands that tell what is here: list, doctor."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..registry import CaseEntry
+from . import options
+
+
+def list_cases(ctx: typer.Context, cases: options.Cases = None, json: options.Json = False) -> int:
+    """List policies and cases: what each matches, and whether it can run here."""
+    rows = [_row(entry) for entry in options.chosen(ctx, cases)]
+    if json:
+        print(msgspec.json.format(msgspec.json.encode({"cases": rows}), indent=2).decode())
+        return 0
+    console = Console()
+    table = Table("case", "policy", "replaces", "here", box=None)
+    for row in rows:
+        table.add_row(row["case"], row["policy"], ", ".join(row["replaces"]), row["unavailable"] or "available")
+    if console.is_terminal:
+        console.print(table)
+    else:
+        for row in rows:
+            print(row["case"], row["policy"], ",".join(row["replaces"]), row["unavailable"] or "available", sep="\t")
+    return 0
+
+
+def _row(entry: CaseEntry) -> dict[str, Any]:
+    policy = entry.policy_entry.load()
+    return {
+        "case": entry.name,
+        "policy": policy.__name__,
+        "replaces": [path.replace(":", ".") for path in policy.layer_classes],
+        "library": entry.policy_entry.distribution,
+        "available": entry.unavailable is None,
+        "unavailable": entry.unavailable,
+    }
+
+
+def doctor(
+    json: options.Json = False,
+    timing: Annotated[bool, typer.Option("--timing", help="Test this machine's timing: A/A alarms and power.")] = False,
+    device: options.Device = "cpu",
+    limit: Annotated[
+        float, typer.Option(help="Seconds that --timing may take.", min=10.0, metavar="SECONDS")
+    ] = float("inf"),
+) -> int:
+    """Tell versions and devices, and what cannot be measured here."""
+    if timing:
+        return _timing(device, limit)
+    from ..environment import fingerprint
+    from ..timing.devices import DeviceUnavailable, open_device
+
+    found = fingerprint(accelerator=True)
+    notes = [*found.notes, *open_device("cpu").unavailable]
+    try:
+        open_device("cuda")
+    except DeviceUnavailable as why:
+        notes.append(str(why))
+    if json:
+        print(msgspec.json.format(msgspec.json.encode({"environment": found, "notes": notes}), indent=2).decode())
+        return 0
+    print(f"{found.cpu}, {found.cores} cores, {found.memory_bytes / 2**30:.0f} GiB, Python {found.python}")
+    print(f"accelerator: {found.accelerator.name if found.accelerator else 'none'}")
+    for name, version in found.packages.items():
+        print(f"{name} {version}")
+    for note in notes:
+        print(f"note: {note}")
+    return 0
+
+
+def _timing(kind: str, limit: float) -> int:
+    """Exit status 1 where equal calls were called different more often than one time in a hundred."""
+    from ..timing.devices import open_device
+    from ..timing.selftest import selftest
+
+    console = Console(stderr=True)
+    with console.status("timing equal calls against each other") as status:
+        result = selftest(
+            open_device(kind),
+            time_limit_seconds=limit,
+            progress=lambda done, planned: status.update(f"comparison {done} of {planned}"),
+        )
+    for line in result.lines():
+        print(line)
+    return 1 if result.alarms > 0.01 * result.comparisons else 0

@@ -1,0 +1,39 @@
+"""Options that several commands share, said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..registry import CaseEntry, choose
+
+
+def complete_case(ctx: typer.Context, incomplete: str) -> list[str]:
+    """Case names that begin with what has been typed."""
+    return [entry.name for entry in ctx.find_root().obj or () if entry.name.startswith(incomplete)]
+
+
+def chosen(ctx: typer.Context, names: list[str] | None) -> tuple[CaseEntry, ...]:
+    """The cases of these names, or all. Raises ``UnknownCase`` with a suggestion."""
+    return choose(ctx.find_root().obj, names or ())
+
+
+Cases = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[CASE ...]", help="Architectures; all of them by default.", autocompletion=complete_case),
+]
+Profile = Annotated[
+    str, typer.Option(help="Depth of the check: quick, regression or nightly.", metavar="NAME")
+]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random choices (default: 0; nightly: a new one).", min=0)]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder of the run (default: runs/<time>-<seed>).", metavar="DIR")
+]
+Resume = Annotated[Path | None, typer.Option(help="Go on with the unfinished run in this folder.", metavar="DIR")]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
+Device = Annotated[str, typer.Option(help="Where to time: cpu or cuda.")]
+Budget = Annotated[float, typer.Option(help="Seconds that timing may take.", min=1.0, metavar="SECONDS")]
+Workers = Annotated[int | None, typer.Option(help="Processes that check in parallel (default: one a core).", min=1)]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or its run.json.")]

@@ -1,0 +1,167 @@
+"""Commands that do something: check, bench, run."""
+
+from __future__ import annotations
+
+import random
+import shlex
+import sys
+import uuid
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from reports import record
+from reports.record import Run
+
+from ..journal import Journal, Plan
+from ..profiles import PROFILES
+from ..registry import choose
+from ..run import Scope, new_folder
+from ..run import perform as perform_run
+from . import options
+from .progress import Reporter
+
+CHECK_BUDGET, QUICK_BUDGET = 540.0, 25.0
+"""Seconds for timing: a full bench stays below ten minutes, a quick run below one."""
+
+
+def check(
+    ctx: typer.Context,
+    cases: options.Cases = None,
+    profile: options.Profile = "regression",
+    seed: options.Seed = None,
+    out: options.Out = None,
+    resume: options.Resume = None,
+    workers: options.Workers = None,
+    json: options.Json = False,
+) -> int:
+    """Check that replaced layers compute the same function as the originals, on random tiny models."""
+    scope = Scope(options.chosen(ctx, cases), check=True, bench=False, workers=workers)
+    return _perform(scope, _journal(ctx, scope, profile, seed, out, resume), json=json)
+
+
+def bench(
+    ctx: typer.Context,
+    cases: options.Cases = None,
+    device: options.Device = "cpu",
+    budget: options.Budget = CHECK_BUDGET,
+    seed: options.Seed = None,
+    out: options.Out = None,
+    resume: options.Resume = None,
+    list_only: Annotated[bool, typer.Option("--list", help="Show what would be timed, and stop.")] = False,
+    json: options.Json = False,
+) -> int:
+    """Time replaced against original layers at published dimensions, in interleaved pairs."""
+    scope = Scope(options.chosen(ctx, cases), check=False, bench=True, device=device, budget=budget)
+    if list_only:
+        return _list_jobs(scope)
+    return _perform(scope, _journal(ctx, scope, "bench", seed, out, resume), json=json)
+
+
+def run(
+    ctx: typer.Context,
+    cases: options.Cases = None,
+    profile: options.Profile = "regression",
+    device: options.Device = "cpu",
+    budget: Annotated[
+        float | None, typer.Option(help="Seconds that timing may take (quick: 25, else 540).", min=1.0, metavar="SECONDS")
+    ] = None,
+    seed: options.Seed = None,
+    out: options.Out = None,
+    resume: options.Resume = None,
+    workers: options.Workers = None,
+    json: options.Json = False,
+) -> int:
+    """Check, then time, then write the report: the main job."""
+    seconds = budget if budget is not None else QUICK_BUDGET if profile == "quick" else CHECK_BUDGET
+    scope = Scope(
+        options.chosen(ctx, cases), check=True, bench=True, device=device, budget=seconds, workers=workers
+    )
+    return _perform(scope, _journal(ctx, scope, profile, seed, out, resume), json=json)
+
+
+def _journal(
+    ctx: typer.Context, scope: Scope, profile: str, seed: int | None, out: Path | None, resume: Path | None
+) -> tuple[Journal, Scope]:
+    if scope.bench:
+        from ..timing.devices import open_device
+
+        open_device(scope.device)
+    if resume is not None:
+        journal = Journal.resume(resume)
+        return journal, replace(scope, entries=choose(ctx.find_root().obj, journal.plan.cases))
+    if profile not in (*PROFILES, "bench"):
+        raise typer.BadParameter(f"no profile is called {profile!r}; there are: {' '.join(PROFILES)}")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    if seed is None:
+        seed = random.SystemRandom().randrange(2**31) if profile == "nightly" else 0
+    plan = Plan(
+        id=uuid.uuid4().hex,
+        created=created,
+        command=shlex.join(["harness", *sys.argv[1:]]),
+        profile=profile,
+        seed=seed,
+        cases=tuple(entry.name for entry in scope.entries),
+    )
+    return Journal.start(out or new_folder(Path("runs"), created, seed), plan), scope
+
+
+def _perform(scope: Scope, begun: tuple[Journal, Scope], *, json: bool) -> int:
+    from reports import terminal
+
+    journal, scope = begun
+    with Reporter() as reporter:
+        reporter.say(f"run {journal.folder}, profile {journal.plan.profile}, seed {journal.plan.seed}")
+        finished = perform_run(journal, scope, reporter)
+    page = write_page(finished, journal.folder)
+    if json:
+        sys.stdout.write((journal.folder / record.RECORD_NAME).read_text())
+    else:
+        terminal.show(Console(), terminal.render_terminal(finished), terminal.run_lines(finished))
+        print(f"report: {page}")
+    return 0 if finished.ok else 1
+
+
+def write_page(run: Run, folder: Path) -> Path:
+    """Render ``index.html`` beside the record, against the last earlier run in the same place."""
+    from reports.html import render_html
+
+    page = folder / "index.html"
+    record.write_atomically(page, render_html(run, previous_run(run, folder)).encode())
+    return page
+
+
+def previous_run(run: Run, folder: Path) -> Run | None:
+    """The latest finished run beside ``folder`` that began before ``run`` on the same machine in the same profile."""
+    candidates = sorted(folder.resolve().parent.glob(f"*/{record.RECORD_NAME}"), reverse=True)
+    for path in candidates:
+        try:
+            other = record.read(path)
+        except record.RecordError:
+            continue
+        same = other.environment.machine == run.environment.machine and other.profile == run.profile
+        if same and other.id != run.id and other.created <= run.created:
+            return other
+    return None
+
+
+def _list_jobs(scope: Scope) -> int:
+    from rich.table import Table
+
+    from ..bench.jobs import plan_jobs
+
+    entries = tuple(entry for entry in scope.entries if entry.unavailable is None)
+    plan = plan_jobs(entries, device=scope.device, budget=scope.budget)
+    table = Table("what", "estimated seconds", box=None)
+    for job in plan.jobs:
+        table.add_row(job.key, f"{job.estimate(plan.seconds_a_pair):.1f}")
+    for job, reason in plan.left_out:
+        table.add_row(job.key, f"left out: {reason}")
+    console = Console(width=None if Console().is_terminal else 200)
+    console.print(table)
+    print(f"{len(plan.jobs)} rows in about {plan.estimate:.0f} s, {len(plan.left_out)} left out")
+    return 0

@@ -1,0 +1,82 @@
+"""Telling whoever waits what happens: a moving bar on a terminal, plain lines in a pipe. Always on stderr."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from reports.record import Timing, Verdict
+from reports.wording import error as error_words
+from reports.wording import one_line
+
+MARKS = {"held": "held", "failed": "FAILED", "vacuous": "VACUOUS", "error": "ERROR", "unavailable": "unavailable"}
+
+
+class Reporter:
+    """Watches a run."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def begin(self, what: str, total: int) -> None:
+        """A stage of ``total`` pieces begins."""
+        if not total:
+            return
+        if not self.console.is_terminal:
+            self.say(f"{what}: {total}")
+            return
+        if self.bar is not None:
+            self.bar.stop()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+        )
+        self.task = self.bar.add_task(what, total=total)
+        self.bar.start()
+
+    def verdict(self, verdict: Verdict) -> None:
+        error = "" if verdict.worst_error is None else f", worst error {error_words(verdict.worst_error)}"
+        reason = f": {one_line(verdict.reason)}" if verdict.reason else ""
+        line = (
+            f"{verdict.case} · {verdict.property}: {MARKS[verdict.outcome]} "
+            f"({verdict.examples} examples, {verdict.layers_replaced} layers{error}, {verdict.seconds:.1f} s){reason}"
+        )
+        self._step(line, wrong=verdict.outcome not in ("held", "unavailable"))
+
+    def timed(self, timings: tuple[Timing, ...]) -> None:
+        for row in timings:
+            ratio = "" if row.ratio is None else f" {row.ratio.estimate:.2f}x [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
+            reason = f": {one_line(row.reason)}" if row.verdict in ("FAILED", "VOID") else ""
+            line = f"{row.case} · {row.workload} {row.phase}, {row.shape}, {row.dtype}: {row.subject} against {row.baseline}"
+            self._print(f"{line}: {row.verdict}{ratio}{reason}", wrong=row.verdict == "FAILED")
+        self._advance()
+
+    def say(self, line: str) -> None:
+        self._print(line, wrong=False)
+
+    def _step(self, line: str, *, wrong: bool) -> None:
+        if wrong or not self.console.is_terminal:
+            self._print(line, wrong=wrong)
+        self._advance()
+
+    def _print(self, line: str, *, wrong: bool) -> None:
+        text = escape(line)
+        self.console.print(f"[bold red]{text}[/]" if wrong else text, soft_wrap=True)
+
+    def _advance(self) -> None:
+        if self.bar is not None:
+            self.bar.advance(self.task)

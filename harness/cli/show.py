@@ -1,0 +1,81 @@
+"""Commands that read runs: report, compare, history. They import no torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from reports import record
+
+from . import options
+from .perform import previous_run, write_page
+
+
+def report(
+    run: options.RunPath,
+    format: Annotated[str, typer.Option(help="html (written beside the record), md or text (printed).")] = "html",
+) -> int:
+    """Render the report of a finished run again."""
+    found = record.read(run)
+    folder = run if run.is_dir() else run.parent
+    match format:
+        case "html":
+            print(f"report: {write_page(found, folder)}")
+        case "md":
+            from reports.markdown import render_markdown
+
+            sys.stdout.write(render_markdown(found, previous_run(found, folder)))
+        case "text":
+            from reports import terminal
+
+            terminal.show(Console(), terminal.render_terminal(found), terminal.run_lines(found))
+        case _:
+            raise typer.BadParameter(f"no format is called {format!r}; there are: html md text")
+    return 0
+
+
+def compare(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The earlier run.")],
+    head: Annotated[Path, typer.Argument(metavar="HEAD", help="The later run.")],
+    fail_on: Annotated[
+        str, typer.Option(help="Comma-separated: wrong, slower, refused. Exit status 1 if any is found.")
+    ] = "wrong,slower",
+    format: Annotated[str, typer.Option(help="text or md.")] = "text",
+    json: options.Json = False,
+) -> int:
+    """Say what became wrong, slower, faster or refused between two runs."""
+    from reports import compare as comparing
+    from reports import markdown, terminal
+
+    comparison = comparing.compare(record.read(base), record.read(head))
+    broken = comparing.violations(comparison, [one.strip() for one in fail_on.split(",") if one.strip()])
+    if json:
+        print(comparing.render_json(comparison))
+    elif format == "md":
+        sys.stdout.write(markdown.render_comparison_markdown(comparison))
+    else:
+        terminal.show(Console(), terminal.render_comparison(comparison), terminal.comparison_lines(comparison))
+    return 1 if broken else 0
+
+
+def history(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs.")],
+    html: Annotated[Path | None, typer.Option(help="Write a page of trends here.", metavar="FILE")] = None,
+) -> int:
+    """Show trends over a folder of runs, and regressions that were never recovered."""
+    from reports import terminal
+    from reports.history import read_history
+    from reports.html import render_history_html
+    from reports.trends import find_trends
+
+    found = read_history(folder)
+    trends = find_trends(found)
+    terminal.show(Console(), terminal.render_history(found, trends), terminal.history_lines(found, trends))
+    if html is not None:
+        record.write_atomically(html, render_history_html(found, trends).encode())
+        print(f"page: {html}")
+    return 1 if trends.regressions else 0

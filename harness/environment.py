@@ -1,0 +1,104 @@
+"""The fingerprint of where a run takes place. Reads versions without importing the libraries."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+
+from reports.record import Accelerator, Environment
+
+PACKAGES = (
+    "replace-policy-harness",
+    "torch",
+    "transformers",
+    "diffusers",
+    "megatron-core",
+    "deepspeed",
+    "numpy",
+    "hypothesis",
+    "pytest",
+    "safetensors",
+)
+
+
+def fingerprint(*, accelerator: bool = False) -> Environment:
+    """Describe this machine. ``accelerator``: also ask torch for a GPU, which imports it."""
+    cpu, cores, memory = cpu_name(), psutil.cpu_count() or 1, psutil.virtual_memory().total
+    device = _accelerator() if accelerator else None
+    notes = [] if device is not None else ["No accelerator: nothing was measured or checked on a GPU."]
+    identity = f"{cpu}|{cores}|{round(memory / 2**30)}|{device.name if device else ''}"
+    return Environment(
+        machine=hashlib.sha256(identity.encode()).hexdigest()[:12],
+        cpu=cpu,
+        cores=cores,
+        threads=_threads(),
+        memory_bytes=memory,
+        accelerator=device,
+        platform=platform.platform(),
+        python=platform.python_version(),
+        packages=installed(),
+        git=_commit(),
+        notes=tuple(notes),
+    )
+
+
+def installed() -> dict[str, str]:
+    """Installed versions of the packages that matter, those that are absent left out."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_name() -> str:
+    """The processor's model name, or the architecture where the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _threads() -> int:
+    """Threads that torch computes with, or would."""
+    torch = sys.modules.get("torch")
+    return int(torch.get_num_threads()) if torch is not None else len(os.sched_getaffinity(0))
+
+
+def _accelerator() -> Accelerator | None:
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    device = torch.cuda.get_device_properties(0)
+    return Accelerator(
+        name=device.name,
+        memory_bytes=device.total_memory,
+        driver=torch.version.cuda,
+        capability=f"{device.major}.{device.minor}",
+    )
+
+
+def _commit() -> str | None:
+    """Commit of the harness's own checkout; None where it is installed without one."""
+    here = Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    git = ["git", "-C", str(here)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+dirty" if dirty.stdout.strip() else "")

@@ -1,0 +1,125 @@
+"""A run that may die at any moment and be taken up again.
+
+Each finished piece of work is appended to ``journal.jsonl`` in the run's folder as one line, flushed before the next piece
+begins. A line cut short by a crash is dropped, and its piece done again. When all is done the record is written whole and
+the journal removed, so a folder holds either a record or what there is of one, never both.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from reports.record import RECORD_NAME, Ceilings, NullLane, Timing, Verdict
+
+JOURNAL_NAME = "journal.jsonl"
+
+
+class JournalError(ValueError):
+    """A run cannot be started or resumed in a folder. One line, with the path."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
+    """The journal's first line: what the run was asked to do."""
+
+    id: str
+    created: str
+    command: str
+    profile: str
+    seed: int
+    cases: tuple[str, ...]
+    options: dict[str, Any] = {}
+
+
+class CheckDone(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
+    """One property judged. ``drawn`` lists (axis, value, count); ``pairs`` (axis, value, axis, value)."""
+
+    verdict: Verdict
+    drawn: list[tuple[str, Any, int]] = []
+    pairs: list[tuple[str, Any, str, Any]] = []
+
+
+class TimingDone(msgspec.Struct, frozen=True, kw_only=True, tag="timing"):
+    key: str
+    timings: tuple[Timing, ...]
+
+
+class CeilingsDone(msgspec.Struct, frozen=True, kw_only=True, tag="ceilings"):
+    ceilings: Ceilings
+    null_lane: NullLane | None = None
+
+
+Entry = Plan | CheckDone | TimingDone | CeilingsDone
+
+
+class Journal:
+    """The journal of the run in ``folder``."""
+
+    def __init__(self, folder: Path, plan: Plan, done: list[Entry]) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.done = done
+        self._file = (folder / JOURNAL_NAME).open("ab")
+
+    @classmethod
+    def start(cls, folder: Path, plan: Plan) -> Journal:
+        """A new run. Raises ``JournalError`` where the folder holds a run already or cannot be written."""
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / RECORD_NAME).exists():
+                raise JournalError(f"{folder}: holds a finished run already; choose another folder")
+            if (folder / JOURNAL_NAME).exists():
+                raise JournalError(f"{folder}: holds an unfinished run; go on with --resume, or choose another folder")
+            journal = cls(folder, plan, [])
+            journal.append(plan)
+        except OSError as problem:
+            raise JournalError(f"{folder}: cannot be written ({problem.strerror})") from None
+        return journal
+
+    @classmethod
+    def resume(cls, folder: Path) -> Journal:
+        """The unfinished run in ``folder``. Raises ``JournalError`` where there is none."""
+        path = folder / JOURNAL_NAME
+        if not path.exists():
+            state = "the run in it is finished" if (folder / RECORD_NAME).exists() else "no run was begun in it"
+            raise JournalError(f"{folder}: nothing to resume, {state}")
+        entries, whole = _read(path)
+        if not entries or not isinstance(entries[0], Plan):
+            raise JournalError(f"{path}: damaged from its first line; start a new run")
+        os.truncate(path, whole)
+        return cls(folder, entries[0], entries[1:])
+
+    def append(self, entry: Entry) -> None:
+        """Add a finished piece of work; it is on disk when this returns."""
+        self._file.write(msgspec.json.encode(entry) + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if not isinstance(entry, Plan):
+            self.done.append(entry)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def remove(self) -> None:
+        """Forget the journal: the record has been written."""
+        self.close()
+        (self.folder / JOURNAL_NAME).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[list[Entry], int]:
+    """Whole entries from the start, and the length in bytes of what they take."""
+    decoder: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
+    entries: list[Entry] = []
+    length = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            entries.append(decoder.decode(line))
+        except msgspec.MsgspecError:
+            break
+        length += len(line)
+    return entries, length

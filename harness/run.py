@@ -1,0 +1,172 @@
+"""One run, from the names of cases to the record on disk: check, time, write; at any moment resumable."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from reports.record import Coverage, Run, Timing, Verdict, write
+
+from .environment import fingerprint
+from .journal import CeilingsDone, CheckDone, Journal, TimingDone
+from .registry import CaseEntry
+
+
+class Watcher(Protocol):
+    """Is told what happens, for whoever waits."""
+
+    def begin(self, what: str, total: int) -> None: ...
+    def verdict(self, verdict: Verdict) -> None: ...
+    def timed(self, timings: tuple[Timing, ...]) -> None: ...
+    def say(self, line: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a run covers."""
+
+    entries: tuple[CaseEntry, ...]
+    check: bool
+    bench: bool
+    device: str = "cpu"
+    budget: float = 0.0
+    workers: int | None = None
+    database: str | None = None
+
+
+def perform(journal: Journal, scope: Scope, watcher: Watcher) -> Run:
+    """Do what is left of a run and write its record. On interruption what is done is in the journal."""
+    start = time.perf_counter()
+    if scope.check:
+        _check(journal, scope, watcher)
+    if scope.bench:
+        _bench(journal, scope, watcher)
+    run = _record(journal, scope, time.perf_counter() - start)
+    write(run, journal.folder)
+    journal.remove()
+    return run
+
+
+def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
+    from .properties import PROPERTIES
+    from .workers import Task, run_tasks
+
+    done = {(one.verdict.case, one.verdict.property) for one in journal.done if isinstance(one, CheckDone)}
+    tasks = []
+    for entry in scope.entries:
+        if entry.unavailable is not None:
+            if not any(case == entry.name for case, _ in done):
+                journal.append(CheckDone(verdict=_unavailable(entry, journal.plan.seed)))
+            continue
+        case = entry.load()
+        tasks += [
+            Task(entry, prop.name, journal.plan.profile, journal.plan.seed, scope.database)
+            for prop in PROPERTIES
+            if prop.applies(case) and (entry.name, prop.name) not in done
+        ]
+    watcher.begin("checks", len(tasks))
+    for _, checked in run_tasks(tasks, workers=scope.workers):
+        journal.append(
+            CheckDone(
+                verdict=checked.verdict,
+                drawn=[(axis, value, count) for (axis, value), count in sorted(checked.drawn.items(), key=str)],
+                pairs=sorted(checked.pairs, key=str),
+            )
+        )
+        watcher.verdict(checked.verdict)
+
+
+def _unavailable(entry: CaseEntry, seed: int) -> Verdict:
+    return Verdict(
+        case=entry.name,
+        policy=entry.policy_class,
+        property="available",
+        statement="What the case needs is installed.",
+        outcome="unavailable",
+        reason=entry.unavailable or "",
+        examples=0,
+        layers_replaced=0,
+        layers_expected=0,
+        seconds=0.0,
+        seed=seed,
+    )
+
+
+def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
+    from .bench.jobs import plan_jobs
+    from .bench.rows import time_job, warm_call
+    from .timing.ceilings import measure_ceilings
+    from .timing.devices import open_device
+    from .timing.null_lane import null_lane
+
+    entries = [entry for entry in scope.entries if entry.unavailable is None]
+    plan = plan_jobs(entries, device=scope.device, budget=scope.budget)
+    device = open_device(scope.device)
+    done = {one.key for one in journal.done if isinstance(one, TimingDone)}
+    wrong = {one.verdict.case for one in journal.done if isinstance(one, CheckDone) and one.verdict.failure}
+    jobs = [job for job in plan.jobs if job.key not in done]
+    watcher.begin("timings", len(jobs))
+    light = measure_ceilings(device)
+    lane = null_lane(
+        [warm_call(device)], device=device, comparisons=3, budget_seconds=plan.seconds_a_pair, seed=journal.plan.seed
+    )
+    journal.append(CeilingsDone(ceilings=light.record(), null_lane=lane.record()))
+    for job in jobs:
+        if job.entry.name in wrong:
+            # Equality is a gate: a policy that failed a check is not worth a time.
+            journal.append(TimingDone(key=job.key, timings=()))
+            continue
+        rows = time_job(
+            job, device=device, light=light, seconds_a_pair=plan.seconds_a_pair, seed=journal.plan.seed
+        )
+        journal.append(TimingDone(key=job.key, timings=rows))
+        watcher.timed(rows)
+    if plan.left_out:
+        reasons = Counter(reason for _, reason in plan.left_out)
+        watcher.say("not timed: " + "; ".join(f"{count} rows, {reason}" for reason, count in reasons.items()))
+
+
+def _record(journal: Journal, scope: Scope, seconds: float) -> Run:
+    plan = journal.plan
+    checks = [one for one in journal.done if isinstance(one, CheckDone)]
+    ceilings = [one for one in journal.done if isinstance(one, CeilingsDone)]
+    order = {entry.name: place for place, entry in enumerate(scope.entries)}
+    return Run(
+        id=plan.id,
+        created=plan.created,
+        command=plan.command,
+        profile=plan.profile,
+        seed=plan.seed,
+        complete=True,
+        seconds=seconds,
+        environment=fingerprint(accelerator=scope.device == "cuda"),
+        verdicts=tuple(sorted((one.verdict for one in checks), key=lambda one: order.get(one.case, 0))),
+        coverage=tuple(_coverage(scope, checks)) if scope.check else (),
+        timings=tuple(row for one in journal.done if isinstance(one, TimingDone) for row in one.timings),
+        ceilings=tuple(one.ceilings for one in ceilings[-1:]),
+        null_lane=ceilings[-1].null_lane if ceilings else None,
+    )
+
+
+def _coverage(scope: Scope, checks: list[CheckDone]) -> list[Coverage]:
+    from .check import Checked, coverage
+
+    found = []
+    for entry in scope.entries:
+        mine = [one for one in checks if one.verdict.case == entry.name and one.verdict.outcome != "unavailable"]
+        if mine:
+            checked = [
+                Checked(one.verdict, Counter({(a, v): n for a, v, n in one.drawn}), frozenset(map(tuple, one.pairs)))
+                for one in mine
+            ]
+            found.append(coverage(entry.load(), checked))
+    return found
+
+
+def new_folder(root: Path, created: str, seed: int) -> Path:
+    """A folder for a new run under ``root``, named by time and seed."""
+    stamp = created.replace(":", "").replace("-", "")[:15]
+    return root / f"{stamp}-{seed}"

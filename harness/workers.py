@@ -1,0 +1,91 @@
+"""Checks in parallel: one process a core, each judging one property of one case at a time.
+
+A check is arithmetic on small tensors, so a process computes with one thread. A process that dies or hangs costs its own
+verdict, not the run.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+
+from pebble import ProcessExpired, ProcessPool
+
+from reports.record import Verdict
+
+from .check import Checked, check_property
+from .profiles import PROFILES
+from .properties import BY_NAME
+from .registry import CaseEntry
+
+TASK_SECONDS = 3600.0
+"""A check that takes longer is taken to hang."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One property of one case, to the depth of a profile."""
+
+    entry: CaseEntry
+    prop: str
+    profile: str
+    seed: int
+    database: str | None = None
+
+
+def run_task(task: Task) -> Checked:
+    """Judge one task in this process."""
+    return check_property(
+        BY_NAME[task.prop],
+        task.entry.load(),
+        profile=PROFILES[task.profile],
+        seed=task.seed,
+        policy=task.entry.policy_class,
+        database=task.database,
+    )
+
+
+def run_tasks(tasks: list[Task], *, workers: int | None = None) -> Iterator[tuple[Task, Checked]]:
+    """Each task with its verdict, as they finish."""
+    count = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+    if count == 0:
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPool(max_workers=count, initializer=_prepare, context=context) as pool:
+        futures = {pool.schedule(run_task, args=[task], timeout=TASK_SECONDS): task for task in tasks}
+        for future in as_completed(futures):
+            task = futures[future]
+            try:
+                yield task, future.result()
+            except FutureTimeout:
+                yield task, _no_verdict(task, f"no verdict within {TASK_SECONDS:.0f} s")
+            except ProcessExpired as death:
+                yield task, _no_verdict(task, f"the checking process died (exit code {death.exitcode})")
+
+
+def _prepare() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _no_verdict(task: Task, reason: str) -> Checked:
+    prop = BY_NAME[task.prop]
+    verdict = Verdict(
+        case=task.entry.name,
+        policy=task.entry.policy_class,
+        property=prop.name,
+        statement=prop.statement,
+        outcome="error",
+        reason=reason,
+        examples=0,
+        layers_replaced=0,
+        layers_expected=0,
+        seconds=0.0,
+        seed=task.seed,
+    )
+    return Checked(verdict)

@@ -1,0 +1,180 @@
+"""Capture backends: how a run of a function becomes something that can be replayed.
+
+``CudaGraphBackend`` is the real one. ``EmulatorBackend`` follows the same contract on a CPU, so that every rule about
+graphs is tested without a GPU: it records the aten calls of a run and replays them into the same storages. Like a CUDA
+graph it knows nothing of Python: a branch, a number, an attribute is what it was while recording.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A captured run. ``replay`` computes it again from what now lies in its inputs, into the memory of ``output``."""
+
+    output: Any
+    replay: Callable[[], None]
+
+
+class CaptureBackend(ABC):
+    """What a graph cache needs of a device."""
+
+    name: str
+
+    @abstractmethod
+    def refuses(self, tensor: Tensor) -> str | None:
+        """Why ``tensor`` cannot be an input here, or None."""
+
+    def busy(self) -> bool:
+        """True while somebody else is capturing: captures do not nest."""
+        return False
+
+    @abstractmethod
+    def warm_up(self, run: Callable[[], Any]) -> Any:
+        """Run once outside any capture, as the device wants it done before capturing."""
+
+    @abstractmethod
+    def capture(self, run: Callable[[], Any]) -> Recording:
+        """Record ``run``. What it raises passes through and leaves the backend able to capture again."""
+
+
+class CudaGraphBackend(CaptureBackend):
+    """CUDA graphs. All captures of one backend share a memory pool: they are replayed one after the other, and outputs
+    are copied before the next replay."""
+
+    name = "cuda graph"
+
+    def __init__(self) -> None:
+        self._pool: Any = None
+
+    def refuses(self, tensor: Tensor) -> str | None:
+        return None if tensor.device.type == "cuda" else f"a tensor on {tensor.device.type}"
+
+    def busy(self) -> bool:
+        return bool(torch.cuda.is_current_stream_capturing())
+
+    def warm_up(self, run: Callable[[], Any]) -> Any:
+        """On a stream of its own: lazily made handles and workspaces must exist, and the legacy stream is no place for
+        them."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            result = run()
+        torch.cuda.current_stream().wait_stream(side)
+        return result
+
+    def capture(self, run: Callable[[], Any]) -> Recording:
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                output = run()
+            except BaseException:
+                # The capture is invalid by now and ending it says so; the caller has to see what went wrong instead.
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()
+                raise
+            graph.capture_end()
+        torch.cuda.current_stream().wait_stream(side)
+        return Recording(output, graph.replay)
+
+
+class EmulatorBackend(CaptureBackend):
+    """A CUDA graph's behaviour on a CPU, for tests. It saves no time."""
+
+    name = "emulator"
+
+    def __init__(self) -> None:
+        self._recording = False
+
+    def refuses(self, tensor: Tensor) -> str | None:
+        return None if tensor.device.type == "cpu" else f"a tensor on {tensor.device.type}"
+
+    def busy(self) -> bool:
+        return self._recording
+
+    def warm_up(self, run: Callable[[], Any]) -> Any:
+        return run()
+
+    def capture(self, run: Callable[[], Any]) -> Recording:
+        recorder = _Recorder()
+        self._recording = True
+        try:
+            with recorder:
+                output = run()
+        finally:
+            self._recording = False
+        return Recording(output, recorder.replay)
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """One aten call. ``results`` pairs the index of an output tensor with the tensor whose memory it goes to."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    results: tuple[tuple[int, Tensor], ...]
+
+    def run(self) -> None:
+        made = tree_leaves(self.function(*self.args, **self.kwargs))
+        for index, result in self.results:
+            result.copy_(made[index])
+
+
+@dataclass(frozen=True, eq=False)
+class _Constant:
+    """A tensor that Python made of numbers while recording: each replay begins with those numbers again."""
+
+    result: Tensor
+    values: Tensor
+
+    def run(self) -> None:
+        self.result.copy_(self.values)
+
+
+class _Recorder(TorchDispatchMode):
+    """Views are not replayed: they go on looking at memory that is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[_Call | _Constant] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        output = func(*args, **kwargs)
+        if func is torch.ops.aten.lift_fresh.default:
+            self.calls.append(_Constant(output, output.clone()))
+            return output
+        read = {storage_id(one) for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        made = enumerate(tree_leaves(output))
+        results = tuple((i, one) for i, one in made if isinstance(one, Tensor) and storage_id(one) not in read)
+        if results or func._schema.is_mutable:
+            self.calls.append(_Call(func, args, kwargs, results))
+        return output
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for call in self.calls:
+                call.run()
+
+
+def storage_id(tensor: Tensor) -> int:
+    """The identity of a tensor's memory, the same for all of its views."""
+    return tensor.untyped_storage()._cdata

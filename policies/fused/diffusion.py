@@ -1,0 +1,258 @@
+"""The replacement of a diffusion model (UNet, VAE), in place.
+
+The model and its parts become fused subclasses of their own classes (``swapped``). What the replacement changes besides
+is storage layout: convolution weights to channels_last, attention projections packed. Both keep every parameter object
+and value; both are made again when a parameter was exchanged or moved; ``revert`` gives back strides, storages, classes.
+
+At the boundary a caller notices nothing: an image is taken in any memory format and returned in the one that the
+original returns.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..base import DSPolicy, Swap, UnsupportedLayer, qualified_name
+from .capture import CaptureBackend
+from .diffusion_attention import FusedAttention
+from .diffusion_blocks import (
+    FusedConv2d,
+    FusedFeedForward,
+    FusedGEGLU,
+    FusedTransformer2D,
+    convert_to_channels_last,
+    restore_strides,
+)
+from .graphs import Graphed
+from .swapped import Swapped, restore_class, swapped_class
+from .watch import Watch
+
+PARTS: Mapping[str, type[Swapped]] = {
+    "diffusers.models.attention_processor:Attention": FusedAttention,
+    "diffusers.models.activations:GEGLU": FusedGEGLU,
+    "diffusers.models.attention:FeedForward": FusedFeedForward,
+    "diffusers.models.transformers.transformer_2d:Transformer2DModel": FusedTransformer2D,
+    "torch.nn.modules.conv:Conv2d": FusedConv2d,
+}
+"""What is swapped inside a model, by exact class."""
+
+_DERIVED = ("watch", "graphs")
+
+
+class DiffusionState:
+    """What one replacement derived from its model, and what has happened to it.
+
+    ``calls`` counts calls of the fused path, ``fallbacks`` by reason what ran the original's own code instead, ``graphs``
+    holds the captured graphs by the name of what was captured ("forward", "encoder", "decoder").
+    """
+
+    def __init__(self, root: nn.Module, *, backend: type[CaptureBackend] | None, shared: frozenset[str]) -> None:
+        self.root = root
+        self.backend = backend
+        self.shared = shared
+        self.strides: dict[str, tuple[int, ...]] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self.calls = 0
+        self.fallbacks: Counter[str] = Counter()
+        self.watch: Watch | None = None
+        self.graphs: dict[str, Graphed] = {}
+        self._made: CaptureBackend | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("root", "backend", "shared", "strides")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy counts its own calls and derives its own caches."""
+        self.__dict__.update(state)
+        self._start()
+
+    @property
+    def plan(self) -> str:
+        """How the replacement runs, in a few words."""
+        attentions = [one for one in self.root.modules() if isinstance(one, FusedAttention)]
+        packed = sum(one._fused_packed is not None for one in attentions)
+        graphs = "" if self.backend is None else f", graphs by {self.backend.name}"
+        return f"channels_last, {packed} of {len(attentions)} attentions packed{graphs}"
+
+    def refresh(self) -> None:
+        """Lay out and pack anew, where a parameter or submodule is not the one that this was done for."""
+        if self.watch is None or self.watch.stale():
+            with torch.inference_mode(False), torch.no_grad():
+                self.bind()
+
+    def bind(self) -> None:
+        for name, module in self.root.named_modules():
+            if isinstance(module, FusedConv2d):
+                before = convert_to_channels_last(module)
+                if before is not None:
+                    self.strides[f"{name}.weight"] = before
+            elif isinstance(module, FusedAttention):
+                module._fused_name = name
+                module.fused_bind()
+        self.watch = Watch(self.root)
+
+    def unbind(self) -> None:
+        """Give every parameter the storage and strides that it had."""
+        with torch.inference_mode(False), torch.no_grad():
+            for module in self.root.modules():
+                if isinstance(module, FusedAttention):
+                    module.fused_unbind()
+            for name, parameter in self.root.named_parameters():
+                if name in self.strides:
+                    restore_strides(parameter, self.strides[name])
+        self._start_caches()
+
+    def _start_caches(self) -> None:
+        self.strides = {}
+        self.watch = None
+        self.graphs = {}
+
+    def graph(self, name: str, module: nn.Module, function: Any, sample: Tensor) -> Any:
+        """``function`` behind captured graphs where the backend takes ``sample``'s device, else ``function``."""
+        if self.backend is None or torch.compiler.is_compiling():
+            return function
+        if self._made is None:
+            self._made = self.backend()
+        if self._made.refuses(sample) is not None:
+            return function
+        if name not in self.graphs:
+            self.graphs[name] = Graphed(function, backend=self._made, modules=(module,), veto=self._stateful)
+        return self.graphs[name]
+
+    def _stateful(self) -> str | None:
+        """A processor that this package does not know may keep state that a graph would freeze."""
+        for module in self.root.modules():
+            processor = getattr(module, "processor", None)
+            if processor is not None and type(processor).__name__ not in _STATELESS:
+                return f"attention processor {type(processor).__name__}"
+        return None
+
+
+_STATELESS = frozenset(
+    {"AttnProcessor", "AttnProcessor2_0", "AttnAddedKVProcessor", "AttnAddedKVProcessor2_0", "FusedAttnProcessor2_0"}
+)
+
+
+class FusedRoot(Swapped):
+    """Mixin before a whole diffusion model."""
+
+    _fused_policy: ClassVar[type[DSPolicy]]
+
+    @property
+    def fused(self) -> DiffusionState:
+        return self._fused_state
+
+    def extra_repr(self) -> str:
+        return f"replaced by {self._fused_policy.__name__}, plan: {self.fused.plan}"
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> Any:
+        """As the original: files hold plain contiguous tensors under the original's class name."""
+        with self._fused_laid_out_as_original():
+            return super().save_pretrained(*args, **kwargs)  # type: ignore[misc]
+
+    @contextmanager
+    def _fused_laid_out_as_original(self) -> Iterator[None]:
+        self.fused.unbind()
+        try:
+            yield
+        finally:
+            self.fused.refresh()
+
+
+@dataclass(frozen=True)
+class BoundaryFormat:
+    """Takes an image (B, C, Y, X) in and gives the result back in the memory format that the original would give."""
+
+    given: bool
+    """Whether the image came in channels_last."""
+
+    @classmethod
+    def of(cls, image: Tensor) -> BoundaryFormat:
+        return cls(is_channels_last(image))
+
+    def restore(self, result: Tensor, state: DiffusionState, prefix: str = "") -> Tensor:
+        """A convolution returns channels_last where its weight or its input is, and the original's images lose that
+        format at the first transformer."""
+        name = f"{prefix}conv_out.weight"
+        last = state.root.get_parameter(name)
+        by_weight = name not in state.strides and is_channels_last(last)
+        by_input = self.given and not any(map(_breaks_format, state.root.modules()))
+        return result if by_weight or by_input else result.contiguous()
+
+
+def is_channels_last(image: Tensor) -> bool:
+    return image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
+
+
+def _breaks_format(module: nn.Module) -> bool:
+    return isinstance(module, FusedTransformer2D)
+
+
+class DiffusionSwap(Swap):
+    """Swaps a diffusion model's classes, and back. ``root_mixin`` and ``parts`` say what each becomes."""
+
+    def __init__(
+        self,
+        root: nn.Module,
+        policy: type[DSPolicy],
+        *,
+        mixin: type[FusedRoot],
+        parts: Mapping[str, type[Swapped]] = PARTS,
+        backend: type[CaptureBackend] | None,
+    ) -> None:
+        refuse_unless_plain(root)
+        self.root = root
+        self.mixin = mixin
+        self.parts = parts
+        self.backend = backend
+        self.policy = policy
+        self.shared: frozenset[str] = frozenset()
+        self._swapped: list[nn.Module] = []
+
+    def install(self) -> None:
+        state = DiffusionState(self.root, backend=self.backend, shared=self.shared)
+        try:
+            for module in self.root.modules():
+                mixin = self.mixin if module is self.root else self.parts.get(qualified_name(type(module)))
+                if mixin is not None:
+                    self._swapped.append(module)
+                    module.__class__ = swapped_class(type(module), mixin)
+                    module.__dict__["_fused_state"] = state
+            state.refresh()
+        except BaseException:
+            self._restore(state)
+            raise
+
+    def revert(self) -> None:
+        if isinstance(self.root, FusedRoot):
+            self._restore(self.root.fused)
+
+    def _restore(self, state: DiffusionState) -> None:
+        state.unbind()
+        for module in (*self._swapped, *self.root.modules()):
+            restore_class(module)
+        self._swapped.clear()
+
+
+def refuse_unless_plain(root: nn.Module) -> None:
+    """Raise ``UnsupportedLayer`` for what no replacement of a diffusion model expresses."""
+    name = type(root).__name__
+    if "forward" in root.__dict__:
+        raise UnsupportedLayer("forward is patched on the instance (offloading or another tool's hooks)", layer=name)
+    for path, parameter in root.named_parameters():
+        if type(parameter) is not nn.Parameter:
+            raise UnsupportedLayer(f"{path} is a {type(parameter).__name__}, not a plain parameter", layer=name)
+        if not parameter.is_floating_point() or torch.finfo(parameter.dtype).bits < 16:
+            raise UnsupportedLayer(f"{path} has dtype {parameter.dtype}", layer=name)
+    for path, module in root.named_modules():
+        if getattr(module, "fused_projections", False):
+            raise UnsupportedLayer(f"{path} is fused by fuse_qkv_projections already; unfuse it first", layer=name)

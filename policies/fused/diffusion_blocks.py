@@ -1,0 +1,128 @@
+"""Parts of diffusion models around attention, faster or without needless copies.
+
+* a convolution whose image is small beside its weight: a matrix product. oneDNN reorders a convolution's weight at each
+  call, which for the deep layers of a UNet takes longer than the convolution; a weight in channels_last already is the
+  matrix of the product. No second copy of it is made.
+* feed-forward layers: the faster linear operator, one buffer less in the gate.
+* the transformer between them: no copy from channels_last to contiguous and back.
+
+Shapes: B batch, C channels in, O channels out, Y x X image, K x L kernel.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from .onednn import linear
+from .swapped import Swapped, apply, gradients_wanted
+
+CHANNELS_LAST = torch.channels_last
+
+
+class FusedConv2d(Swapped):
+    """Mixin before ``nn.Conv2d``."""
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the original's name)
+        if not self._fused_as_product(input):
+            result: Tensor = super().forward(input)
+            return result
+        weight, (down, right) = self.weight, self.stride
+        matrix = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
+        if weight.shape[2:] == (1, 1) and (down, right) == (1, 1) and not any(self.padding):
+            rows = input.permute(0, 2, 3, 1)
+        else:
+            rows = self._fused_patches(input, down, right)
+        return linear(rows, matrix, self.bias).permute(0, 3, 1, 2)
+
+    def _fused_as_product(self, x: Tensor) -> bool:
+        weight = self.weight
+        if (
+            x.device.type != "cpu"
+            or x.dim() != 4
+            or x.dtype is not weight.dtype
+            or x.dtype not in (torch.float32, torch.float64)
+            or x.shape[1] != weight.shape[1]
+            or self.groups != 1
+            or self.padding_mode != "zeros"
+            or self.dilation != (1, 1)
+            or isinstance(self.padding, str)
+            or gradients_wanted(x, weight, self.bias)
+            or torch.is_autocast_enabled("cpu")
+            or torch.compiler.is_compiling()
+            or not weight.is_contiguous(memory_format=CHANNELS_LAST)
+            or not x.is_contiguous(memory_format=CHANNELS_LAST)
+        ):
+            return False
+        if weight.shape[2:] == (1, 1):
+            return self.stride == (1, 1) and not any(self.padding)
+        # Either the image's patches are copied, or the weight: whichever is smaller.
+        pixels = x.shape[0] * x.shape[2] * x.shape[3] // (self.stride[0] * self.stride[1])
+        rows, columns = (x.shape[2] + 2 * self.padding[0], x.shape[3] + 2 * self.padding[1])
+        return pixels < weight.shape[0] and rows >= weight.shape[2] and columns >= weight.shape[3]
+
+    def _fused_patches(self, x: Tensor, down: int, right: int) -> Tensor:
+        """(B, C, Y, X) in channels_last -> (B, Y', X', K * L * C)."""
+        tall, wide = self.padding
+        padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, wide, wide, tall, tall))
+        high, long = self.weight.shape[2:]
+        patches = padded.unfold(1, high, down).unfold(2, long, right)
+        return patches.permute(0, 1, 2, 4, 5, 3).flatten(3)
+
+
+class FusedGEGLU(Swapped):
+    """Mixin before diffusers' ``GEGLU``: ``first * gelu(second)`` of a projection's halves."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs or gradients_wanted(hidden_states, *self.parameters()):
+            result: Tensor = super().forward(hidden_states, *args, **kwargs)
+            return result
+        hidden, gate = apply(self.proj, hidden_states).chunk(2, dim=-1)
+        return self.gelu(gate).mul_(hidden)
+
+
+class FusedFeedForward(Swapped):
+    """Mixin before diffusers' ``FeedForward``."""
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if args or kwargs:
+            result: Tensor = super().forward(hidden_states, *args, **kwargs)
+            return result
+        for module in self.net:
+            hidden_states = apply(module, hidden_states)
+        return hidden_states
+
+
+class FusedTransformer2D(Swapped):
+    """Mixin before diffusers' ``Transformer2DModel``: tokens (B, Y * X, C) are an image in channels_last already."""
+
+    def _get_output_for_continuous_inputs(
+        self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
+    ) -> Tensor:
+        if self.use_linear_projection:
+            hidden_states = apply(self.proj_out, hidden_states)
+        image = hidden_states.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
+        if not self.use_linear_projection:
+            image = self.proj_out(image)
+        return image + residual
+
+
+def convert_to_channels_last(conv: nn.Conv2d) -> tuple[int, ...] | None:
+    """Lay out the weight for channels_last, in place and bit for bit. Returns the strides it had, or None if it is so
+    already (or must keep its storage)."""
+    weight = conv.weight
+    if weight.is_contiguous(memory_format=CHANNELS_LAST) or weight.is_inference() or type(weight) is not nn.Parameter:
+        return None
+    before = weight.stride()
+    weight.data = weight.data.contiguous(memory_format=CHANNELS_LAST)
+    return before
+
+
+def restore_strides(parameter: Tensor, strides: tuple[int, ...]) -> None:
+    """Give ``parameter`` the layout that it had, bit for bit."""
+    if parameter.stride() != strides:
+        restored = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
+        parameter.data = restored.copy_(parameter.data)

@@ -1,0 +1,200 @@
+"""Graph capture with a contract: a call through here gives what the function itself would give.
+
+DeepSpeed captured the first call and replayed it for all others, which answered with another prompt's conditioning,
+broadcast a smaller batch, or overwrote results that the caller still held (FAULTS F73 to F78). The rules here:
+
+* one capture per description of everything but tensors' values (``trees``), and per ambient state (default dtype, TF32 ...);
+* at most ``limit`` captures, the least recently used goes first;
+* inputs are copied in, nested ones too, and must fit exactly; outputs are copied out;
+* captures are dropped where a module that the function uses is no longer what it was: a parameter or buffer exchanged or
+  moved, a submodule or attribute set. Updates in place are seen, because the graph reads the same memory;
+* what a graph cannot repeat (``inspection``) runs eagerly and is counted, by reason;
+* an exception passes through and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from .attributes import AttributeWatch, hooked
+from .capture import CaptureBackend, Recording, storage_id
+from .inspection import NotRepeatable, TrialRun
+from .trees import NotCapturableError, Spec, StaticTensor, TensorSpec, clone_leaves, flatten, unflatten
+
+DEFAULT_LIMIT = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """One captured signature."""
+
+    inputs: list[StaticTensor]
+    recording: Recording
+    leaves: list[Tensor]
+    spec: Spec
+
+    def run(self, values: list[Tensor]) -> list[Tensor]:
+        """Replay with ``values`` in the inputs. Returns the outputs' tensors, which are overwritten by the next run."""
+        for static, value in zip(self.inputs, values, strict=True):
+            static.fill(value)
+        self.recording.replay()
+        return self.leaves
+
+
+class Graphed:
+    """``function`` behind captured graphs.
+
+    ``modules`` are those whose parameters, buffers and attributes ``function`` uses. ``veto`` may say, at each call, why
+    this one must run eagerly. ``captures``, ``replays`` and ``eager`` (by reason) count what has happened.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        backend: CaptureBackend,
+        modules: tuple[nn.Module, ...] = (),
+        limit: int = DEFAULT_LIMIT,
+        veto: Callable[[], str | None] = lambda: None,
+    ) -> None:
+        if limit < 1:
+            raise ValueError(f"limit is the number of captures kept, at least 1, not {limit}")
+        self.function = function
+        self.backend = backend
+        self.modules = modules
+        self.limit = limit
+        self.veto = veto
+        self.captures = 0
+        self.replays = 0
+        self.eager: Counter[str] = Counter()
+        self._kept: OrderedDict[Any, Capture | str] = OrderedDict()
+        self._watch = AttributeWatch(modules)
+        self._lock = threading.RLock()
+        self._running = False
+
+    def __len__(self) -> int:
+        """How many captures are held."""
+        return sum(isinstance(one, Capture) for one in self._kept.values())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return self.function(*args, **kwargs)
+        with self._lock:
+            try:
+                return self._replayed(args, kwargs)
+            except NotCapturableError as refusal:
+                self.eager[str(refusal)] += 1
+        return self.function(*args, **kwargs)
+
+    def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves, spec = flatten((args, {name: kwargs[name] for name in sorted(kwargs)}))
+        self._check_call(leaves)
+        if self._watch.changed():
+            self._kept.clear()
+            self._watch = AttributeWatch(self.modules)
+        key = (spec, _ambient())
+        capture = self._kept.get(key)
+        if capture is None:
+            capture = self._make(key, leaves, spec)
+        self._kept.move_to_end(key)
+        if isinstance(capture, str):
+            raise NotCapturableError(capture)
+        with _plain_mode():
+            outputs = capture.run(leaves)
+        self.replays += 1
+        return unflatten(capture.spec, iter(clone_leaves(outputs)))
+
+    def _check_call(self, leaves: list[Tensor]) -> None:
+        reason = self.veto() or hooked(self.modules)
+        if reason is None and (self._running or self.backend.busy()):
+            reason = "a call while capturing"
+        if reason is None and _get_current_dispatch_mode() is not None:
+            reason = "a dispatch mode is active"
+        if reason is None and any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+            # Autocast keeps casts of weights until its end, and a graph would go on reading them after it.
+            reason = "autocast"
+        if reason is None and torch.is_grad_enabled() and any(one.requires_grad for one in (*leaves, *self._weights())):
+            reason = "gradients are on"
+        reason = reason or next(filter(None, map(self.backend.refuses, leaves)), None)
+        if reason is not None:
+            raise NotCapturableError(reason)
+
+    def _weights(self) -> Iterator[Tensor]:
+        for module in self.modules:
+            yield from module.parameters()
+            yield from module.buffers()
+
+    def _make(self, key: Any, leaves: list[Tensor], spec: Spec) -> Capture | str:
+        """Capture a signature, or learn why not; either is kept, an exception of the function's own is not."""
+        self._running = True
+        try:
+            made: Capture | str = self._capture(leaves, spec)
+        except (NotCapturableError, NotRepeatable) as refusal:
+            made = str(refusal)
+        finally:
+            self._running = False
+        self._kept[key] = made
+        while len(self._kept) > self.limit:
+            self._kept.popitem(last=False)
+        return made
+
+    def _capture(self, leaves: list[Tensor], spec: Spec) -> Capture:
+        with _plain_mode():
+            inputs = [StaticTensor(TensorSpec.of(leaf)) for leaf in leaves]
+            for static, leaf in zip(inputs, leaves, strict=True):
+                static.fill(leaf)
+            tensors = [static.tensor for static in inputs]
+            protected = [*tensors, *self._weights()]
+            with TrialRun(protected):
+                self.backend.warm_up(lambda: self._run_once(spec, tensors))
+            self.backend.warm_up(lambda: self._run_once(spec, tensors))
+            recording = self.backend.capture(lambda: self._run_once(spec, tensors))
+        if self._watch.changed():
+            raise NotCapturableError("attributes of its module are set by the call")
+        outputs, output_spec = flatten(recording.output)
+        memory = {storage_id(one) for one in protected}
+        if any(storage_id(one) in memory for one in outputs):
+            raise NotCapturableError("inputs or weights are returned")
+        self.captures += 1
+        return Capture(inputs, recording, outputs, output_spec)
+
+    def _run_once(self, spec: Spec, tensors: list[Tensor]) -> Any:
+        args, kwargs = given = unflatten(spec, iter(tensors))
+        result = self.function(*args, **kwargs)
+        leaves, after = flatten(given)
+        if after != spec or any(one is not other for one, other in zip(leaves, tensors, strict=True)):
+            raise NotCapturableError("containers among its arguments are changed by the call")
+        return result
+
+
+@contextmanager
+def _plain_mode() -> Iterator[None]:
+    """Static tensors outlive the call, so they must not be inference tensors."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+def _ambient() -> tuple[Any, ...]:
+    """What else, besides arguments and modules, decides which device work a call is."""
+    return (
+        torch.get_default_dtype(),
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.enabled,
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.allow_tf32,
+        torch.backends.cuda.flash_sdp_enabled(),
+        torch.backends.cuda.mem_efficient_sdp_enabled(),
+        torch.backends.cuda.math_sdp_enabled(),
+        *((type(mode), str(getattr(mode, "device", ""))) for mode in _get_current_function_mode_stack()),
+    )

@@ -1,0 +1,183 @@
+"""Arguments and results as trees: tensors at the leaves, and a hashable description of everything that is not a value.
+
+A graph may only be replayed for a call that differs from the captured one in nothing but tensors' values. So the
+description holds, of a tensor: shape, strides, dtype, device and whether it requires a gradient; of anything else its
+type and value; of containers their type, keys and order. Two calls may share a graph where their descriptions are equal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_VALUES = (bool, int, float, complex, str, bytes, type(None), type(...), torch.dtype, torch.device)
+_VALUES_OF_TORCH = (torch.memory_format, torch.layout, torch.Size)
+_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
+
+
+class NotCapturableError(ValueError):
+    """A call that no graph can stand for; says why in the words that end up in the count of eager calls."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Everything about a tensor but its values."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorSpec:
+        if type(tensor) not in _TENSORS:
+            raise NotCapturableError(f"a tensor of class {type(tensor).__name__}")
+        if tensor.layout is not torch.strided:
+            raise NotCapturableError(f"a tensor of layout {tensor.layout}")
+        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
+
+
+@dataclass(frozen=True)
+class ValueSpec:
+    """A value that is part of the signature. ``key`` tells apart what ``==`` does not (-0.0, NaN)."""
+
+    kind: type
+    key: Any
+    value: Any = field(compare=False)
+
+
+@dataclass(frozen=True)
+class ContainerSpec:
+    """A container. ``names`` are (type, key) of a mapping's items or names of fields; empty for sequences."""
+
+    kind: type
+    names: tuple[Any, ...]
+    children: tuple[Spec, ...]
+
+
+Spec = TensorSpec | ValueSpec | ContainerSpec
+
+
+def flatten(tree: Any) -> tuple[list[Tensor], Spec]:
+    """The tensors of ``tree`` in order, and its description. Raises ``NotCapturableError`` for what has none."""
+    leaves: list[Tensor] = []
+    return leaves, _describe(tree, leaves)
+
+
+def unflatten(spec: Spec, leaves: Iterator[Tensor]) -> Any:
+    """The tree of ``spec`` with the next of ``leaves`` in the place of each tensor."""
+    if isinstance(spec, TensorSpec):
+        return next(leaves)
+    if isinstance(spec, ValueSpec):
+        return spec.value
+    children = [unflatten(child, leaves) for child in spec.children]
+    if spec.kind in (list, tuple):
+        return spec.kind(children)
+    if not dataclasses.is_dataclass(spec.kind):
+        return _rebuild_named(spec, children)
+    if issubclass(spec.kind, OrderedDict):
+        return spec.kind(**dict(zip((key for _, key in spec.names), children, strict=True)))
+    rebuilt = object.__new__(spec.kind)
+    for name, child in zip(spec.names, children, strict=True):
+        object.__setattr__(rebuilt, name, child)
+    return rebuilt
+
+
+def _rebuild_named(spec: ContainerSpec, children: list[Any]) -> Any:
+    if issubclass(spec.kind, tuple):
+        return spec.kind(*children)
+    return spec.kind(zip((key for _, key in spec.names), children, strict=True))
+
+
+def _describe(tree: Any, leaves: list[Tensor]) -> Spec:
+    kind = type(tree)
+    if isinstance(tree, Tensor):
+        leaves.append(tree)
+        return TensorSpec.of(tree)
+    if kind in _VALUES or kind in _VALUES_OF_TORCH or isinstance(tree, enum.Enum):
+        return ValueSpec(kind, repr(tree) if kind in (float, complex) else tree, tree)
+    names, items = _items(tree, kind)
+    return ContainerSpec(kind, names, tuple(_describe(item, leaves) for item in items))
+
+
+def _items(tree: Any, kind: type) -> tuple[tuple[Any, ...], list[Any]]:
+    if kind in (list, tuple) or (isinstance(tree, tuple) and hasattr(kind, "_fields")):
+        return (), list(tree)
+    if kind in (dict, OrderedDict) or (isinstance(tree, OrderedDict) and dataclasses.is_dataclass(kind)):
+        if any(type(key) not in _VALUES for key in tree):
+            raise NotCapturableError(f"a {kind.__name__} with keys that are not plain values")
+        return tuple((type(key), key) for key in tree), list(tree.values())
+    if dataclasses.is_dataclass(kind) and not isinstance(tree, dict):
+        names = tuple(one.name for one in dataclasses.fields(tree))
+        if set(getattr(tree, "__dict__", {})) <= set(names):
+            return names, [getattr(tree, name) for name in names]
+    raise NotCapturableError(f"a value of class {kind.__name__}")
+
+
+class StaticTensor:
+    """A tensor whose memory stays where it is, and into which values of one ``TensorSpec`` are copied.
+
+    Dimensions of stride 0 (an expanded tensor) keep it, so the captured function sees the strides that it would have.
+    """
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self.spec = spec
+        self._once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in spec.stride)
+        sizes = [1 if stride == 0 else size for size, stride in zip(spec.shape, spec.stride, strict=True)]
+        if _overlaps(sizes, spec.stride):
+            raise NotCapturableError("a tensor whose elements share memory")
+        self._base = torch.empty_strided(sizes, spec.stride, dtype=spec.dtype, device=spec.device)
+        self.tensor = self._base.expand(spec.shape).requires_grad_(spec.requires_grad)
+
+    def fill(self, source: Tensor) -> None:
+        """Copy ``source`` in. It must fit exactly: nothing is broadcast."""
+        assert TensorSpec.of(source) == self.spec
+        self._base.copy_(source.detach()[self._once])
+
+
+def _overlaps(sizes: list[int], strides: tuple[int, ...]) -> bool:
+    reach = 1
+    for stride, size in sorted((stride, size) for size, stride in zip(sizes, strides, strict=True) if size > 1):
+        if stride < reach:
+            return True
+        reach = stride * size
+    return False
+
+
+def clone_leaves(leaves: list[Tensor]) -> list[Tensor]:
+    """Copies that share memory with each other exactly where ``leaves`` do, and never with ``leaves``."""
+    storages: dict[int, list[int]] = {}
+    for index, leaf in enumerate(leaves):
+        storages.setdefault(leaf.untyped_storage()._cdata, []).append(index)
+    copies: list[Tensor] = list(leaves)
+    for indices in storages.values():
+        if len(indices) == 1:
+            copies[indices[0]] = _copy(leaves[indices[0]])
+        else:
+            _copy_together(leaves, indices, copies)
+    return copies
+
+
+def _copy(leaf: Tensor) -> Tensor:
+    static = StaticTensor(TensorSpec.of(leaf.detach()))
+    static.fill(leaf.detach())
+    return static.tensor
+
+
+def _copy_together(leaves: list[Tensor], indices: list[int], copies: list[Tensor]) -> None:
+    storage = leaves[indices[0]].untyped_storage().clone()
+    made: dict[int, Tensor] = {}
+    for index in indices:
+        leaf = leaves[index]
+        if id(leaf) not in made:
+            empty = torch.empty(0, dtype=leaf.dtype, device=leaf.device)
+            made[id(leaf)] = empty.set_(storage, leaf.storage_offset(), leaf.shape, leaf.stride())
+        copies[index] = made[id(leaf)]

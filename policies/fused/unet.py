@@ -1,0 +1,84 @@
+"""The fused UNet: the original's forward over fused parts, in channels_last, behind a graph on CUDA."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base import DSPolicy
+from .capture import CaptureBackend, CudaGraphBackend
+from .diffusion import BoundaryFormat, DiffusionState, DiffusionSwap, FusedRoot
+
+if TYPE_CHECKING:
+    from ..unet import UNetPolicy
+
+
+class FusedUNet(FusedRoot):
+    """Mixin before ``UNet2DConditionModel``. Shapes: sample (B, C, Y, X), timestep a number, () or (B,)."""
+
+    @property
+    def _fused_policy(self) -> type[UNetPolicy]:  # type: ignore[override]
+        from ..unet import UNetPolicy
+
+        return UNetPolicy
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        original = super().forward
+        state = self._fused_state
+        sample = args[0] if args else kwargs.get("sample")
+        if not isinstance(sample, Tensor) or sample.dim() != 4 or torch.compiler.is_compiling():
+            return original(*args, **kwargs)
+        state.refresh()
+        if self.training:
+            state.fallbacks["training mode"] += 1
+            return original(*args, **kwargs)
+        boundary = BoundaryFormat.of(sample)
+        args, kwargs = _with(args, kwargs, 0, "sample", sample.contiguous(memory_format=torch.channels_last))
+        run = state.graph("forward", self, original, sample)
+        if run is not original:
+            args, kwargs = _timestep_as_tensor(args, kwargs, sample.device)
+        result = run(*args, **kwargs)
+        state.calls += 1
+        return _with_sample(result, boundary, state)
+
+
+def unet_swap(
+    module: nn.Module, policy: type[DSPolicy], *, enable_graph: bool, backend: type[CaptureBackend] | None
+) -> DiffusionSwap:
+    if backend is None and enable_graph:
+        backend = CudaGraphBackend
+    return DiffusionSwap(module, policy, mixin=FusedUNet, backend=backend)
+
+
+def _with(
+    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, name: str, value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The call with another value for one argument, given the way it was given."""
+    if position < len(args):
+        return (*args[:position], value, *args[position + 1 :]), kwargs
+    return args, {**kwargs, name: value}
+
+
+def _timestep_as_tensor(
+    args: tuple[Any, ...], kwargs: dict[str, Any], device: torch.device
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The original makes a tensor of a numeric timestep; doing it outside the graph spares a capture a step, and a copy
+    from the host that no graph may hold. Dtypes are the original's."""
+    timestep = args[1] if len(args) > 1 else kwargs.get("timestep")
+    if type(timestep) in (int, float):
+        dtype = torch.float64 if isinstance(timestep, float) else torch.int64
+        return _with(args, kwargs, 1, "timestep", torch.tensor([timestep], dtype=dtype, device=device))
+    if isinstance(timestep, Tensor) and timestep.dim() == 0:
+        return _with(args, kwargs, 1, "timestep", timestep[None].to(device))
+    return args, kwargs
+
+
+def _with_sample(result: Any, boundary: BoundaryFormat, state: DiffusionState) -> Any:
+    """The same kind of result with its image in the original's memory format."""
+    if isinstance(result, tuple):
+        return (boundary.restore(result[0], state), *result[1:])
+    return type(result)(sample=boundary.restore(result.sample, state))
+
+

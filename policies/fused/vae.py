@@ -1,0 +1,60 @@
+"""The fused VAE: encoder and decoder over fused parts, in channels_last, each behind a graph on CUDA."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..base import DSPolicy
+from .capture import CaptureBackend, CudaGraphBackend
+from .diffusion import PARTS, BoundaryFormat, DiffusionSwap, FusedRoot
+from .swapped import Swapped
+
+if TYPE_CHECKING:
+    from ..vae import VAEPolicy
+
+
+class FusedVAE(FusedRoot):
+    """Mixin before ``AutoencoderKL``: its methods stay its own."""
+
+    @property
+    def _fused_policy(self) -> type[VAEPolicy]:  # type: ignore[override]
+        from ..vae import VAEPolicy
+
+        return VAEPolicy
+
+
+class FusedCoder(Swapped):
+    """Mixin before diffusers' ``Encoder`` and ``Decoder``: images (B, C, Y, X) to latents and back."""
+
+    def forward(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        original = super().forward
+        state = self._fused_state
+        if sample.dim() != 4 or torch.compiler.is_compiling():
+            return original(sample, *args, **kwargs)
+        state.refresh()
+        if self.training:
+            state.fallbacks["training mode"] += 1
+            return original(sample, *args, **kwargs)
+        boundary = BoundaryFormat.of(sample)
+        name = "encoder" if self is state.root.encoder else "decoder"
+        run = state.graph(name, self, original, sample)
+        result = run(sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
+        state.calls += 1
+        return boundary.restore(result, state, f"{name}.")
+
+
+CODERS: dict[str, type[Swapped]] = {
+    "diffusers.models.autoencoders.vae:Encoder": FusedCoder,
+    "diffusers.models.autoencoders.vae:Decoder": FusedCoder,
+}
+
+
+def vae_swap(
+    module: nn.Module, policy: type[DSPolicy], *, enable_graph: bool, backend: type[CaptureBackend] | None
+) -> DiffusionSwap:
+    if backend is None and enable_graph:
+        backend = CudaGraphBackend
+    return DiffusionSwap(module, policy, mixin=FusedVAE, parts={**PARTS, **CODERS}, backend=backend)
