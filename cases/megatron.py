@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from harness.case import Axis, Case, Example, Inputs, Refusal, Workload, flag
 from harness.randomise import randomise
 
-from .megatron_cpu import core, megatron_on_cpu, process_groups
+from .megatron_cpu import core, megatron_on_cpu, process_groups, quietly
 
 LAYER = "transformer.transformer_layer"
 ROTATED = {"none": 0.0, "whole": 1.0, "half": 0.5, "quarter": 0.25}
@@ -100,7 +99,7 @@ class MegatronCase(Case):
 
     def build(self, example: Example, **overrides: Any) -> nn.Module:
         """See ``Case.build``; ``overrides`` go to the configuration."""
-        with megatron_on_cpu(), _quietly():
+        with megatron_on_cpu(), quietly():
             config = core("transformer.transformer_config").TransformerConfig(
                 **{**self._config_kwargs(example), **overrides}
             )
@@ -162,7 +161,7 @@ class MegatronCase(Case):
         given = {**workload.config}
         given.pop("rotary", None)
         specs = core("models.gpt.gpt_layer_specs")
-        with megatron_on_cpu(), _quietly():
+        with megatron_on_cpu(), quietly():
             config = core("transformer.transformer_config").TransformerConfig(
                 num_layers=1, activation_func=activation_function(given.pop("activation")), **given, **_ON_A_CPU
             )
@@ -194,14 +193,6 @@ _ON_A_CPU: dict[str, Any] = {
     "transformer_impl": "local",
     "cuda_graph_scope": [],
 }
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """megatron-core warns of its own defaults while it builds a layer (0.16.1)."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def activation_function(name: str) -> Any:

@@ -7,6 +7,7 @@ buffer and the random state that it keeps on a GPU, and the groups that one proc
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -21,6 +22,7 @@ _GROUP_FALLBACK = "get_tensor_model_parallel_group_if_none"
 _USES_GROUPS = ("tensor_parallel.layers", "tensor_parallel.mappings", "transformer.mlp")
 
 
+@cache
 def core(path: str) -> ModuleType:
     """``megatron.core.<path>``, imported without its warnings and without handing functions to ``torch.compile``.
 
@@ -37,6 +39,14 @@ def core(path: str) -> ModuleType:
         # Apex and Transformer Engine are missing, parts of it use other parts that are deprecated (0.16.1).
         warnings.simplefilter("ignore")
         return import_module(f"megatron.core.{path}")
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """megatron-core warns of its own defaults while it builds a layer (0.16.1)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class OneProcess:
@@ -68,25 +78,28 @@ class _TorchWithoutCuda:
 
 @cache
 def process_groups() -> Any:
-    """The groups a layer asks for, each of one process."""
+    """Every group that a layer may ask for, each of one process."""
     groups = core("process_groups_config").ProcessGroupCollection()
-    groups.tp = groups.cp = groups.pp = groups.ep = OneProcess()
+    for field in dataclasses.fields(groups):
+        setattr(groups, field.name, OneProcess())
     return groups
 
 
 @contextlib.contextmanager
 def megatron_on_cpu() -> Iterator[None]:
     """Inside, layers of megatron-core's local spec can be built and called on a CPU. May be entered again inside itself."""
-    buffer = core("utils").GlobalMemoryBuffer()
-    with contextlib.ExitStack() as stack:
-
-        def stand_in(owner: Any, name: str, value: Any) -> None:
-            stack.enter_context(mock.patch.object(owner, name, value))
-
-        stand_in(torch.cuda, "current_device", lambda: "cpu")
-        stand_in(core("parallel_state"), "_GLOBAL_MEMORY_BUFFER", buffer)
-        stand_in(core("tensor_parallel"), "get_cuda_rng_tracker", lambda *_: _RandomStates())
-        stand_in(core("transformer.utils"), "torch", _TorchWithoutCuda())
-        for path in _USES_GROUPS:
-            stand_in(core(path), _GROUP_FALLBACK, lambda group, **_: group)
+    stand_ins = [
+        (torch.cuda, "current_device", lambda: "cpu"),
+        (core("parallel_state"), "_GLOBAL_MEMORY_BUFFER", core("utils").GlobalMemoryBuffer()),
+        (core("tensor_parallel"), "get_cuda_rng_tracker", lambda *_: _RandomStates()),
+        (core("transformer.utils"), "torch", _TorchWithoutCuda()),
+        *((core(path), _GROUP_FALLBACK, lambda group, **_: group) for path in _USES_GROUPS),
+    ]
+    real = [(owner, name, getattr(owner, name)) for owner, name, _ in stand_ins]
+    try:
+        for owner, name, value in stand_ins:
+            setattr(owner, name, value)
         yield
+    finally:
+        for owner, name, value in real:
+            setattr(owner, name, value)
