@@ -38,9 +38,7 @@ class CLIPCase(common.TransformersCase):
         Workload(
             name="clip-vit-l/14", phase="encoder", batch=1, tokens=257, config=VISION_L14, weight_bytes=50_400_000
         ),
-        Workload(
-            name="clip-l/14 text", phase="encoder", batch=2, tokens=77, config=TEXT_L14, weight_bytes=28_400_000
-        ),
+        Workload(name="clip-l/14 text", phase="encoder", batch=2, tokens=77, config=TEXT_L14, weight_bytes=28_400_000),
     )
 
     def config_kwargs(self, example: Example) -> dict[str, Any]:

@@ -79,8 +79,7 @@ class GPTNeoXCase(common.TransformersCase):
             "layer_norm_eps": example["eps"],
             "vocab_size": common.VOCABULARY,
             "max_position_embeddings": common.POSITIONS,
-            "rope_parameters": rope_parameters(example["rope"], int(size * factor))
-            | {"partial_rotary_factor": factor},
+            "rope_parameters": rope_parameters(example["rope"], int(size * factor)) | {"partial_rotary_factor": factor},
             "use_parallel_residual": example["parallel_residual"],
             "attention_bias": example["attention_bias"],
             "bos_token_id": None,

@@ -143,7 +143,7 @@ class MegatronCase(Case):
         width = example["hidden"] or heads * example["head_size"]
         hidden = torch.randn(example["batch"], example["tokens"], width, generator=generator)
         hidden[:, ::5] *= QUIET
-        return Inputs(kwargs={"hidden_states": hidden, "attention_mask": _mask(example, generator)})
+        return Inputs(kwargs={"hidden_states": hidden, "attention_mask": padded_mask(example, generator)})
 
     def expected(self, example: Example) -> int:
         layers: int = example["layers"]
@@ -242,7 +242,7 @@ def _rotary(example: Example, config: Any) -> nn.Module | None:
     return embedding
 
 
-def _mask(example: Example, generator: torch.Generator) -> Tensor | None:
+def padded_mask(example: Example, generator: torch.Generator) -> Tensor | None:
     """(B or 1, 1, T or 1, T) bool, True where masked. Some queries may see nothing at all: Megatron defines even that."""
     kind, batch, tokens = example["mask"], example["batch"], example["tokens"]
     future = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).triu(1)

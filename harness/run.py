@@ -119,9 +119,7 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
             # Equality is a gate: a policy that failed a check is not worth a time.
             journal.append(TimingDone(key=job.key, timings=()))
             continue
-        rows = time_job(
-            job, device=device, light=light, seconds_a_pair=plan.seconds_a_pair, seed=journal.plan.seed
-        )
+        rows = time_job(job, device=device, light=light, seconds_a_pair=plan.seconds_a_pair, seed=journal.plan.seed)
         journal.append(TimingDone(key=job.key, timings=rows))
         watcher.timed(rows)
     if plan.left_out:

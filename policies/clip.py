@@ -21,7 +21,9 @@ class HFCLIPLayerPolicy(AnatomyPolicy):
         return LayerAnatomy(
             attention=_attention(layer),
             mlp=MLP(
-                up=layer.linear("mlp.fc1"), down=layer.linear("mlp.fc2"), activation=layer.activation("mlp.activation_fn")
+                up=layer.linear("mlp.fc1"),
+                down=layer.linear("mlp.fc2"),
+                activation=layer.activation("mlp.activation_fn"),
             ),
             attention_norm=layer.norm("layer_norm1"),
             mlp_norm=layer.norm("layer_norm2"),

@@ -20,9 +20,7 @@ class HFGPT2LayerPolicy(AnatomyPolicy):
         crossing = layer.has("crossattention")
         layer.module("mlp", f"{_MODELING}:GPT2MLP")
         return LayerAnatomy(
-            attention=_attention(
-                layer, "attn", FusedQKV(linear=layer.linear("attn.c_attn"), layout=QKVLayout.BLOCKED)
-            ),
+            attention=_attention(layer, "attn", FusedQKV(linear=layer.linear("attn.c_attn"), layout=QKVLayout.BLOCKED)),
             cross_attention=_cross_attention(layer) if crossing else None,
             mlp=MLP(
                 up=layer.linear("mlp.c_fc"), down=layer.linear("mlp.c_proj"), activation=layer.activation("mlp.act")
@@ -36,9 +34,7 @@ class HFGPT2LayerPolicy(AnatomyPolicy):
 
 
 def _cross_attention(layer: Any) -> Attention:
-    qkv = SplitCrossQKV(
-        query=layer.linear("crossattention.q_attn"), key_value=layer.linear("crossattention.c_attn")
-    )
+    qkv = SplitCrossQKV(query=layer.linear("crossattention.q_attn"), key_value=layer.linear("crossattention.c_attn"))
     return _attention(layer, "crossattention", qkv)
 
 

@@ -39,9 +39,7 @@ def _attention(layer: Any) -> Attention:
     kv_heads = key.weight.shape[0] // own.head_dim
     causal = own.is_causal and own.config._attn_implementation == "sdpa"
     return Attention(
-        qkv=SplitQKV(
-            query=layer.linear("self_attn.q_proj"), key=key, value=layer.linear("self_attn.v_proj")
-        ),
+        qkv=SplitQKV(query=layer.linear("self_attn.q_proj"), key=key, value=layer.linear("self_attn.v_proj")),
         out=layer.linear("self_attn.o_proj"),
         heads=kv_heads * own.num_key_value_groups,
         kv_heads=kv_heads,

@@ -21,9 +21,7 @@ class HFOPTLayerPolicy(AnatomyPolicy):
         before = layer.get("do_layer_norm_before")
         return LayerAnatomy(
             attention=_attention(layer),
-            mlp=MLP(
-                up=layer.linear("fc1"), down=layer.linear("fc2"), activation=layer.activation("activation_fn")
-            ),
+            mlp=MLP(up=layer.linear("fc1"), down=layer.linear("fc2"), activation=layer.activation("activation_fn")),
             attention_norm=layer.norm("self_attn_layer_norm"),
             mlp_norm=layer.norm("final_layer_norm"),
             norm_position=NormPosition.PRE if before else NormPosition.POST,

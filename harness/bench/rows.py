@@ -36,9 +36,7 @@ This is a gate against timing a wrong result, not a judgement of rounding: the r
 """
 
 
-def time_job(
-    job: Job, *, device: Device, light: SpeedOfLight, seconds_a_pair: float, seed: int
-) -> tuple[Timing, ...]:
+def time_job(job: Job, *, device: Device, light: SpeedOfLight, seconds_a_pair: float, seed: int) -> tuple[Timing, ...]:
     """Every row of ``job``. A job that cannot be built gives one FAILED row that says why."""
     case = job.entry.load()
     try:

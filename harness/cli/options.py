@@ -24,13 +24,9 @@ Cases = Annotated[
     list[str] | None,
     typer.Argument(metavar="[CASE ...]", help="Architectures; all of them by default.", autocompletion=complete_case),
 ]
-Profile = Annotated[
-    str, typer.Option(help="Depth of the check: quick, regression or nightly.", metavar="NAME")
-]
+Profile = Annotated[str, typer.Option(help="Depth of the check: quick, regression or nightly.", metavar="NAME")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random choices (default: 0; nightly: a new one).", min=0)]
-Out = Annotated[
-    Path | None, typer.Option(help="Folder of the run (default: runs/<time>-<seed>).", metavar="DIR")
-]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<time>-<seed>).", metavar="DIR")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with the unfinished run in this folder.", metavar="DIR")]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
 Device = Annotated[str, typer.Option(help="Where to time: cpu or cuda.")]

@@ -68,7 +68,8 @@ def run(
     profile: options.Profile = "regression",
     device: options.Device = "cpu",
     budget: Annotated[
-        float | None, typer.Option(help="Seconds that timing may take (quick: 25, else 540).", min=1.0, metavar="SECONDS")
+        float | None,
+        typer.Option(help="Seconds that timing may take (quick: 25, else 540).", min=1.0, metavar="SECONDS"),
     ] = None,
     seed: options.Seed = None,
     out: options.Out = None,
@@ -78,9 +79,7 @@ def run(
 ) -> int:
     """Check, then time, then write the report: the main job."""
     seconds = budget if budget is not None else QUICK_BUDGET if profile == "quick" else CHECK_BUDGET
-    scope = Scope(
-        options.chosen(ctx, cases), check=True, bench=True, device=device, budget=seconds, workers=workers
-    )
+    scope = Scope(options.chosen(ctx, cases), check=True, bench=True, device=device, budget=seconds, workers=workers)
     return _perform(scope, _journal(ctx, scope, profile, seed, out, resume), json=json)
 
 

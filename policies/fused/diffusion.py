@@ -4,8 +4,7 @@ The model and its parts become fused subclasses of their own classes (``swapped`
 is storage layout: convolution weights to channels_last, attention projections packed. Both keep every parameter object
 and value; both are made again when a parameter was exchanged or moved; ``revert`` gives back strides, storages, classes.
 
-At the boundary a caller notices nothing: an image is taken in any memory format and returned in the one that the
-original returns.
+At the boundary a caller notices nothing of it (``boundary``).
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -42,8 +40,6 @@ PARTS: Mapping[str, type[Swapped]] = {
     "torch.nn.modules.conv:Conv2d": FusedConv2d,
 }
 """What is swapped inside a model, by exact class."""
-
-_DERIVED = ("watch", "graphs")
 
 
 class DiffusionState:
@@ -166,35 +162,6 @@ class FusedRoot(Swapped):
             yield
         finally:
             self.fused.refresh()
-
-
-@dataclass(frozen=True)
-class BoundaryFormat:
-    """Takes an image (B, C, Y, X) in and gives the result back in the memory format that the original would give."""
-
-    given: bool
-    """Whether the image came in channels_last."""
-
-    @classmethod
-    def of(cls, image: Tensor) -> BoundaryFormat:
-        return cls(is_channels_last(image))
-
-    def restore(self, result: Tensor, state: DiffusionState, prefix: str = "") -> Tensor:
-        """A convolution returns channels_last where its weight or its input is, and the original's images lose that
-        format at the first transformer."""
-        name = f"{prefix}conv_out.weight"
-        last = state.root.get_parameter(name)
-        by_weight = name not in state.strides and is_channels_last(last)
-        by_input = self.given and not any(map(_breaks_format, state.root.modules()))
-        return result if by_weight or by_input else result.contiguous()
-
-
-def is_channels_last(image: Tensor) -> bool:
-    return image.is_contiguous(memory_format=torch.channels_last) and not image.is_contiguous()
-
-
-def _breaks_format(module: nn.Module) -> bool:
-    return isinstance(module, FusedTransformer2D)
 
 
 class DiffusionSwap(Swap):

@@ -61,6 +61,7 @@ class FusedAttention(Swapped):
         attention_mask: Tensor | None = None,
         **cross_attention_kwargs: Any,
     ) -> Tensor:
+        """As the original's. ``temb`` matters to a spatial norm only, and no fused attention has one."""
         reason = self._fused_why_not(hidden_states, encoder_hidden_states, cross_attention_kwargs)
         if reason is None:
             return self._fused_attend(hidden_states, encoder_hidden_states, attention_mask)
@@ -80,8 +81,9 @@ class FusedAttention(Swapped):
             return f"processor {type(processor).__name__}"
         if self.training:
             return "training mode"
-        if extra:
-            return f"argument {next(iter(extra))}"
+        unknown = extra.keys() - {"temb"}
+        if unknown:
+            return f"argument {min(unknown)}"
         if self.spatial_norm is not None or self.to_out is None or self.add_k_proj is not None:
             return "a kind with spatial norm, added or no output projections"
         if self.inner_kv_dim != self.inner_dim:

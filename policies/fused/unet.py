@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..base import DSPolicy
+from .boundary import original_gives_channels_last, unet_keeps_channels_last
 from .capture import CaptureBackend, CudaGraphBackend
-from .diffusion import BoundaryFormat, DiffusionState, DiffusionSwap, FusedRoot
+from .diffusion import DiffusionSwap, FusedRoot
 
 if TYPE_CHECKING:
     from ..unet import UNetPolicy
@@ -34,14 +35,14 @@ class FusedUNet(FusedRoot):
         if self.training:
             state.fallbacks["training mode"] += 1
             return original(*args, **kwargs)
-        boundary = BoundaryFormat.of(sample)
+        channels_last = original_gives_channels_last(self, state.strides, "", sample, unet_keeps_channels_last)
         args, kwargs = _with(args, kwargs, 0, "sample", sample.contiguous(memory_format=torch.channels_last))
         run = state.graph("forward", self, original, sample)
         if run is not original:
             args, kwargs = _timestep_as_tensor(args, kwargs, sample.device)
         result = run(*args, **kwargs)
         state.calls += 1
-        return _with_sample(result, boundary, state)
+        return _with_sample(result, channels_last)
 
 
 def unet_swap(
@@ -75,10 +76,10 @@ def _timestep_as_tensor(
     return args, kwargs
 
 
-def _with_sample(result: Any, boundary: BoundaryFormat, state: DiffusionState) -> Any:
+def _with_sample(result: Any, channels_last: bool) -> Any:
     """The same kind of result with its image in the original's memory format."""
+    if channels_last:
+        return result
     if isinstance(result, tuple):
-        return (boundary.restore(result[0], state), *result[1:])
-    return type(result)(sample=boundary.restore(result.sample, state))
-
-
+        return (result[0].contiguous(), *result[1:])
+    return type(result)(sample=result.sample.contiguous())

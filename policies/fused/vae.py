@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..base import DSPolicy
+from .boundary import coder_keeps_channels_last, original_gives_channels_last
 from .capture import CaptureBackend, CudaGraphBackend
-from .diffusion import PARTS, BoundaryFormat, DiffusionSwap, FusedRoot
+from .diffusion import PARTS, DiffusionSwap, FusedRoot
 from .swapped import Swapped
 
 if TYPE_CHECKING:
@@ -38,12 +39,14 @@ class FusedCoder(Swapped):
         if self.training:
             state.fallbacks["training mode"] += 1
             return original(sample, *args, **kwargs)
-        boundary = BoundaryFormat.of(sample)
         name = "encoder" if self is state.root.encoder else "decoder"
+        channels_last = original_gives_channels_last(
+            self, state.strides, f"{name}.", sample, coder_keeps_channels_last
+        )
         run = state.graph(name, self, original, sample)
         result = run(sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
         state.calls += 1
-        return boundary.restore(result, state, f"{name}.")
+        return result if channels_last else result.contiguous()
 
 
 CODERS: dict[str, type[Swapped]] = {
