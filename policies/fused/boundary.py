@@ -1,0 +1,73 @@
+"""The memory format in which an original returns its image, so that its replacement can return the same.
+
+A convolution gives channels_last where its input or its weight is laid out so. Between convolutions an original loses
+that format in a transformer (which copies to contiguous), gains it in an attention over pixels (whose transposed tokens
+are channels_last), and keeps it through a concatenation only where both sides have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+FormatRule = Callable[[Any, bool], bool]
+"""Takes a model and whether its input is channels_last, and says whether what reaches its last convolution is."""
+
+
+def original_gives_channels_last(
+    model: nn.Module, strides: Mapping[str, tuple[int, ...]], prefix: str, image: Tensor, rule: FormatRule
+) -> bool:
+    """Whether the original of ``model`` returns channels_last for ``image``. ``strides`` are those of the weights that the
+    replacement laid out anew, by name after ``prefix``."""
+    relaid = f"{prefix}conv_out.weight" in strides
+    if not relaid and suggests_channels_last(model.conv_out.weight):  # type: ignore[arg-type, union-attr]
+        return True
+    return rule(model, suggests_channels_last(image))
+
+
+def suggests_channels_last(tensor: Tensor) -> bool:
+    """torch's own reading of ambiguous strides (``is_channels_last_strides_2d`` in c10/core/MemoryFormat.h)."""
+    sizes, strides = tensor.shape, tensor.stride()
+    if tensor.dim() != 4 or strides[1] == 0:
+        return False
+    reach = 0
+    for dim in (1, 3, 2, 0):
+        if sizes[dim] == 0 or strides[dim] < reach or (dim == 0 and reach == strides[1]):
+            return False
+        reach = strides[dim] * max(sizes[dim], 1)
+    return True
+
+
+def coder_keeps_channels_last(coder: Any, given: bool) -> bool:
+    """The rule of a VAE's encoder and decoder, which are one line of blocks."""
+    blocks = [*getattr(coder, "down_blocks", ()), coder.mid_block, *getattr(coder, "up_blocks", ())]
+    return given or any(_after(block, layer, False) for block in blocks for layer in range(len(block.resnets)))
+
+
+def unet_keeps_channels_last(unet: Any, given: bool) -> bool:
+    """The rule of a UNet, whose up blocks concatenate what its down blocks have put aside."""
+    now, aside = given, [given]
+    for block in unet.down_blocks:
+        for layer in range(len(block.resnets)):
+            now = _after(block, layer, now)
+            aside.append(now)
+        if block.downsamplers is not None:
+            aside.append(now)
+    if unet.mid_block is not None:
+        for layer in range(len(unet.mid_block.resnets)):
+            now = _after(unet.mid_block, layer, now)
+    for block in unet.up_blocks:
+        for layer in range(len(block.resnets)):
+            now = _after(block, layer, now and aside.pop())
+    return now
+
+
+def _after(block: Any, layer: int, now: bool) -> bool:
+    """The format after the attention of ``block`` that follows its ``layer``-th residual block."""
+    attentions = getattr(block, "attentions", None) or ()
+    attention = attentions[layer] if layer < len(attentions) else None
+    if attention is None:
+        return now
+    return type(attention).__name__ == "Attention"
