@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..numerics import alive
 from ..trial import Disagreement, Trial, Vacuous
@@ -17,6 +17,10 @@ def same_state(original: nn.Module, other: nn.Module, what: str) -> None:
         changed = sorted(mine.keys() ^ its.keys()) or "their order"
         raise Disagreement(f"{what}: state_dict names changed ({changed})")
     for name, tensor in mine.items():
+        if not isinstance(tensor, Tensor):  # a module's extra state: megatron-core's linears have one, None
+            if tensor != its[name]:
+                raise Disagreement(f"{what}: {name} is not the original's")
+            continue
         if tensor.dtype != its[name].dtype or not torch.equal(tensor, its[name]):
             raise Disagreement(f"{what}: {name} is not bit for bit the original's")
         if tensor.stride() != its[name].stride():
