@@ -56,8 +56,8 @@ def render_html(run: Run, previous: Run | None = None) -> str:
             timings=_by_case(run.timings),
             used=[t for t in run.timings if t.flops_fraction is not None or t.bytes_fraction is not None],
             budgets=[v for v in run.verdicts if v.worst_error is not None],
-            axis=chart.ratio_axis(intervals, 320),
-            wide=chart.ratio_axis(intervals, 460),
+            axis=chart.ratio_axis(intervals, 260),
+            wide=chart.ratio_axis(intervals, 400),
             errors=chart.error_axis(240),
             full_evidence=FULL_EVIDENCE,
         )
@@ -123,6 +123,7 @@ def _environment() -> jinja2.Environment:
         "where",
         "pair",
         "moment",
+        "reproduce",
     )
     environment.filters |= {name: getattr(wording, name) for name in words}
     environment.filters |= {"block": _block, "slug": _slug, "identity": id}

@@ -155,7 +155,7 @@ def _evidence(run: Run, summary: Summary) -> Iterator[str]:
                 for axis, value in verdict.failure.example.items()
             ]
             yield _table(["axis", "fails", "nearest passing"], rows[:MOST_LINES])
-            yield f"Again: {escape(f'harness reproduce {run.id} {verdict.failure.id}')}"
+            yield f"Again: {escape(wording.reproduce(verdict.failure.id, run.id))}"
             if verdict.failure.script:
                 yield f"<details><summary>Script</summary>\n\n{_fenced(verdict.failure.script)}\n\n</details>"
     if len(summary.wrong) > MOST_FAILURES:

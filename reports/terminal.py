@@ -9,7 +9,6 @@ Requirements this file must meet:
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -181,6 +180,6 @@ def _wrong_lines(run: Run, summary: Summary) -> Iterator[str]:
     for verdict in summary.wrong:
         failure = verdict.failure
         message = failure.message if failure else verdict.reason
-        again = f" (harness reproduce {run.id} {shlex.quote(failure.id)})" if failure else ""
+        again = f" ({wording.reproduce(failure.id, run.id)})" if failure else ""
         symbol = wording.OUTCOME_SYMBOLS[verdict.outcome]
         yield _clean(f"{symbol} {verdict.case}: {verdict.property}: {message}{again}")

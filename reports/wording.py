@@ -11,6 +11,7 @@ Requirements this file must meet:
 from __future__ import annotations
 
 import datetime
+import shlex
 import statistics
 from typing import TYPE_CHECKING
 
@@ -126,7 +127,9 @@ def spread(samples: Sequence[float]) -> tuple[str, str] | None:
     if len(samples) == 1:
         return duration(samples[0]), "one sample"
     low, middle, high = statistics.quantiles(samples, n=4, method="inclusive")
-    return duration(middle), f"{duration(low)} to {duration(high)}"
+    first, last = duration(low), duration(high)
+    number, unit = first.split()
+    return duration(middle), f"{number if last.endswith(f' {unit}') else first} to {last}"
 
 
 def where(timing: Timing) -> str:
@@ -138,6 +141,11 @@ def where(timing: Timing) -> str:
 def pair(timing: Timing) -> str:
     """``replaced against original sdpa``."""
     return f"{timing.subject} against {timing.baseline}"
+
+
+def reproduce(failure: str, run: str) -> str:
+    """The command that shows one failure again, ready for a shell."""
+    return f"harness reproduce {shlex.quote(run)} {shlex.quote(failure)}"
 
 
 def _digits(number: float) -> str:

@@ -156,7 +156,7 @@ def test_a_failure_is_shown_with_its_example_neighbour_stages_and_script(full):
     for part in (
         "departs from the original's by 3.2e-02",
         "ALiBi",
-        "harness reproduce b bloom/layer equality/1",
+        "harness reproduce b 'bloom/layer equality/1'",
         "torch.manual_seed(7)",
     ):
         assert part in text

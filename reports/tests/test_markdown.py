@@ -71,7 +71,7 @@ def test_the_summary_answers_first_and_shows_matrix_slowdowns_and_evidence():
         "### Slower than the original",
         "### Latency",
         "### Evidence",
-        "harness reproduce b bloom/layer equality/1",
+        "harness reproduce b 'bloom/layer equality/1'",
     ):
         assert part in text
 
