@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from harness.case import Axis, Example, Workload, flag
+from harness.hf.rotary import ROPE, rope_parameters, rotary_embeddings
 
 from . import common
-from .rotary import ROPE, rope_parameters, rotary_embeddings
 
 PYTHIA_410M = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
 PYTHIA_70M = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}

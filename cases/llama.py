@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from harness.case import Axis, Example, Workload, flag
+from harness.hf.rotary import ROPE, rope_parameters, rotary_embeddings
 
 from . import common
-from .rotary import ROPE, rope_parameters, rotary_embeddings
 
 LLAMA_1B = {
     "hidden_size": 2048,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from harness.case import Refusal
+from ..case import Refusal
 
 
 class AdaptedLinear(nn.Linear):

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.case import Axis, Workload
-
-from .common import POSITIONS
+from ..case import Axis, Workload
+from .inputs import POSITIONS
 
 ROPE = Axis("rope", ("default", "other theta", "linear", "dynamic", "yarn", "longrope", "llama3"))
 

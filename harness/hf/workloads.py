@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.case import Workload
-from harness.randomise import randomise
+from ..case import Workload
+from ..randomise import randomise
 
 
 class FilledCache:

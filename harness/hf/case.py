@@ -1,0 +1,118 @@
+"""The case of one transformers architecture: a page says how to configure it and how its layers are called."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from importlib import import_module
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..case import Case, Example, Inputs, Refusal, Workload
+from ..randomise import randomise
+from .inputs import VOCABULARY, attention_mask, valid_positions
+from .tampered import tampered_layers
+from .workloads import FilledCache, causal_mask, make_layer
+
+
+class TransformersCase(Case):
+    """A case of one transformers architecture. A page says how to configure it and how its layers are called."""
+
+    configuration: ClassVar[str]
+    """``module:Class`` of the configuration."""
+    model: ClassVar[str]
+    """``module:Class`` of the model."""
+    layer: ClassVar[str]
+    """``module:Class`` of the layer, for workloads."""
+    causal: ClassVar[bool] = True
+    cached: ClassVar[bool] = True
+    input_axes = ("batch", "tokens", "padding", "mask", "source_tokens")
+    speaks_transformers = True
+    indexed: ClassVar[bool] = True
+    """Whether a layer is constructed with its index."""
+    sdpa: ClassVar[bool] = True
+    """Whether transformers has an sdpa variant of this architecture."""
+    cache_argument: ClassVar[str] = "past_key_values"
+
+    @abstractmethod
+    def config_kwargs(self, example: Example) -> dict[str, Any]:
+        """Arguments of the configuration for ``example``."""
+
+    def configuration_of(self, example: Example) -> str:
+        return self.configuration
+
+    def make(self, config: Any, example: Example) -> nn.Module:
+        """The model itself."""
+        model: nn.Module = load(self.model)(config)
+        return model
+
+    def is_causal(self, example: Example) -> bool:
+        return self.causal
+
+    def build(self, example: Example, **overrides: Any) -> nn.Module:
+        """See ``Case.build``; ``overrides`` go to the configuration."""
+        from transformers.initialization import no_init_weights
+
+        config = load(self.configuration_of(example))(**{**self.config_kwargs(example), **overrides})
+        config._attn_implementation = example["attention"]
+        with no_init_weights():
+            model = self.make(config, example).eval()
+        return randomise(model, example.seed)
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        return tampered_layers(lambda: self.build(self.simplest), self.layer)
+
+    def inputs(self, example: Example) -> Inputs:
+        generator = torch.Generator().manual_seed(example.seed + 2)
+        ids = torch.randint(3, VOCABULARY, (example["batch"], example["tokens"]), generator=generator)
+        causal = self.is_causal(example)
+        kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention_mask(example, causal=causal)}
+        if self.caches(example):
+            kwargs["use_cache"] = False
+        return Inputs(kwargs=kwargs, valid=valid_positions(example, causal=causal))
+
+    def run(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        return {"last_hidden_state": model(**inputs.kwargs).last_hidden_state}
+
+    def expected(self, example: Example) -> int:
+        layers: int = example["layers"]
+        return layers
+
+    def workload_config(self, workload: Workload) -> Any:
+        config = load(self.configuration)(**workload.config)
+        config._attn_implementation = "sdpa" if self.sdpa else "eager"
+        return config
+
+    def workload_module(self, workload: Workload) -> nn.Module:
+        return make_layer(load(self.layer), self.workload_config(workload), indexed=self.indexed)
+
+    def workload_call(self, module: nn.Module, workload: Workload) -> dict[str, Any]:
+        config = self.workload_config(workload)
+        hidden = torch.randn(workload.batch, workload.tokens, config.hidden_size)
+        call: dict[str, Any] = {"hidden_states": hidden, "attention_mask": None}
+        if self.causal and attention_implementation(module) == "eager":
+            call["attention_mask"] = causal_mask(workload)
+        if workload.past:
+            call[self.cache_argument] = self.filled_cache(config, workload)
+        return call | self.layer_extras(config, workload, hidden)
+
+    def filled_cache(self, config: Any, workload: Workload) -> FilledCache:
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return FilledCache(workload.batch, heads, workload.past, size)
+
+    def layer_extras(self, config: Any, workload: Workload, hidden: Tensor) -> dict[str, Any]:
+        """What else the model hands to each layer (positions, ALiBi)."""
+        return {}
+
+
+def attention_implementation(module: nn.Module) -> str | None:
+    """``eager`` or ``sdpa``, from the first submodule that is configured."""
+    return next((one.config._attn_implementation for one in module.modules() if hasattr(one, "config")), None)
+
+
+def load(path: str) -> Any:
+    """The object behind ``module:name``."""
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,116 @@
+"""Inputs of transformers' models: padding, masks, encoder states, and the axes that nearly every case draws.
+
+Shapes: B batch, T tokens, S source tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..case import Axis, Example
+
+VOCABULARY = 37
+POSITIONS = 24
+
+HEADS = Axis("heads", (2, 1, 3, 4, 5, 6, 8, 12))
+HEAD_SIZES = Axis("head_size", (4, 2, 6, 8, 10), claimed=False)
+"""Even, because rotary positions pair elements."""
+ODD_HEAD_SIZES = Axis("head_size", (4, 3, 5, 7, 8), claimed=False)
+LAYERS = Axis("layers", (1, 2, 3))
+BATCH = Axis("batch", (1, 2, 3, 4))
+TOKENS = Axis("tokens", (3, 1, 2, 4, 5, 7, 11))
+INNER = Axis("inner", (8, 5, 16, 31, 48), claimed=False)
+EPS = Axis("eps", (1e-5, 1e-12, 1e-6, 1e-3, 1e-1))
+IMPLEMENTATION = Axis("attention", ("sdpa", "eager"))
+PADDING = Axis("padding", ("none", "right", "left", "interior"))
+MASK = Axis("mask", ("none", "2d", "4d float", "4d bool"))
+MASK_2D = Axis("mask", ("none", "2d"))
+ACTIVATIONS = Axis(
+    "activation",
+    (
+        "gelu",
+        "relu",
+        "gelu_new",
+        "quick_gelu",
+        "silu",
+        "gelu_pytorch_tanh",
+        "gelu_fast",
+        "gelu_python",
+        "gelu_python_tanh",
+        "gelu_accurate",
+        "gelu_10",
+        "swish",
+        "mish",
+        "tanh",
+        "sigmoid",
+        "relu2",
+        "relu6",
+        "leaky_relu",
+        "linear",
+        "laplace",
+        "hardswish",
+        "sqrtsoftplus",
+        "prelu",
+    ),
+)
+"""Every activation of transformers' table, but for ``xielu``, whose constants are rounded to bfloat16."""
+
+SIZES = (LAYERS, BATCH, TOKENS, PADDING)
+COMMON = (*SIZES, MASK)
+EAGER_ONLY = Axis("attention", ("eager",))
+
+
+def padding_mask(example: Example) -> Tensor:
+    """(B, T) int64, 1 where a token is real. Each row keeps at least one token; rows differ where they can."""
+    batch, tokens = example["batch"], example["tokens"]
+    mask = torch.ones(batch, tokens, dtype=torch.int64)
+    generator = torch.Generator().manual_seed(example.seed + 1)
+    for row in range(batch):
+        pads = int(torch.randint(0, tokens, (), generator=generator))
+        if example["padding"] == "right":
+            mask[row, tokens - pads :] = 0
+        elif example["padding"] == "left":
+            mask[row, :pads] = 0
+        elif example["padding"] == "interior" and tokens > 2:
+            hidden = 1 + torch.randperm(tokens - 2, generator=generator)[: max(pads - 1, 0)]
+            mask[row, hidden] = 0
+    return mask
+
+
+def attention_mask(example: Example, *, causal: bool, dtype: torch.dtype = torch.float32) -> Tensor | None:
+    """The mask in the form that the example's ``mask`` axis asks for: None, (B, T) int64, or (B, 1, T, T).
+
+    A bool mask is given to sdpa only; eager attention adds what it is given, so it gets the floats.
+    """
+    form = example["mask"]
+    if form == "none":
+        return None
+    keep = padding_mask(example)
+    if form == "2d":
+        return keep
+    allowed = keep.bool()[:, None, None, :].expand(-1, 1, keep.shape[1], -1)
+    if causal:
+        allowed = allowed & torch.ones(keep.shape[1], keep.shape[1], dtype=torch.bool).tril()
+    if form == "4d bool" and example["attention"] == "sdpa":
+        return allowed
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def valid_positions(example: Example, *, causal: bool) -> Tensor | None:
+    """(B, T) bool: positions whose output is defined, or None where all are. A padded position has none, and neither
+    has a real one that may attend to nothing."""
+    if example["mask"] == "none" or example["padding"] == "none":
+        return None
+    keep = padding_mask(example).bool()
+    return keep & (keep.cumsum(1) > 0) if causal else keep
+
+
+def encoder_states(example: Example, width: int) -> dict[str, Tensor]:
+    """States (B, S, ``width``) and padding mask (B, S) for cross-attention; every source keeps its first token."""
+    batch, source = example["batch"], example["source_tokens"]
+    generator = torch.Generator().manual_seed(example.seed + 3)
+    mask = torch.rand(batch, source, generator=generator) < 0.7
+    mask[:, 0] = True
+    states = torch.randn(batch, source, width, generator=generator)
+    return {"encoder_hidden_states": states, "encoder_attention_mask": mask.long()}
