@@ -23,6 +23,7 @@ class CLIPCase(common.TransformersCase):
     layer = "transformers.models.clip.modeling_clip:CLIPEncoderLayer"
     causal = False
     cached = False
+    static_cache = False
     indexed = False
     axes = (
         Axis("tower", ("text", "vision")),

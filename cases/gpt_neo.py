@@ -23,6 +23,8 @@ class GPTNeoCase(common.TransformersCase):
     model = "transformers:GPTNeoModel"
     layer = "transformers.models.gpt_neo.modeling_gpt_neo:GPTNeoBlock"
     sdpa = False
+    static_cache = False
+    """Its own mask takes the last position of a preallocated cache for the latest token."""
     cache_argument = "layer_past"
     axes = (
         common.EAGER_ONLY,

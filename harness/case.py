@@ -115,6 +115,8 @@ class Case(ABC):
     """Whether single layers are replaced (and not the model as a whole)."""
     cached: ClassVar[bool] = False
     """Whether some of its models keep a key/value cache; which ones, ``caches`` says."""
+    static_cache: ClassVar[bool] = False
+    """Whether the originals are right with a preallocated cache."""
     input_axes: ClassVar[tuple[str, ...]] = ()
     """Names that, where they are axes, shape the inputs and leave the model alone."""
     speaks_transformers: ClassVar[bool] = False

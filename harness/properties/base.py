@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..case import Case
@@ -14,6 +15,18 @@ from ..trial import Disagreement, Trial, Vacuous
 
 def everywhere(case: Case) -> bool:
     return True
+
+
+def layered(case: Case) -> bool:
+    return case.layered
+
+
+def cached(case: Case) -> bool:
+    return case.cached
+
+
+def transformers_like(case: Case) -> bool:
+    return case.speaks_transformers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +49,39 @@ def same_outputs(
     trial: Trial, expected: dict[str, Tensor], actual: dict[str, Tensor], valid: Tensor | None, what: str
 ) -> None:
     """Raise unless every output agrees to the exact tolerance at every position that counts."""
-    dead = alive(expected, valid)
-    if dead is not None:
-        raise Vacuous(dead)
+    living(expected, valid)
     if expected.keys() != actual.keys():
         raise Disagreement(f"{what}: expected outputs {sorted(expected)}, got {sorted(actual)}")
     for name in expected:
-        difference = gap(expected[name], actual[name], valid if expected[name].dim() > 1 else None)
-        if not difference.within(EXACT_TOLERANCE):
-            message = difference.problem or f"relative error {difference.error:.1e} (tolerance {EXACT_TOLERANCE:.0e})"
-            raise Disagreement(f"{what}: {name}: {message}", error=difference.error)
-        trial.evidence.note(difference.error)
+        same_tensor(trial, expected[name], actual[name], valid if expected[name].dim() > 1 else None, f"{what}: {name}")
+
+
+def same_tensor(trial: Trial, expected: Tensor, actual: object, valid: Tensor | None, what: str) -> None:
+    """Raise unless ``actual`` agrees with ``expected`` to the exact tolerance at every position that counts."""
+    difference = gap(expected, actual, valid)
+    if not difference.within(EXACT_TOLERANCE):
+        message = difference.problem or f"relative error {difference.error:.1e} (tolerance {EXACT_TOLERANCE:.0e})"
+        raise Disagreement(f"{what}: {message}", error=difference.error)
+    trial.evidence.note(difference.error)
+
+
+def identical(expected: dict[str, Tensor], actual: dict[str, Tensor], what: str) -> None:
+    """Raise unless every output is bit for bit the expected one."""
+    if expected.keys() != actual.keys():
+        raise Disagreement(f"{what}: expected outputs {sorted(expected)}, got {sorted(actual)}")
+    for name, tensor in expected.items():
+        if not torch.equal(tensor, actual[name]):
+            raise Disagreement(f"{what}: {name} is not bit for bit the same", error=gap(tensor, actual[name]).error)
+
+
+def living(outputs: dict[str, Tensor], valid: Tensor | None) -> dict[str, Tensor]:
+    """``outputs``, which must be such that comparing with them shows something."""
+    dead = alive(outputs, valid)
+    if dead is not None:
+        raise Vacuous(dead)
+    return outputs
+
+
+def relation_holds(expected: Tensor, actual: Tensor, valid: Tensor | None = None) -> bool:
+    """Whether the original itself satisfies a relation, so that it may be asked of the replacement."""
+    return gap(expected, actual, valid).within(EXACT_TOLERANCE)

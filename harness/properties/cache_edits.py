@@ -1,0 +1,186 @@
+"""The cache belongs to the caller, who reorders, crops, preallocates, empties and exchanges it between calls.
+
+Shapes: B batch, T tokens, n tokens that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..case import Inputs
+from ..trial import Trial, original_side
+from .base import Property, cached, identical, same_outputs
+from .cache import OUTPUT, arguments, cached_trial, cuts, extended, in_chunks, piece, valid_in
+from .inputs import mapped, other_inputs
+
+Continue = Callable[[nn.Module], Tensor]
+
+
+def _edits(trial: Trial) -> None:
+    seed = trial.example.seed
+    trial = cached_trial(trial).at_least("batch", 2).at_least("tokens", 2)
+    kwargs = arguments(trial.inputs)
+    edit = ("reorder", "select", "repeat", "crop")[seed % 4]
+    index = _beams(edit, kwargs["input_ids"].shape[0], seed)
+
+    def continued(model: nn.Module) -> Tensor:
+        return _cropped(model, kwargs) if edit == "crop" else _rearranged(model, kwargs, edit, index)
+
+    what = "after the latest tokens were cropped" if edit == "crop" else f"after {edit} of rows {index.tolist()}"
+    _both(trial, continued, what)
+
+
+def _both(trial: Trial, continued: Continue, what: str) -> None:
+    """Run the same on either side and compare."""
+    with original_side(what):
+        expected = {OUTPUT: continued(trial.original)}
+    same_outputs(trial, expected, {OUTPUT: continued(trial.replaced.model)}, None, what)
+
+
+def _beams(edit: str, batch: int, seed: int) -> Tensor:
+    """Rows of the old batch that the rows of the new one continue."""
+    if edit == "repeat":
+        return torch.arange(batch).repeat_interleave(2)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(batch, (batch if edit == "reorder" else 1 + seed % batch,), generator=generator)
+
+
+def _rearranged(model: nn.Module, kwargs: dict[str, Any], edit: str, index: Tensor) -> Tensor:
+    """Two steps after a prompt, from a cache whose rows are the prompt's rows ``index``; (rows, 2, D)."""
+    ids = kwargs["input_ids"]
+    cache = in_chunks(model, kwargs, [ids.shape[1]])[1]
+    if edit == "reorder":
+        cache.reorder_cache(index)
+    elif edit == "select":
+        cache.batch_select_indices(index)
+    else:
+        cache.batch_repeat_interleave(2)
+    batch = ids.shape[0]
+    chosen = mapped(kwargs, lambda tensor: tensor[index] if tensor.shape[0] == batch else tensor)
+    return _steps(model, chosen, ids[:, :2].flip(0)[index], cache)
+
+
+def _cropped(model: nn.Module, kwargs: dict[str, Any]) -> Tensor:
+    """Two steps after a prompt whose last token was taken back; (B, 2, D)."""
+    ids = kwargs["input_ids"]
+    cache = in_chunks(model, kwargs, [ids.shape[1]])[1]
+    cache.crop(-1)
+    return _steps(model, piece(kwargs, 0, ids.shape[1] - 1), ids[:, :2].flip(0), cache)
+
+
+def _steps(model: nn.Module, kwargs: dict[str, Any], ids: Tensor, cache: Any) -> Tensor:
+    """Outputs (B, n, D) for ``ids`` (B, n), one call each, behind the tokens of ``kwargs``."""
+    outputs = []
+    for end in range(1, ids.shape[1] + 1):
+        call = extended(kwargs, ids[:, :end])
+        output = model(**{**call, "input_ids": ids[:, end - 1 : end]}, past_key_values=cache)
+        outputs.append(output.last_hidden_state)
+    return torch.cat(outputs, dim=1)
+
+
+def _static(trial: Trial) -> None:
+    """A prompt in chunks on a preallocated cache; then the cache is emptied and serves another prompt."""
+    trial = cached_trial(trial)
+    first = trial.inputs
+    batch, tokens = first.kwargs["input_ids"].shape
+    second = other_inputs(trial, 1, **{**trial.example.values, "batch": batch, "tokens": tokens})
+    lengths = cuts(tokens, trial.example.seed)
+    size = tokens + trial.example.seed % 3
+    prompts = [arguments(inputs) for inputs in (first, second)]
+    try:
+        expected = _reused(trial.original, prompts, lengths, size)
+    except RuntimeError:
+        # BLOOM's positions are computed from the mask, whose length is not that of a preallocated cache.
+        prompts = [{**kwargs, "attention_mask": None} for kwargs in prompts]
+        with original_side("with a static cache"):
+            expected = _reused(trial.original, prompts, lengths, size)
+    actual = _reused(trial.replaced.model, prompts, lengths, size)
+    for inputs, kwargs, one, other in zip((first, second), prompts, expected, actual, strict=True):
+        what = f"static cache, calls of {lengths} tokens"
+        same_outputs(trial, {OUTPUT: one}, {OUTPUT: other}, valid_in(inputs, kwargs), what)
+
+
+def _reused(model: nn.Module, prompts: list[dict[str, Any]], lengths: list[int], size: int) -> list[Tensor]:
+    """Outputs for each prompt, all on one preallocated cache that is emptied in between."""
+    from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+
+    config = model.config
+    cache: Any = StaticCache(config=config, max_cache_len=size)
+    if getattr(config, "add_cross_attention", False):
+        cache = EncoderDecoderCache(cache, DynamicCache(config=config))
+    outputs = []
+    for kwargs in prompts:
+        output, cache = in_chunks(model, kwargs, lengths, cache)
+        outputs.append(output)
+        cache.reset()
+    return outputs
+
+
+def _fresh(trial: Trial) -> None:
+    """Two prompts whose caches are alive at once and whose calls alternate; then the first prompt again."""
+    trial = cached_trial(trial)
+    model = trial.replaced.model
+    prompts = [_Prompt(trial, trial.inputs), _Prompt(trial, other_inputs(trial, 1))]
+    for turn in range(max(len(prompt.lengths) for prompt in prompts)):
+        for prompt in prompts:
+            prompt.call(model, turn)
+    for prompt in prompts:
+        prompt.check("two prompts in turn, each with a cache of its own")
+    again = in_chunks(model, prompts[0].kwargs, prompts[0].lengths)[0]
+    identical({OUTPUT: torch.cat(prompts[0].outputs, dim=1)}, {OUTPUT: again}, "the first prompt again")
+
+
+class _Prompt:
+    """A prompt on its way through a replaced model."""
+
+    def __init__(self, trial: Trial, inputs: Inputs) -> None:
+        self.trial = trial
+        self.kwargs = arguments(inputs)
+        self.valid = valid_in(inputs, self.kwargs)
+        self.lengths = cuts(self.kwargs["input_ids"].shape[1], trial.example.seed)
+        with original_side("with a cache"):
+            self.expected = in_chunks(trial.original, self.kwargs, self.lengths)[0]
+        self.outputs: list[Tensor] = []
+        self.cache: Any = None
+        self.done = 0
+
+    def call(self, model: nn.Module, turn: int) -> None:
+        if turn < len(self.lengths):
+            end = self.done + self.lengths[turn]
+            output = model(**piece(self.kwargs, self.done, end), past_key_values=self.cache)
+            self.cache, self.done = output.past_key_values, end
+            self.outputs.append(output.last_hidden_state)
+
+    def check(self, what: str) -> None:
+        actual = {OUTPUT: torch.cat(self.outputs, dim=1)}
+        same_outputs(self.trial, {OUTPUT: self.expected}, actual, self.valid, what)
+
+
+EDITED_CACHE = Property(
+    name="edited cache",
+    statement="A cache whose rows its owner reorders, selects or repeats, or whose latest token is taken back, goes on as "
+    "with the original.",
+    check=_edits,
+    applies=cached,
+    share=0.1,
+)
+
+STATIC_CACHE = Property(
+    name="static cache",
+    statement="A preallocated cache serves one prompt and, emptied, the next, as with the original.",
+    check=_static,
+    applies=lambda case: case.static_cache,
+    share=0.1,
+)
+
+FRESH_CACHE = Property(
+    name="fresh cache",
+    statement="Prompts with caches of their own do not reach into each other, though their calls alternate.",
+    check=_fresh,
+    applies=cached,
+    share=0.1,
+)

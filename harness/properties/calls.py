@@ -1,0 +1,163 @@
+"""Call after call: nothing of one call may reach another, whatever was called before, between or beside it."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..case import Example, Inputs
+from ..trial import Trial
+from .base import Property, identical, living, same_outputs
+from .inputs import other_inputs
+
+Outputs = dict[str, Tensor]
+
+
+def _kept(outputs: Outputs) -> Outputs:
+    return {name: output.clone() for name, output in outputs.items()}
+
+
+def _repeat(trial: Trial) -> None:
+    model = trial.replaced.model
+    first = trial.run_replaced(model, trial.fresh_inputs())
+    same_outputs(trial, trial.expected_outputs, first, trial.inputs.valid, "the first call")
+    seen = _kept(first)
+    trial.run_replaced(model, other_inputs(trial, 1))
+    identical(seen, first, "the first call's result after another call")
+    identical(seen, trial.run_replaced(model, trial.fresh_inputs()), "the same call again")
+    with torch.inference_mode():
+        identical(seen, trial.run_replaced(model, trial.fresh_inputs()), "the same call in inference mode")
+
+
+def _shapes(trial: Trial) -> None:
+    """A, then a larger call, the smallest one, one of any shape, and A again."""
+    model = trial.replaced.model
+    first = trial.run_replaced(model, trial.fresh_inputs())
+    same_outputs(trial, trial.expected_outputs, first, trial.inputs.valid, "the first call")
+    largest, smallest = _extremes(trial)
+    for what, inputs in (
+        ("after a smaller call", other_inputs(trial, 1, **largest)),
+        ("after a larger call", other_inputs(trial, 2, **smallest)),
+        ("after other calls", other_inputs(trial, 3)),
+    ):
+        expected = trial.run_original(inputs)
+        same_outputs(trial, expected, trial.run_replaced(model, inputs), inputs.valid, what)
+    identical(first, trial.run_replaced(model, trial.fresh_inputs()), "the first call again, after other shapes")
+
+
+def _extremes(trial: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Values of the numeric input axes for the largest call and the smallest."""
+    axes = [axis for axis in trial.case.axes if axis.name in trial.case.input_axes]
+    numeric = {axis.name: [v for v in axis.values if type(v) is int] for axis in axes if type(axis.simplest) is int}
+    plain = {axis.name: axis.simplest for axis in axes if axis.name not in numeric}
+    return (
+        {name: max(values) for name, values in numeric.items()},
+        {name: min(values) for name, values in numeric.items()} | plain,
+    )
+
+
+def _order(trial: Trial) -> None:
+    one, other = trial.replaced.model, trial.replace(trial.copy()).model
+    first, second = trial.fresh_inputs(), other_inputs(trial, 1)
+    forward = [_kept(trial.run_replaced(one, inputs)) for inputs in (first, second)]
+    backward = [_kept(trial.run_replaced(other, inputs)) for inputs in (second, first)]
+    same_outputs(trial, trial.expected_outputs, forward[0], trial.inputs.valid, "the first of two calls")
+    identical(forward[0], backward[1], "a call that came first, and last")
+    identical(forward[1], backward[0], "a call that came last, and first")
+
+
+def _interleaved(trial: Trial) -> None:
+    neighbour = trial.on(_another(trial))
+    sides = [_Side(one) for one in (trial, neighbour)]
+    for round_ in range(2):
+        for side in sides:
+            side.call(round_)
+
+
+class _Side:
+    """One of two models that are alive at once."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.inputs: list[Inputs] = [trial.inputs, other_inputs(trial, 1)]
+        self.expected = [trial.run_original(inputs) for inputs in self.inputs]
+        self.model: nn.Module = trial.replaced.model
+
+    def call(self, which: int) -> None:
+        inputs = self.inputs[which]
+        actual = self.trial.run_replaced(self.model, inputs)
+        same_outputs(self.trial, self.expected[which], actual, inputs.valid, "beside another replaced model")
+
+
+def _another(trial: Trial) -> Example:
+    """An example that has nothing to do with the trial's."""
+    chosen = random.Random(trial.example.seed)
+    values = {axis.name: chosen.choice(axis.values) for axis in trial.case.axes}
+    return Example(values, chosen.randrange(2**16))
+
+
+def _untouched(trial: Trial) -> None:
+    inputs, model = trial.fresh_inputs(), trial.replaced.model
+    before = copy.deepcopy(inputs.kwargs)
+    state, untouched = _kept(_tensors(model)), _kept(_tensors(trial.original))
+    living(trial.run_replaced(model, inputs), inputs.valid)
+    _unchanged(before, inputs.kwargs, "input")
+    identical(state, _tensors(model), "the replaced model's own state after a call")
+    identical(untouched, _tensors(trial.original), "the original's state after a call of the replaced model")
+
+
+def _tensors(model: nn.Module) -> Outputs:
+    """State by name. Some modules add extra state that is no tensor (megatron-core's linears: None)."""
+    return {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+
+
+def _unchanged(before: Any, after: Any, path: str) -> None:
+    if isinstance(before, Tensor):
+        identical({path: before}, {path: after}, "the caller's inputs after a call")
+    elif isinstance(before, dict):
+        for key, value in before.items():
+            _unchanged(value, after[key], str(key))
+    elif isinstance(before, tuple | list):
+        for i, value in enumerate(before):
+            _unchanged(value, after[i], f"{path}[{i}]")
+
+
+REPEAT = Property(
+    name="call twice",
+    statement="The same call gives bit for bit the same, now and later and in inference mode, and a result that was kept "
+    "does not change.",
+    check=_repeat,
+    share=0.1,
+)
+
+SHAPES = Property(
+    name="changing shapes",
+    statement="Batch and length may grow and shrink from call to call, down to one token.",
+    check=_shapes,
+    share=0.1,
+)
+
+ORDER = Property(
+    name="call order",
+    statement="Two calls give bit for bit the same in either order.",
+    check=_order,
+    share=0.05,
+)
+
+INTERLEAVED = Property(
+    name="two models",
+    statement="Two replaced models of different sizes, alive at once and called in turn, do not reach into each other.",
+    check=_interleaved,
+    share=0.05,
+)
+
+UNTOUCHED = Property(
+    name="hands off",
+    statement="A call writes neither to its inputs nor to the weights nor to the original.",
+    check=_untouched,
+    share=0.05,
+)
