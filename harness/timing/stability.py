@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from harness.timing.statistics import PAIRS_IN_BLOCK
+from harness.timing.statistics import PAIRS_IN_BLOCK, block_log_ratios, group_log_ratios, hodges_lehmann
 
 _FEWEST_PAIRS = 16
 _DRIFT = 0.05
@@ -21,6 +21,8 @@ _MODES_EXPLAIN = 0.85
 """Share of the variance between two groups: 0.64 for a normal distribution, 0.75 for a uniform one, 1 for two spikes."""
 _SMALLEST_MODE = 0.15
 _WIDE = 0.25
+_SHAPES_APART = 0.02
+_SHAPE_ALPHA = 0.001
 
 
 def instabilities(baseline_seconds: Sequence[float], subject_seconds: Sequence[float]) -> tuple[str, ...]:
@@ -28,7 +30,7 @@ def instabilities(baseline_seconds: Sequence[float], subject_seconds: Sequence[f
     if len(baseline_seconds) < _FEWEST_PAIRS:
         return ()
     baseline, subject = np.log(baseline_seconds), np.log(subject_seconds)
-    found = [_drift((baseline + subject) / 2)]
+    found = [_drift((baseline + subject) / 2), _shape(baseline_seconds, subject_seconds)]
     for side, logs in (("baseline", baseline), ("subject", subject)):
         found.append(_two_levels(side, logs) or _spread(side, logs))
     return tuple(warning for warning in found if warning)
@@ -44,6 +46,19 @@ def _drift(levels: np.ndarray) -> str | None:
     return (
         f"drift: both sides became {abs(change):.0%} {'slower' if change > 0 else 'faster'} while being timed; "
         "warm up longer, fix the clock frequency, or wait until the machine is at its working temperature"
+    )
+
+
+def _shape(baseline_seconds: Sequence[float], subject_seconds: Sequence[float]) -> str | None:
+    """The verdict compares calls that were left alone; say so where one side is slowed down more often than the other."""
+    undisturbed = float(np.median(group_log_ratios(baseline_seconds, subject_seconds)))
+    bounds = hodges_lehmann(block_log_ratios(baseline_seconds, subject_seconds), _SHAPE_ALPHA)
+    if bounds is None or bounds[1] - _SHAPES_APART <= undisturbed <= bounds[2] + _SHAPES_APART:
+        return None
+    slowed = "subject" if bounds[0] < undisturbed else "baseline"
+    return (
+        f"shape: by its fast calls the ratio is {np.exp(undisturbed):.3g}, by all calls {np.exp(bounds[0]):.3g}; "
+        f"the {slowed} has slow calls of its own: look at its raw samples for a second code path or repeated allocation"
     )
 
 

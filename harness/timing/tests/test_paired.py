@@ -17,7 +17,7 @@ def _compare(baseline=CALL_SECONDS, subject=CALL_SECONDS, *, model=noise.quiet, 
 
 
 @pytest.mark.parametrize(
-    "model", [noise.drift, noise.heavy_tails, noise.resonant, noise.recorded], ids=lambda model: model.__name__
+    "model", [noise.drift, noise.busy, noise.resonant, noise.recorded], ids=lambda model: model.__name__
 )
 def test_equal_calls_raise_no_alarm_and_three_percent_is_found(model):
     """Larger simulations: ``python -m harness.timing.tests.noise``."""

@@ -34,14 +34,25 @@ def test_two_clock_levels_are_named_for_each_side():
     assert "40% above; fix the clock frequency" in subject
 
 
-def test_wide_spread_is_named():
+def test_wide_spread_is_named_for_each_side():
     """As under other load."""
     rng = np.random.default_rng(0)
-    (warning,) = instabilities(np.exp(0.3 * rng.standard_normal(200)), np.exp(0.01 * rng.standard_normal(200)))
-    assert warning.startswith("spread: the baseline's middle half of samples differs by")
+    baseline, subject = instabilities(*np.exp(0.3 * rng.standard_normal((2, 200))))
+    assert baseline.startswith("spread: the baseline's middle half of samples differs by")
+    assert subject.startswith("spread: the subject's")
 
 
 def test_equal_samples_and_few_samples_give_no_warning():
     """A coarse clock may repeat itself."""
     assert instabilities([1.0] * 50, [1.0] * 50) == ()
     assert instabilities([1.0, 2.0], [1.0, 5.0]) == ()
+
+
+def test_slow_calls_of_one_side_only_are_named():
+    """The verdict goes by the fast calls, so a second code path must not pass unseen."""
+    rng = np.random.default_rng(0)
+    baseline = np.exp(0.01 * rng.standard_normal(400))
+    subject = np.exp(0.01 * rng.standard_normal(400)) * np.where(rng.random(400) < 0.5, 1.3, 1.0)
+    warnings = {warning.split(":")[0]: warning for warning in instabilities(baseline, subject)}
+    assert set(warnings) == {"shape", "two levels"}
+    assert "the subject has slow calls of its own" in warnings["shape"]
