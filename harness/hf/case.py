@@ -27,6 +27,7 @@ class TransformersCase(Case):
     """``module:Class`` of the layer, for workloads."""
     causal: ClassVar[bool] = True
     cached: ClassVar[bool] = True
+    static_cache: ClassVar[bool] = True
     input_axes = ("batch", "tokens", "padding", "mask", "source_tokens")
     speaks_transformers = True
     indexed: ClassVar[bool] = True
