@@ -243,7 +243,7 @@ def _rotary(example: Example, config: Any) -> nn.Module | None:
 
 
 def padded_mask(example: Example, generator: torch.Generator) -> Tensor | None:
-    """(B or 1, 1, T or 1, T) bool, True where masked. Some queries may see nothing at all: Megatron defines even that."""
+    """(B or 1, 1, T or 1, T) bool, True where masked. Some queries may see nothing: Megatron defines even that."""
     kind, batch, tokens = example["mask"], example["batch"], example["tokens"]
     future = torch.ones(1, 1, tokens, tokens, dtype=torch.bool).triu(1)
     if kind == "none":

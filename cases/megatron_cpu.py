@@ -1,7 +1,7 @@
 """megatron-core without a GPU and without process groups: what stands in for them, and its import without its noise.
 
-Everything that a layer of the local spec computes is megatron-core's own. Stood in for are the current device, the scratch
-buffer and the random state that it keeps on a GPU, and the groups that one process has nobody to share with.
+Everything that a layer of the local spec computes is megatron-core's own. Stood in for are the current device, the
+scratch buffer and the random state that it keeps on a GPU, and the groups that one process has nobody to share with.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def process_groups() -> Any:
 
 @contextlib.contextmanager
 def megatron_on_cpu() -> Iterator[None]:
-    """Inside, layers of megatron-core's local spec can be built and called on a CPU. May be entered again inside itself."""
+    """Inside, layers of megatron-core's local spec can be built and called on a CPU. May be entered inside itself."""
     stand_ins = [
         (torch.cuda, "current_device", lambda: "cpu"),
         (core("parallel_state"), "_GLOBAL_MEMORY_BUFFER", core("utils").GlobalMemoryBuffer()),

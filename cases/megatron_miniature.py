@@ -1,9 +1,9 @@
-"""``ParallelTransformerLayer`` in miniature: the parts, names and conventions of the layer that Megatron-LM and its forks
-had before megatron-core, on one process.
+"""``ParallelTransformerLayer`` in miniature: the parts, names and conventions of the layer that Megatron-LM and its
+forks had before megatron-core, on one process.
 
-What copies of the class have in common is here: linears that hand back a bias instead of adding it, hidden states with the
-sequence first, scores divided by a factor that may hold the layer's number and a softmax that multiplies by it again, masks
-that overwrite scores with -10000. What they differ in is an option.
+What copies of the class have in common is here: linears that hand back a bias instead of adding it, hidden states with
+the sequence first, scores divided by a factor that may hold the layer's number and a softmax that multiplies by it
+again, masks that overwrite scores with -10000. What they differ in is an option.
 
 Shapes: T tokens, B batch, D hidden size, H heads, K query groups, E head size.
 """
@@ -109,7 +109,7 @@ class FusedScaleMaskSoftmax(nn.Module):
 
 
 class CoreAttention(nn.Module):
-    """Scores, softmax and mixture of values: (T, B, H, E) three times -> (T, B, H * E)."""
+    """What ``attend`` needs to know."""
 
     def __init__(self, options: Options, layer_number: int) -> None:
         super().__init__()
@@ -118,21 +118,25 @@ class CoreAttention(nn.Module):
         self.scale_mask_softmax = FusedScaleMaskSoftmax(options, number)
         self.attention_dropout = nn.Dropout(0.1)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        scores = torch.einsum("tbhe,sbhe->bhts", query, key) / self.norm_factor
-        mixture = self.attention_dropout(self.scale_mask_softmax(scores, mask))
-        return torch.einsum("bhts,sbhe->tbhe", mixture, value).flatten(-2)
+
+def attend(core: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Scores, softmax and mixture of values: (T, B, H, E) three times -> (T, B, H * E)."""
+    scores = torch.einsum("tbhe,sbhe->bhts", query, key) / core.norm_factor
+    mixture = core.attention_dropout(core.scale_mask_softmax(scores, mask))
+    return torch.einsum("bhts,sbhe->tbhe", mixture, value).flatten(-2)
 
 
-class ParallelAttention(CoreAttention):
+class ParallelAttention(nn.Module):
     """Self-attention. Older copies compute scores themselves; later ones have a ``core_attention`` for it."""
 
     def __init__(self, options: Options, layer_number: int) -> None:
+        super().__init__()
+        core = CoreAttention(options, layer_number)
         if options.core_attention:
-            nn.Module.__init__(self)
-            self.core_attention = CoreAttention(options, layer_number)
+            self.core_attention = core
         else:
-            super().__init__(options, layer_number)
+            self.norm_factor, self.scale_mask_softmax = core.norm_factor, core.scale_mask_softmax
+            self.attention_dropout = core.attention_dropout
         self.version = options.version
         self.num_attention_heads_per_partition = options.heads
         self.hidden_size_per_attention_head = options.head_size
@@ -143,8 +147,8 @@ class ParallelAttention(CoreAttention):
 
     def forward(self, hidden: Tensor, mask: Tensor | None) -> Any:
         query, key, value = self._split(self.query_key_value(hidden)[0])
-        attend = self.core_attention if hasattr(self, "core_attention") else super().forward
-        return self.dense(attend(query, key, value, mask))
+        core = self.core_attention if hasattr(self, "core_attention") else self
+        return self.dense(attend(core, query, key, value, mask))
 
     def _split(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(T, B, rows) -> queries, keys and values, each (T, B, H, E)."""
@@ -213,14 +217,15 @@ class ParallelTransformerLayer(nn.Module):
         enc_dec_attn_mask: Tensor | None = None,
         inference_params: Any = None,
     ) -> Tensor:
-        attention = self.self_attention if hasattr(self, "self_attention") else self.attention
+        attention: Any = self.self_attention if hasattr(self, "self_attention") else self.attention
         normed = self.input_layernorm(hidden_states)
         residual = normed if self.apply_residual_connection_post_layernorm else hidden_states
-        hidden = self._join(*attention(normed, attention_mask), residual)
+        hidden = self._join(attention(normed, attention_mask), residual)
         normed = self.post_attention_layernorm(hidden)
         residual = normed if self.apply_residual_connection_post_layernorm else hidden
-        return self._join(*self.mlp(normed), residual)
+        return self._join(self.mlp(normed), residual)
 
-    def _join(self, x: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    def _join(self, x_and_bias: tuple[Tensor, Tensor | None], residual: Tensor) -> Tensor:
+        x, bias = x_and_bias
         out = x if bias is None else x + bias
         return residual + F.dropout(out, self.hidden_dropout, self.training)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -89,33 +90,33 @@ class OlderMegatronCase(Case):
             Refusal(name="a linear of another name", feature="not a ColumnParallelLinear", build=self._with_linear),
         )
 
-    def _with_cross_attention(self) -> nn.Module:
+    def _changed(self, name: str, value: Any) -> nn.Module:
         model = self.build(self.simplest)
-        model.layers[0].inter_attention = nn.Identity()  # type: ignore[index,union-attr]
+        setattr(model.get_submodule("layers.0"), name, value)
         return model
+
+    def _with_cross_attention(self) -> nn.Module:
+        return self._changed("inter_attention", nn.Identity())
 
     def _with_other_forward(self) -> nn.Module:
-        return self._of(lambda out: out * 1.5)
+        return self._changed("__class__", _ending_in(lambda out: out * 1.5))
 
     def _with_tuple(self) -> nn.Module:
-        return self._of(lambda out: (out, None))
-
-    def _of(self, ending: Any) -> nn.Module:
-        """Layers of a class of the same name whose forward ends in ``ending``."""
-
-        def forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            return ending(ParallelTransformerLayer.forward(layer, *args, **kwargs))
-
-        model = self.build(self.simplest)
-        model.layers[0].__class__ = type(  # type: ignore[index,union-attr,assignment]
-            "ParallelTransformerLayer", (ParallelTransformerLayer,), {"forward": forward}
-        )
-        return model
+        return self._changed("__class__", _ending_in(lambda out: (out, None)))
 
     def _with_linear(self) -> nn.Module:
         model = self.build(self.simplest)
-        model.layers[0].mlp.dense_4h_to_h = nn.Linear(8, 8)  # type: ignore[index,union-attr]
+        model.get_submodule("layers.0.mlp").dense_4h_to_h = nn.Linear(8, 8)
         return model
+
+
+def _ending_in(change: Callable[[Tensor], Any]) -> type[nn.Module]:
+    """A class of the same name whose forward changes what it returns."""
+
+    def forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        return change(ParallelTransformerLayer.forward(layer, *args, **kwargs))
+
+    return type("ParallelTransformerLayer", (ParallelTransformerLayer,), {"forward": forward})
 
 
 def _options(example: Example) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """megatron-core layers with a feature that no replacement expresses, each to be refused by its name.
 
-Where megatron-core itself cannot build a feature on a CPU, the layer is built without it and its configuration or module
-is changed afterwards, as a checkpoint's configuration or a project's own code would have it.
+Where megatron-core itself cannot build a feature on a CPU, the layer is built without it and its configuration or
+module is changed afterwards, as a checkpoint's configuration or a project's own code would have it.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ _CHANGES: tuple[tuple[str, str, Callable[[Any], None]], ...] = (
     ("an adapted linear", "AdaptedLinear", _adapt),
     ("a share of a linear", "tensor parallelism", _shard),
     ("a bias that is never added", "skip_bias_add", _drop_bias),
-    ("a norm of the queries alone", "query_norm", _norm_queries_only),
+    ("a norm of the queries alone", "without its counterpart", _norm_queries_only),
     ("an MLP without residual", "mlp_bda", _leave_residual_out),
     ("multi-latent attention", "MLASelfAttention", _latent_attention),
     ("a parameter nobody knows", "extra_gate", _extra_parameter),

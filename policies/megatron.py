@@ -1,8 +1,9 @@
-"""Megatron's layers: megatron-core's ``TransformerLayer`` of the local spec, and its ancestor ``ParallelTransformerLayer``.
+"""Megatron's layers: megatron-core's ``TransformerLayer`` of the local spec, and its ancestor.
 
 One QKV projection, interleaved by query group; gated or plain MLP; biases that travel beside the output they belong to;
 hidden states with the sequence first. What a layer computes is read from its modules; what it would read from its
-configuration at every call is looked at in ``megatron_config``. The ancestor is read in ``megatron_older``.
+configuration at every call is looked at in ``megatron_config``. The ancestor, ``ParallelTransformerLayer``, is read in
+``megatron_older``.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ def _attention(layer: Any) -> Attention:
         raise layer.refuse("softmax_offset: an extra term in the sum of attention's softmax")
     window = _window(layer, softmax)
     causal = softmax.attn_mask_type.name == "causal"
+    query_norm, key_norm = (_head_norm(layer, f"self_attention.{one}_layernorm") for one in "qk")
+    if (query_norm is None) != (key_norm is None):
+        raise layer.refuse("a norm of queries or keys without its counterpart")
     return Attention(
         qkv=FusedQKV(
             linear=parallel_linear(layer, "self_attention.linear_qkv", f"{_LINEAR}:ColumnParallelLinear", adds=True),
@@ -114,7 +118,8 @@ def _attention(layer: Any) -> Attention:
         window=window,
         rotary=_rotary(own),
         even_if_blind=True,
-        **_head_norms(layer),
+        query_norm=query_norm,
+        key_norm=key_norm,
     )
 
 
@@ -146,14 +151,6 @@ def _rotary(own: Any) -> Rotary | None:
         return None
     style = RotaryStyle.EVERY_TWO if own.config.rotary_interleaved else RotaryStyle.HALF
     return Rotary(style=style, size=None)
-
-
-def _head_norms(layer: Any) -> dict[str, Norm]:
-    norms = {name: _head_norm(layer, f"self_attention.{name[0]}_layernorm") for name in ("query_norm", "key_norm")}
-    found = {name: norm for name, norm in norms.items() if norm is not None}
-    if len(found) == 1:
-        raise layer.refuse(f"a {next(iter(found))} without its counterpart")
-    return found
 
 
 def _head_norm(layer: Any, path: str) -> Norm | None:

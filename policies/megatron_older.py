@@ -16,7 +16,6 @@ If none does, the layer computes something that this page does not know, and is 
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +83,7 @@ class _Question:
             except Exception as error:
                 raise layer.refuse(f"its own forward fails on a small input: {error}") from error
             try:
-                self.unmasked = self._original(layer, None)
+                self.unmasked: Tensor | None = self._original(layer, None)
             except Exception:  # a layer that wants a mask says so in a way of its own
                 self.unmasked = None
 
