@@ -8,7 +8,7 @@ Requirements this file must meet:
   tails, autocorrelation, several clock levels). The signed-rank test needs exactly that and no more.
 * Interruptions only ever add time, and on a shared machine a third of all samples may be interrupted. So a group is compared
   by the lower quartiles of its sides' samples, that is by calls that were left alone, and the ratio is the Hodges-Lehmann
-  median over the groups. On recorded series this cuts the standard error of means of blocks to a fifth where other programs
+  median over the groups. On recorded series this cuts the standard error of means of blocks to a quarter where other programs
   come and go, to a twelfth where they fill every core, and costs a tenth where noise is symmetric.
 * Every verdict has its reason in words, with the figures that led to it.
 * ``judge`` is a pure function of the samples.
