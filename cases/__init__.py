@@ -18,4 +18,6 @@ CASES = (
     CaseEntry("opt", "cases.opt:OPTCase", policy="opt"),
     CaseEntry("clip", "cases.clip:CLIPCase", policy="clip"),
     CaseEntry("llama", "cases.llama:LlamaCase", policy="llama"),
+    CaseEntry("megatron", "cases.megatron:MegatronCase", policy="megatron"),
+    CaseEntry("megatron_older", "cases.megatron_older:OlderMegatronCase", policy="megatron"),
 )
