@@ -177,13 +177,19 @@ class Trial:
 
     def run_replaced(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
         """Outputs of a replaced model, with proof that its fused layers computed them."""
-        before = [state.calls for state in fused_states(model)]
-        outputs = self.case.run(model, inputs)
-        idle = [state for state, calls in zip(fused_states(model), before, strict=True) if state.calls == calls]
-        if idle:
-            reasons = "; ".join(sorted({reason for state in idle for reason in state.fallbacks})) or "never called"
-            raise Disagreement(f"the fused path did not run in {len(idle)} layers ({reasons})")
-        return outputs
+        with fused_path(model):
+            return self.case.run(model, inputs)
+
+
+@contextlib.contextmanager
+def fused_path(model: nn.Module) -> Iterator[None]:
+    """Raise ``Disagreement`` unless every fused layer of ``model`` runs inside, by its fused path."""
+    before = [state.calls for state in fused_states(model)]
+    yield
+    idle = [state for state, calls in zip(fused_states(model), before, strict=True) if state.calls == calls]
+    if idle:
+        reasons = "; ".join(sorted({reason for state in idle for reason in state.fallbacks})) or "never called"
+        raise Disagreement(f"the fused path did not run in {len(idle)} layers ({reasons})")
 
 
 def fused_states(model: nn.Module) -> list[Any]:

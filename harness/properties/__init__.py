@@ -6,20 +6,26 @@ the replaced side count as disagreement, errors of the original's do not.
 
 from __future__ import annotations
 
+from .accounting import ACCOUNTING
 from .base import Property
 from .cache import CACHE
 from .cache_edits import EDITED_CACHE, FRESH_CACHE, STATIC_CACHE
 from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES, UNTOUCHED
 from .contract import CONTRACT
+from .copies import DEEPCOPY, PICKLED, STATE_DICT
 from .equality import LAYER_EQUALITY, MODEL_EQUALITY
-from .lifecycle import REVERT
+from .lifecycle import IDEMPOTENCE, REVERT
+from .memory import POISON, STORAGES
 from .metamorphic import CAUSALITY, PADDING, ROWS
+from .moves import MOVES
 from .refusal import REFUSAL
+from .sharing import SHARING
 
 PROPERTIES: tuple[Property, ...] = (
     CONTRACT,
     LAYER_EQUALITY,
     MODEL_EQUALITY,
+    ACCOUNTING,
     CACHE,
     EDITED_CACHE,
     STATIC_CACHE,
@@ -32,7 +38,15 @@ PROPERTIES: tuple[Property, ...] = (
     ORDER,
     INTERLEAVED,
     UNTOUCHED,
+    POISON,
     REVERT,
+    IDEMPOTENCE,
+    DEEPCOPY,
+    PICKLED,
+    STATE_DICT,
+    MOVES,
+    SHARING,
+    STORAGES,
     REFUSAL,
 )
 BY_NAME = {one.name: one for one in PROPERTIES}

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..case import Case
 from ..numerics import EXACT_TOLERANCE, alive, gap
@@ -80,6 +80,16 @@ def living(outputs: dict[str, Tensor], valid: Tensor | None) -> dict[str, Tensor
     if dead is not None:
         raise Vacuous(dead)
     return outputs
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all parameters and buffers, by name."""
+    return {name: tensor.detach().clone() for name, tensor in held_tensors(model).items()}
+
+
+def held_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by name, tied ones under each of theirs."""
+    return dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
 
 
 def relation_holds(expected: Tensor, actual: Tensor, valid: Tensor | None = None) -> bool:

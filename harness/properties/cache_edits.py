@@ -166,7 +166,7 @@ EDITED_CACHE = Property(
     "with the original.",
     check=_edits,
     applies=cached,
-    share=0.1,
+    share=0.05,
 )
 
 STATIC_CACHE = Property(
@@ -174,7 +174,7 @@ STATIC_CACHE = Property(
     statement="A preallocated cache serves one prompt and, emptied, the next, as with the original.",
     check=_static,
     applies=lambda case: case.static_cache,
-    share=0.1,
+    share=0.05,
 )
 
 FRESH_CACHE = Property(
@@ -182,5 +182,5 @@ FRESH_CACHE = Property(
     statement="Prompts with caches of their own do not reach into each other, though their calls alternate.",
     check=_fresh,
     applies=cached,
-    share=0.1,
+    share=0.05,
 )

@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..numerics import EXACT_TOLERANCE, gap
-from ..trial import Disagreement, Trial, Vacuous
-from .base import Property, same_outputs
+from ..trial import Disagreement, Trial, Vacuous, fused_path
+from .base import Property, same_outputs, same_tensor
 
 
 @dataclass
@@ -55,7 +54,9 @@ def _layer_equality(trial: Trial) -> None:
         raise Vacuous("the original called none of the layers that were replaced")
     for path, call in recorder.calls.items():
         layer = trial.replaced.model.get_submodule(path)
-        _same_layer_output(trial, path, call, layer(*call.args, **call.kwargs))
+        with fused_path(layer):
+            actual = layer(*call.args, **call.kwargs)
+        _same_layer_output(trial, path, call, actual)
 
 
 def _same_layer_output(trial: Trial, path: str, call: Recorded, actual: Any) -> None:
@@ -65,15 +66,16 @@ def _same_layer_output(trial: Trial, path: str, call: Recorded, actual: Any) -> 
     if isinstance(expected, tuple):
         if len(expected) != len(actual):
             raise Disagreement(f"{path} returns {len(actual)} values, the original {len(expected)}")
-        expected, actual = expected[0], actual[0]
-    difference = gap(expected, actual, _valid(trial, expected))
-    if not difference.within(EXACT_TOLERANCE):
-        message = difference.problem or f"relative error {difference.error:.1e} (tolerance {EXACT_TOLERANCE:.0e})"
-        raise Disagreement(f"{path or 'model'} on the original's input: {message}", error=difference.error)
-    trial.evidence.note(difference.error)
+    expected, actual = main_output(expected), main_output(actual)
+    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path or 'model'} on the original's input")
 
 
-def _valid(trial: Trial, output: Tensor) -> Tensor | None:
+def main_output(returned: Any) -> Any:
+    """What a layer computes, out of what it returns."""
+    return returned[0] if isinstance(returned, tuple) else returned
+
+
+def valid_positions(trial: Trial, output: Tensor) -> Tensor | None:
     """The positions that count, where the layer keeps batch and tokens in front."""
     valid = trial.inputs.valid
     if valid is None or output.shape[:2] == valid.shape:
@@ -93,7 +95,7 @@ LAYER_EQUALITY = Property(
     "same form.",
     check=_layer_equality,
     applies=lambda case: case.layered,
-    share=0.5,
+    share=0.25,
 )
 
 MODEL_EQUALITY = Property(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..numerics import alive
-from ..trial import Disagreement, Trial, Vacuous
-from .base import Property
+from ..trial import Disagreement, Handle, Trial
+from .base import Property, identical, living
 
 
 def same_state(original: nn.Module, other: nn.Module, what: str) -> None:
@@ -36,14 +35,8 @@ def same_classes(original: nn.Module, other: nn.Module, what: str) -> None:
 
 def same_bits(trial: Trial, model: nn.Module, what: str) -> None:
     """Raise unless ``model`` computes bit for bit what the original does."""
-    expected = trial.expected_outputs
-    dead = alive(expected, trial.inputs.valid)
-    if dead is not None:
-        raise Vacuous(dead)
-    actual = trial.case.run(model, trial.fresh_inputs())
-    for name, tensor in expected.items():
-        if not torch.equal(tensor, actual[name]):
-            raise Disagreement(f"{what}: {name} is not bit for bit the original's")
+    expected = living(trial.expected_outputs, trial.inputs.valid)
+    identical(expected, trial.case.run(model, trial.fresh_inputs()), what)
 
 
 def _revert(trial: Trial) -> None:
@@ -55,10 +48,45 @@ def _revert(trial: Trial) -> None:
     same_bits(trial, handle.model, "after revert")
 
 
+def _again(trial: Trial) -> None:
+    """Replaced twice over, reverted by either handle, and replaced once more."""
+    handle = trial.replaced
+    model = handle.model
+    before = living(trial.run_replaced(model, trial.fresh_inputs()), trial.inputs.valid)
+    second = _replaced_already(trial, model)
+    identical(before, trial.run_replaced(model, trial.fresh_inputs()), "after replacing what is replaced already")
+    second.revert()
+    identical(before, trial.run_replaced(model, trial.fresh_inputs()), "after reverting a handle that replaced nothing")
+    handle.revert()
+    handle.revert()
+    same_classes(trial.original, model, "after reverting twice")
+    same_state(trial.original, model, "after reverting twice")
+    identical(before, trial.run_replaced(trial.replace(model).model, trial.fresh_inputs()), "replaced, reverted, replaced")
+
+
+def _replaced_already(trial: Trial, model: nn.Module) -> Handle:
+    classes = [type(module) for module in model.modules()]
+    handle = trial.replacer(model)
+    if handle.replaced:
+        raise Disagreement(f"{len(handle.replaced)} layers that were replaced already were replaced again")
+    if [type(module) for module in model.modules()] != classes:
+        raise Disagreement("replacing again replaced nothing by its own account, and changed classes")
+    return handle
+
+
 REVERT = Property(
     name="revert",
     statement="Reverting gives back the original model: classes, names, bits, strides and results.",
     check=_revert,
     exact=False,
-    share=0.25,
+    share=0.1,
+)
+
+IDEMPOTENCE = Property(
+    name="replaced again",
+    statement="Replacing a replaced model changes nothing, reverting twice is reverting once, and a reverted model can be "
+    "replaced again.",
+    check=_again,
+    exact=False,
+    share=0.05,
 )

@@ -1,0 +1,123 @@
+"""Copies of a replaced model: deep, pickled, and by state_dict in either direction."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import torch
+from torch import nn
+
+from ..case import Example
+from ..trial import Disagreement, Trial
+from .base import Property, identical, living, same_outputs, snapshot
+from .lifecycle import same_classes, same_state
+from .memory import reachable_storages
+
+SLACK = 1.1
+"""How much larger a saved replaced model may be than the saved original: its classes are written with it."""
+
+
+def _deepcopy(trial: Trial) -> None:
+    handle = trial.replaced
+    model = handle.model
+    before = living(trial.run_replaced(model, trial.fresh_inputs()), trial.inputs.valid)
+    twin = copy.deepcopy(model)
+    common = reachable_storages(model).keys() & reachable_storages(twin).keys()
+    if common - _shared_by_copies(trial):
+        raise Disagreement("a deep copy shares storage with the replaced model it was made from")
+    identical(before, trial.run_replaced(twin, trial.fresh_inputs()), "a deep copy of the replaced model")
+    another = copy.deepcopy(twin)
+    _spoil(another)
+    identical(before, trial.run_replaced(twin, trial.fresh_inputs()), "a copy, after its own copy's weights changed")
+    handle.revert()
+    same_classes(trial.original, model, "reverted after a deep copy was made")
+    identical(before, trial.run_replaced(twin, trial.fresh_inputs()), "a copy, after the model it was made from was reverted")
+
+
+def _shared_by_copies(trial: Trial) -> set[int]:
+    """Storages that a deep copy of the original shares with it as well."""
+    return reachable_storages(trial.original).keys() & reachable_storages(copy.deepcopy(trial.original)).keys()
+
+
+def _spoil(model: nn.Module) -> None:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+
+
+def _pickled(trial: Trial) -> None:
+    """torch.save writes what pickle writes and each storage once."""
+    model = trial.replaced.model
+    before = living(trial.run_replaced(model, trial.fresh_inputs()), trial.inputs.valid)
+    try:
+        allowed = len(_saved(trial.original))
+    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError):
+        return  # the original itself cannot be pickled, and nobody expects it of the replacement
+    written = _saved(model)
+    if len(written) > SLACK * allowed:
+        raise Disagreement(f"saved, the replaced model takes {len(written)} bytes, the original {allowed}")
+    loaded = torch.load(io.BytesIO(written), weights_only=False)
+    same_state(model, loaded, "saved and loaded")
+    identical(before, trial.run_replaced(loaded, trial.fresh_inputs()), "the replaced model, saved and loaded")
+
+
+def _saved(model: nn.Module) -> bytes:
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    return stream.getvalue()
+
+
+def _state_dict(trial: Trial) -> None:
+    stranger = trial.on(Example(trial.example.values, trial.example.seed + 1))
+    _into_replaced(trial, stranger, assign=bool(trial.example.seed % 2))
+    _from_replaced(trial, stranger)
+
+
+def _into_replaced(trial: Trial, stranger: Trial, *, assign: bool) -> None:
+    """The original's weights, loaded into a replaced model that had others."""
+    untouched = snapshot(trial.original)
+    model = stranger.replaced.model
+    trial.run_replaced(model, trial.fresh_inputs())
+    model.load_state_dict(trial.original.state_dict(), assign=assign)
+    what = f"a replaced model that loaded the original's state_dict (assign={assign})"
+    same_state(trial.original, model, what)
+    actual = trial.run_replaced(model, trial.fresh_inputs())
+    same_outputs(trial, trial.expected_outputs, actual, trial.inputs.valid, what)
+    identical(untouched, snapshot(trial.original), f"the original, after {what} ran")
+
+
+def _from_replaced(trial: Trial, stranger: Trial) -> None:
+    """The replaced model's weights, loaded into an original that had others."""
+    model = stranger.original
+    model.load_state_dict(copy.deepcopy(trial.replaced.model.state_dict()), assign=bool(trial.example.seed & 2))
+    what = "an original that loaded the replaced model's state_dict"
+    expected = trial.expected_outputs
+    same_outputs(trial, expected, trial.case.run(model, trial.fresh_inputs()), trial.inputs.valid, what)
+
+
+DEEPCOPY = Property(
+    name="deep copy",
+    statement="A deep copy of a replaced model computes the same, shares no storage with it, and outlives its revert.",
+    check=_deepcopy,
+    exact=False,
+    share=0.05,
+)
+
+PICKLED = Property(
+    name="pickle",
+    statement="A replaced model that is saved and loaded computes bit for bit the same and takes no more room than the "
+    "original.",
+    check=_pickled,
+    exact=False,
+    share=0.03,
+)
+
+STATE_DICT = Property(
+    name="state dict",
+    statement="State dicts go from original to replacement and back, copied or assigned, and the weights that were loaded "
+    "are the ones that compute.",
+    check=_state_dict,
+    share=0.05,
+)

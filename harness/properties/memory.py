@@ -1,0 +1,106 @@
+"""Memory: no second copy of the weights, and nothing read that was never written."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..trial import Disagreement, Trial
+from .base import Property, identical, living, same_outputs
+
+OUTSIDE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, str, bytes, int, float)
+"""Objects that lead out of a model into the program, or nowhere."""
+
+
+def reachable_storages(model: nn.Module) -> dict[int, int]:
+    """Bytes of every storage, by address, that is held by ``model`` however deep: by its parameters and buffers, and by
+    any object that it or its modules refer to."""
+    sizes: dict[int, int] = {}
+    seen: set[int] = set()
+    waiting: list[Any] = [model]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, OUTSIDE):
+            continue
+        seen.add(id(one))
+        if isinstance(one, Tensor) and one.device.type != "meta":
+            storage = one.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+        waiting += gc.get_referents(one)
+    return {address: size for address, size in sizes.items() if size}
+
+
+def bytes_held(model: nn.Module) -> int:
+    """Bytes of all storages reachable from ``model``, each counted once."""
+    return sum(reachable_storages(model).values())
+
+
+def _storages(trial: Trial) -> None:
+    before = bytes_held(trial.original)
+    trial.run_original(trial.inputs)
+    after = max(before, bytes_held(trial.original))
+    handle = trial.replaced
+    _no_more_than(before, handle.model, "after the replacement")
+    living(trial.run_replaced(handle.model, trial.fresh_inputs()), trial.inputs.valid)
+    _no_more_than(after, handle.model, "after a call")
+    _rewrite_one(handle.model)
+    trial.run_replaced(handle.model, trial.fresh_inputs())
+    _no_more_than(after, handle.model, "after a parameter was assigned")
+    handle.revert()
+    _no_more_than(after, handle.model, "after revert")
+
+
+def _rewrite_one(model: nn.Module) -> None:
+    """Assign every bias and weight of one module anew, which a replacement must follow without keeping the old ones."""
+    owner = next(module for module in model.modules() if isinstance(module, nn.Linear) or hasattr(module, "nf"))
+    for name, parameter in list(owner.named_parameters(recurse=False)):
+        setattr(owner, name, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
+
+
+def _no_more_than(allowed: int, model: nn.Module, when: str) -> None:
+    held = bytes_held(model)
+    if held > allowed:
+        raise Disagreement(f"{when}, {held} bytes of tensors are alive where the original holds {allowed}")
+
+
+def _poisoned(trial: Trial) -> None:
+    expected = living(trial.expected_outputs, trial.inputs.valid)
+    with _nan_in_empty():
+        actual = trial.run_replaced(trial.replace(trial.copy()).model, trial.fresh_inputs())
+    same_outputs(trial, expected, actual, trial.inputs.valid, "with NaN in all memory that was not initialised")
+    identical(actual, trial.run_replaced(trial.replaced.model, trial.fresh_inputs()), "with and without NaN in new memory")
+
+
+@contextlib.contextmanager
+def _nan_in_empty() -> Iterator[None]:
+    """Fill new memory with NaN (integers with their largest value), as torch does for its deterministic mode."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+
+
+STORAGES = Property(
+    name="storages",
+    statement="Replaced, called, given new weights or reverted, a model holds no more bytes of tensors than the original.",
+    check=_storages,
+    exact=False,
+    share=0.05,
+)
+
+POISON = Property(
+    name="uninitialised memory",
+    statement="With NaN in all memory that nobody has written, the replacement computes the same.",
+    check=_poisoned,
+    share=0.03,
+)
