@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from .anatomy import ActivationKind, FusedQKV, NormPosition, QKVLayout, SplitQKV
+from .plans import Plan
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -140,7 +141,14 @@ class DSPolicy(ABC):
 
 
 class Swap(ABC):
-    """A replacement that is ready to be made in place, and undone."""
+    """A replacement that is ready to be made in place, and undone.
+
+    ``execution`` is how it will run; ``shared`` names parameters of the module that other modules hold too. Whoever
+    installs a swap may set both before.
+    """
+
+    execution: Plan = Plan.AUTO
+    shared: frozenset[str] = frozenset()
 
     @abstractmethod
     def install(self) -> None: ...

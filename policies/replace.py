@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from . import catalogue
 from .base import DSPolicy, Swap, UnsupportedLayer
+from .plans import Plan, settle
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,17 +60,24 @@ class Replacement:
         return "\n".join(lines)
 
 
-def replace_module(model: nn.Module, policies: Iterable[type[DSPolicy]] | None = None) -> Replacement:
+def replace_module(
+    model: nn.Module, policies: Iterable[type[DSPolicy]] | None = None, *, plan: Plan | str = Plan.AUTO
+) -> Replacement:
     """Replace every layer of ``model`` that one of ``policies`` (default: all of this package) matches, in place.
+
+    ``plan`` says how Transformer layers run (see ``policies.plans``). Raises ``PlanUnavailable``, with the model as it
+    was, for one that cannot run here.
 
     Layers whose policy refuses them stay as they are and are listed in ``left`` with the feature named. Warns with
     ``NothingReplacedWarning`` where no layer was replaced at all.
     """
+    execution = settle(plan)
     known = tuple(catalogue.policies() if policies is None else policies)
     found, left = _read(model, known)
     installed: list[Swap] = []
     try:
         for _, swap in found:
+            swap.execution = execution
             swap.install()
             installed.append(swap)
     except BaseException:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ..anatomy import Attention, FusedQKV, QKVLayout, SplitCrossQKV, SplitQKV
-from .linear import Projection, can_pack, pack, unpack
+from ..plans import Plan
+from .linear import Emit, Projection, can_pack, pack, unpack
 from .masks import resolve, spread_if_blind
-from .mlp import Emit
 from .norm import normalise
 from .positions import rotate
 
@@ -36,36 +36,38 @@ class AttentionCall:
 class FusedAttention:
     """Runs an ``Attention`` from its description, self or cross."""
 
-    def __init__(self, attention: Attention, *, packing: bool, shared: frozenset[str]) -> None:
+    def __init__(self, attention: Attention, plan: Plan, *, packing: bool, shared: frozenset[str]) -> None:
         self.attention = attention
         linears = attention.qkv.linears
-        self.single = {linear.name: Projection.of(linear) for linear in linears}
-        self.out = Projection.of(attention.out)
+        self.out = Projection.of(attention.out, plan)
         self.packed: Projection | None = None
         if packing and isinstance(attention.qkv, SplitQKV) and can_pack(linears, shared):
-            self.packed = pack(linears)
-            self.single = {linear.name: Projection.of(linear) for linear in linears}
+            self.packed = pack(linears, plan)
+        self.single = {linear.name: Projection.of(linear, plan) for linear in linears}
 
     def unpack(self) -> None:
         if self.packed is not None:
             self.packed = None
             unpack(self.attention.qkv.linears)
 
-    def attend_to_self(self, x: Tensor, call: AttentionCall, emit: Emit) -> Tensor:
-        """(B, T, D) -> (B, T, D), keys and values from ``x`` and what ``call.cache`` already holds."""
+    def attend_to_self(self, residual: Tensor, x: Tensor, call: AttentionCall, emit: Emit) -> Tensor:
+        """``residual`` plus attention of ``x``, all (B, T, D): keys and values from ``x`` and what the cache holds."""
         query, key, value = self._query_key_value(x, emit)
         query, key = self._positions(query, key, call)
         if call.cache is not None:
             key, value = call.cache.update(key, value, self.attention.cache_index, *_cache_extras(call))
-        return self._finish(query, key, value, call, emit)
+        return self.out.plus(self._finish(query, key, value, call, emit), residual, emit)
 
-    def attend_to_encoder(self, x: Tensor, encoder: Tensor, call: AttentionCall, emit: Emit) -> Tensor:
-        """(B, T, D) x (B, S, D) -> (B, T, D); an encoder-decoder cache keeps keys and values after the first call."""
+    def attend_to_encoder(
+        self, residual: Tensor, x: Tensor, encoder: Tensor, call: AttentionCall, emit: Emit
+    ) -> Tensor:
+        """``residual`` plus attention of ``x`` (B, T, D) to ``encoder`` (B, S, D); an encoder-decoder cache keeps keys and
+        values after the first call."""
         qkv = self.attention.qkv
         assert not isinstance(qkv, FusedQKV)
-        query = self._heads(self._project(qkv.query.name, x, emit))
+        query = self._heads(self.single[qkv.query.name](x, emit))
         key, value = self._cached_encoder(encoder, call, emit)
-        return self._finish(query, key, value, call, emit)
+        return self.out.plus(self._finish(query, key, value, call, emit), residual, emit)
 
     def _cached_encoder(self, encoder: Tensor, call: AttentionCall, emit: Emit) -> tuple[Tensor, Tensor]:
         cache, index = call.cache, self.attention.cache_index
@@ -81,26 +83,26 @@ class FusedAttention:
     def _encoder_key_value(self, encoder: Tensor, emit: Emit) -> tuple[Tensor, Tensor]:
         qkv = self.attention.qkv
         if isinstance(qkv, SplitCrossQKV):
-            key, value = self._project(qkv.key_value.name, encoder, emit).chunk(2, dim=-1)
+            key, value = self.single[qkv.key_value.name](encoder, emit).chunk(2, dim=-1)
             return self._heads(key), self._heads(value)
         assert isinstance(qkv, SplitQKV)
         return (
-            self._heads(self._project(qkv.key.name, encoder, emit)),
-            self._heads(self._project(qkv.value.name, encoder, emit)),
+            self._heads(self.single[qkv.key.name](encoder, emit)),
+            self._heads(self.single[qkv.value.name](encoder, emit)),
         )
 
     def _query_key_value(self, x: Tensor, emit: Emit) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, E), keys and values (B, K, T, E)."""
         attention, qkv = self.attention, self.attention.qkv
         if isinstance(qkv, FusedQKV):
-            fused = self._project(qkv.linear.name, x, emit)
+            fused = self.single[qkv.linear.name](x, emit)
             return self._interleaved(fused) if qkv.layout is QKVLayout.INTERLEAVED else self._blocked(fused)
         assert isinstance(qkv, SplitQKV)
         if self.packed is None or (torch.is_grad_enabled() and qkv.query.weight.requires_grad):
-            parts = [self._project(linear.name, x, emit) for linear in qkv.linears]
+            parts = [self.single[linear.name](x, emit) for linear in qkv.linears]
         else:
             sizes = [n * attention.head_size for n in (attention.heads, attention.kv_heads, attention.kv_heads)]
-            parts = list(self.packed(x).split(sizes, dim=-1))
+            parts = list(self.packed(x, emit).split(sizes, dim=-1))
             for linear, part in zip(qkv.linears, parts, strict=True):
                 emit(linear.name, part)
         query, key, value = parts
@@ -136,6 +138,7 @@ class FusedAttention:
         )
 
     def _finish(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, emit: Emit) -> Tensor:
+        """Queries (B, H, T, E), keys and values (B, K, S, E) -> (B, T, H * E)."""
         attention, queries = self.attention, query.shape[-2]
         mask, causal = resolve(attention, call.mask, call.alibi, query, key.shape[-2], call.causal)
         if attention.even_if_blind and mask is not None:
@@ -155,14 +158,7 @@ class FusedAttention:
         )
         context = context.transpose(1, 2).flatten(-2)
         emit(f"{attention.out.name}:input", context)
-        out = self.out(context)
-        emit(attention.out.name, out)
-        return out
-
-    def _project(self, name: str, x: Tensor, emit: Emit) -> Tensor:
-        out = self.single[name](x)
-        emit(name, out)
-        return out
+        return context
 
 
 def _cache_extras(call: AttentionCall) -> tuple[dict[str, Any], ...]:

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 
 from ..base import AnatomyPolicy, Swap, UnsupportedLayer
 from ..calls import Returns
+from ..plans import Plan, settle
 from .arguments import Arguments, read_arguments
-from .mlp import Emit
+from .linear import Emit
 from .transformer import FusedTransformerLayer, silent
 from .watch import Watch, inner_hooks
 
@@ -34,8 +35,11 @@ from .watch import Watch, inner_hooks
 class FusedState:
     """What one replacement derived from its layer, and what has happened to it."""
 
-    def __init__(self, layer: nn.Module, policy: type[AnatomyPolicy], *, packing: bool, shared: frozenset[str]) -> None:
+    def __init__(
+        self, layer: nn.Module, policy: type[AnatomyPolicy], execution: Plan, *, packing: bool, shared: frozenset[str]
+    ) -> None:
         self.policy = policy
+        self.execution = execution
         self.packing = packing
         self.shared = shared
         self.calls = 0
@@ -55,7 +59,9 @@ class FusedState:
         else:
             self.refusal = None
             with torch.inference_mode(False), torch.no_grad():
-                self.core = FusedTransformerLayer(anatomy, packing=self.packing, shared=self.shared)
+                self.core = FusedTransformerLayer(
+                    anatomy, self.execution, packing=self.packing, shared=self.shared
+                )
         self.watch = Watch(layer)
 
     @property
@@ -63,7 +69,8 @@ class FusedState:
         """How the replacement runs, in a word or two."""
         if self.refusal is not None:
             return f"original ({self.refusal})"
-        return "packed" if self.core.attention.packed is not None else "plain"
+        packed = ", QKV packed" if self.core.attention.packed is not None else ""
+        return f"{self.execution.value}{packed}"
 
 
 class FusedLayer(nn.Module):
@@ -72,6 +79,7 @@ class FusedLayer(nn.Module):
     _fused_policy: ClassVar[type[AnatomyPolicy]]
     _fused_original: ClassVar[type[nn.Module]]
     _fused_parameters: ClassVar[tuple[str, ...]]
+    _fused_plan: Plan = Plan.PLAIN
     _fused_packing: bool = True
     _fused_shared: frozenset[str] = frozenset()
     _fused_state: FusedState | None = None
@@ -81,7 +89,11 @@ class FusedLayer(nn.Module):
         """The state derived from this layer; made when first needed (a copy starts without one)."""
         if self._fused_state is None:
             self._fused_state = FusedState(
-                self, self._fused_policy, packing=self._fused_packing, shared=self._fused_shared
+                self,
+                self._fused_policy,
+                self._fused_plan,
+                packing=self._fused_packing,
+                shared=self._fused_shared,
             )
         return self._fused_state
 
@@ -137,11 +149,11 @@ class LayerSwap(Swap):
         self.layer = layer
         self.original = type(layer)
         self.policy = policy
-        self.shared: frozenset[str] = frozenset()
 
     def install(self) -> None:
         self.layer.__class__ = fused_class(self.original, self.policy)
         assert isinstance(self.layer, FusedLayer)
+        self.layer._fused_plan = settle(self.execution)
         if self.shared:
             self.layer._fused_shared = self.shared
         assert self.layer.fused is not None
@@ -152,7 +164,7 @@ class LayerSwap(Swap):
         state = self.layer._fused_state
         if state is not None and state.refusal is None:
             state.core.unpack()
-        for name in ("_fused_state", "_fused_shared"):
+        for name in ("_fused_state", "_fused_shared", "_fused_plan"):
             self.layer.__dict__.pop(name, None)
         self.layer.__class__ = self.original
 

@@ -9,28 +9,74 @@ Shapes: D inputs, N outputs; x is (..., D).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (the name everybody knows)
 
-from ..anatomy import Linear
+from ..anatomy import Activation, ActivationKind, Linear
+from ..plans import Plan
+from . import onednn
+
+
+Emit = Callable[[str, Tensor], None]
+"""Receives each named stage's tensor, for whoever wants to see where two layers part."""
 
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """``x @ weight.T + bias`` with weight (N, D), usually a view of the layer's own parameter."""
+    """``x @ weight.T + bias`` with weight (N, D), usually a view of the layer's own parameter.
 
+    ``onednn`` lets calls that suit it run on oneDNN, activation or residual included; the rest run on public operators.
+    """
+
+    name: str
     weight: Tensor
     bias: Tensor | None
+    onednn: bool = False
 
     @classmethod
-    def of(cls, linear: Linear) -> Projection:
-        return cls(linear.weight_out_in, linear.bias)
+    def of(cls, linear: Linear, plan: Plan) -> Projection:
+        return cls(linear.name, linear.weight_out_in, linear.bias, plan is Plan.ONEDNN)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, emit: Emit) -> Tensor:
+        if self.onednn and onednn.suits(x, self.weight):
+            out = onednn.linear(x, self.weight, self.bias)
+        else:
+            out = F.linear(x, self.weight, self.bias)
+        emit(self.name, out)
+        return out
+
+    def activated(self, x: Tensor, activation: Activation, emit: Emit) -> Tensor:
+        """``activation`` of the projection."""
+        if self.onednn and activation.kind in onednn.POST_OPERATIONS and onednn.suits(x, self.weight):
+            return onednn.activate(x, self.weight, self.bias, activation.kind)
+        return activate(activation, self(x, emit))
+
+    def plus(self, x: Tensor, residual: Tensor, emit: Emit) -> Tensor:
+        """``residual`` (..., N) plus the projection."""
+        if self.onednn and residual.dtype is x.dtype and onednn.suits(x, self.weight):
+            return onednn.add(x, self.weight, self.bias, residual)
+        return residual + self(x, emit)
+
+
+def activate(activation: Activation, x: Tensor) -> Tensor:
+    """Apply ``activation``, by torch's kernel where it has one."""
+    match activation.kind:
+        case ActivationKind.GELU:
+            return F.gelu(x)
+        case ActivationKind.GELU_TANH:
+            return F.gelu(x, approximate="tanh")
+        case ActivationKind.QUICK_GELU:
+            return x * torch.sigmoid(1.702 * x)
+        case ActivationKind.RELU:
+            return F.relu(x)
+        case ActivationKind.SILU:
+            return F.silu(x)
+        case ActivationKind.OWN:
+            return activation.function(x)
 
 
 def can_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
@@ -49,11 +95,12 @@ def can_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
     return same_kind and all_or_no_bias and plain and own and not any(linear.transposed for linear in linears)
 
 
-def pack(linears: tuple[Linear, ...]) -> Projection:
+def pack(linears: tuple[Linear, ...], plan: Plan) -> Projection:
     """One projection with the rows of all ``linears``, whose parameters become views of it."""
     weights = [linear.weight for linear in linears]
     biases = [linear.bias for linear in linears if linear.bias is not None]
-    return Projection(_take_over(weights), _take_over(biases) if biases else None)
+    name = " and ".join(linear.name for linear in linears)
+    return Projection(name, _take_over(weights), _take_over(biases) if biases else None, plan is Plan.ONEDNN)
 
 
 def _take_over(parameters: list[Tensor]) -> Tensor:

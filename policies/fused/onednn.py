@@ -1,53 +1,76 @@
-"""Private torch operators of oneDNN, behind a probe, each with the public way beside it.
+"""oneDNN's linear with post-operations, through torch's private ``mkldnn`` operators.
 
-For float32 on a CPU ``F.linear`` calls the BLAS that torch was built with. oneDNN's own matrix product takes the same
-plain weights and is faster from a few million multiplications on, most of all on processors that the BLAS does not
-favour; below that its call costs more than it saves.
+This is the one place that knows them. They are probed once, by running them; where they are missing or behave otherwise,
+``available`` is False and the public path is taken. They read the layer's own weights, so nothing is packed, nothing kept
+twice, and an update in place is seen by the next call.
+
+Shapes: x (..., D), weight (N, D) with any strides, bias (N,), residual (..., N).
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-SMALLEST_PRODUCT = 8_000_000
-"""Multiplications from which oneDNN is at least level with the BLAS (measured on one x86 server with AVX-512)."""
+from ..anatomy import ActivationKind
 
-
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x @ weight.T + bias`` for x (..., D), weight (N, D), bias (N,): (..., N). Same values up to rounding."""
-    if _suits(x, weight, bias):
-        result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-        return result
-    return F.linear(x, weight, bias)
-
-
-def _suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return (
-        x.dtype is weight.dtype is torch.float32
-        and x.device.type == weight.device.type == "cpu"
-        and type(x) is Tensor
-        and x.shape[-1] == weight.shape[1]
-        and x.numel() * weight.shape[0] >= SMALLEST_PRODUCT
-        and x.is_contiguous()
-        and weight.is_contiguous()
-        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)))
-        and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
-        and available()
-    )
+DTYPES = frozenset({torch.float32, torch.bfloat16})
+POST_OPERATIONS: dict[ActivationKind, tuple[str, str]] = {
+    ActivationKind.GELU: ("gelu", "none"),
+    ActivationKind.GELU_TANH: ("gelu", "tanh"),
+    ActivationKind.RELU: ("relu", ""),
+    ActivationKind.SILU: ("swish", ""),
+}
+"""Activation kinds that the linear can apply itself: operator attribute and algorithm."""
 
 
 @functools.cache
 def available() -> bool:
-    """Whether this build of torch has the operator and it works."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        return False
-    x, weight = torch.ones(2, 3), torch.ones(4, 3)
+    """True where the operators exist and give what they should on a small example."""
+    x, weight, bias = torch.ones(2, 3), torch.full((4, 3), 0.25), torch.ones(4)
+    expected = F.linear(x, weight, bias)
     try:
-        return bool((torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "") == 3.0).all())
-    except (RuntimeError, NotImplementedError):
+        plain, summed = linear(x, weight, bias), add(x, weight, bias, expected)
+        active = [activate(x, weight, bias, kind) for kind in POST_OPERATIONS]
+    except (AttributeError, RuntimeError):
         return False
+    positive = [F.gelu(expected), F.gelu(expected, approximate="tanh"), F.relu(expected), F.silu(expected)]
+    pairs = zip([plain, summed, *active], [expected, 2 * expected, *positive], strict=True)
+    return all(torch.allclose(mine, its, atol=1e-5) for mine, its in pairs)
+
+
+def suits(x: Tensor, weight: Tensor) -> bool:
+    """Whether this call may run here: plain CPU tensors of one dtype, nobody differentiating, casting or compiling."""
+    return (
+        x.dtype in DTYPES
+        and weight.dtype is x.dtype
+        and not x.is_cuda
+        and x.device.type == "cpu"
+        and weight.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _operator()(x, weight, bias, "none", [], "")
+
+
+def activate(x: Tensor, weight: Tensor, bias: Tensor | None, kind: ActivationKind) -> Tensor:
+    """``kind`` (one of ``POST_OPERATIONS``) of the linear."""
+    attribute, algorithm = POST_OPERATIONS[kind]
+    return _operator()(x, weight, bias, attribute, [], algorithm)
+
+
+def add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """The linear plus ``residual``, which is not changed."""
+    return _operator().binary(x, residual, weight, bias, "add")
+
+
+def _operator() -> Any:
+    return torch.ops.mkldnn._linear_pointwise

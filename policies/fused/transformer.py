@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ..anatomy import LayerAnatomy, Norm, NormPosition
+from ..plans import Plan
 from .attention import AttentionCall, FusedAttention
-from .mlp import Emit, FusedMLP
+from .linear import Emit
+from .mlp import FusedMLP
 from .norm import normalise
 
 
@@ -32,14 +34,19 @@ class FusedTransformerLayer:
     """Computes a layer described by ``anatomy``; ``packing`` lets it take over the storages of split QKV weights."""
 
     def __init__(
-        self, anatomy: LayerAnatomy, *, packing: bool = True, shared: frozenset[str] = frozenset(), emit: Emit = silent
+        self,
+        anatomy: LayerAnatomy,
+        plan: Plan = Plan.PLAIN,
+        *,
+        packing: bool = True,
+        shared: frozenset[str] = frozenset(),
     ) -> None:
         self.anatomy = anatomy
-        self.emit = emit
-        self.attention = FusedAttention(anatomy.attention, packing=packing, shared=shared)
-        self.mlp = FusedMLP(anatomy.mlp)
+        self.emit: Emit = silent
+        self.attention = FusedAttention(anatomy.attention, plan, packing=packing, shared=shared)
+        self.mlp = FusedMLP(anatomy.mlp, plan)
         cross = anatomy.cross_attention
-        self.cross = None if cross is None else FusedAttention(cross, packing=False, shared=shared)
+        self.cross = None if cross is None else FusedAttention(cross, plan, packing=False, shared=shared)
 
     def unpack(self) -> None:
         """Give parameters their own storages back."""
@@ -58,30 +65,31 @@ class FusedTransformerLayer:
         assert anatomy.mlp_norm is not None
         normed = self._norm(anatomy.attention_norm, x)
         residual = normed if anatomy.residual_from_norm else x
-        x = residual + self.attention.attend_to_self(normed, call, self.emit)
+        x = self.attention.attend_to_self(residual, normed, call, self.emit)
         if encoder is not None:
             assert self.cross is not None and anatomy.cross_norm is not None
             normed = self._norm(anatomy.cross_norm, x)
-            x = x + self.cross.attend_to_encoder(normed, encoder.states, encoder.call, self.emit)
+            x = self.cross.attend_to_encoder(x, normed, encoder.states, encoder.call, self.emit)
         normed = self._norm(anatomy.mlp_norm, x)
         residual = normed if anatomy.residual_from_norm else x
-        return residual + self.mlp(normed, self.emit)
+        return self.mlp.added_to(residual, normed, self.emit)
 
     def _post_norm(self, x: Tensor, call: AttentionCall, encoder: EncoderStates | None) -> Tensor:
         anatomy = self.anatomy
         assert anatomy.mlp_norm is not None
-        x = self._norm(anatomy.attention_norm, x + self.attention.attend_to_self(x, call, self.emit))
+        x = self._norm(anatomy.attention_norm, self.attention.attend_to_self(x, x, call, self.emit))
         if encoder is not None:
             assert self.cross is not None and anatomy.cross_norm is not None
-            attended = self.cross.attend_to_encoder(x, encoder.states, encoder.call, self.emit)
-            x = self._norm(anatomy.cross_norm, x + attended)
-        return self._norm(anatomy.mlp_norm, x + self.mlp(x, self.emit))
+            attended = self.cross.attend_to_encoder(x, x, encoder.states, encoder.call, self.emit)
+            x = self._norm(anatomy.cross_norm, attended)
+        return self._norm(anatomy.mlp_norm, self.mlp.added_to(x, x, self.emit))
 
     def _parallel(self, x: Tensor, call: AttentionCall) -> Tensor:
         anatomy = self.anatomy
         normed = self._norm(anatomy.attention_norm, x)
         mlp_in = normed if anatomy.mlp_norm is None else self._norm(anatomy.mlp_norm, x)
-        return x + self.attention.attend_to_self(normed, call, self.emit) + self.mlp(mlp_in, self.emit)
+        attended = self.attention.attend_to_self(x, normed, call, self.emit)
+        return self.mlp.added_to(attended, mlp_in, self.emit)
 
     def _norm(self, norm: Norm, x: Tensor) -> Tensor:
         out = normalise(norm, x)

@@ -1,0 +1,37 @@
+"""How a replacement runs. Decided when it is made, said in its ``repr`` and in the report.
+
+plain   public torch operators only: any device, any dtype, differentiable
+onednn  on a CPU, outside autograd, in float32 and bfloat16: oneDNN's linear with the activation or the residual sum as a
+        post-operation, on the layer's own weights; every other call runs plain
+auto    onednn where this torch has it, else plain
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class PlanUnavailable(ValueError):
+    """A plan was asked for that cannot run here; one line that says why."""
+
+
+class Plan(Enum):
+    AUTO = "auto"
+    PLAIN = "plain"
+    ONEDNN = "onednn"
+
+
+def settle(plan: Plan | str) -> Plan:
+    """The plan that ``plan`` comes to here. Raises ``PlanUnavailable`` for one that is unknown or cannot run."""
+    from .fused import onednn
+
+    try:
+        wanted = Plan(plan)
+    except ValueError:
+        known = " ".join(one.value for one in Plan)
+        raise PlanUnavailable(f"no execution plan is called {plan!r}; there are: {known}") from None
+    if wanted is Plan.ONEDNN and not onednn.available():
+        raise PlanUnavailable("plan onednn: this build of torch has no oneDNN linear; use plain or auto")
+    if wanted is Plan.AUTO:
+        return Plan.ONEDNN if onednn.available() else Plan.PLAIN
+    return wanted
