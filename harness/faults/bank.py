@@ -1,0 +1,46 @@
+"""All seeded faults, and how to find one by its name."""
+
+from __future__ import annotations
+
+import difflib
+
+from .activation_norm import ACTIVATION_NORM
+from .cache import CACHE
+from .calling import CALLING
+from .engine import ENGINE
+from .fault import Fault
+from .harness_own import HARNESS_OWN
+from .layout import LAYOUT
+from .masks import MASKS
+from .methods import METHODS
+from .positions import POSITIONS
+
+FAULTS: tuple[Fault, ...] = (
+    *ACTIVATION_NORM,
+    *LAYOUT,
+    *POSITIONS,
+    *MASKS,
+    *CACHE,
+    *CALLING,
+    *METHODS,
+    *ENGINE,
+    *HARNESS_OWN,
+)
+
+
+class UnknownFault(ValueError):
+    """A fault was named that does not exist; the message suggests the nearest."""
+
+
+def find_faults(names: tuple[str, ...]) -> tuple[Fault, ...]:
+    """The faults of these names, a row (``F10``) standing for all of its faults; all faults where no name is given.
+
+    Raises ``UnknownFault`` with a suggestion.
+    """
+    for name in names:
+        if not any(name == fault.id or name in fault.rows for fault in FAULTS):
+            known = [*(fault.id for fault in FAULTS), *(row for fault in FAULTS for row in fault.rows)]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else "rows are F01 to F83 and M01 to M26"
+            raise UnknownFault(f"no fault is called {name!r}; {hint}")
+    return tuple(one for one in FAULTS if not names or one.id in names or set(one.rows) & set(names))

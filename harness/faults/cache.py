@@ -1,0 +1,334 @@
+"""Faults of the key/value cache and of state that outlives a call.
+
+Shapes: B batch, H heads, T tokens, S keys, E head size.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.fused.attention import AttentionCall, FusedAttention
+
+from .fault import Patch, Traits, miscomputing
+from .positions import calling, past_tokens
+
+
+class _Cache:
+    """A cache that answers as ``update`` does, a function of (attention, the real cache, keys, values, extras)."""
+
+    def __init__(self, attention: FusedAttention, cache: Any, update: Callable[..., tuple[Tensor, Tensor]]) -> None:
+        self._attention = attention
+        self._cache = cache
+        self._update = update
+
+    def update(self, keys: Tensor, values: Tensor, index: int | None, *extras: Any) -> tuple[Tensor, Tensor]:
+        return self._update(self._attention, self._cache, keys, values, index, *extras)
+
+
+def _updating(make: Callable[[], Callable[..., tuple[Tensor, Tensor]]]) -> Patch:
+    """A patch of how self-attention uses the cache it is given."""
+
+    def patch(honest: Any) -> Any:
+        update = make()
+
+        def wrong(self: FusedAttention, x: Tensor, call: AttentionCall, emit: Any) -> Tensor:
+            if call.cache is not None:
+                call = dataclasses.replace(call, cache=_Cache(self, call.cache, update))
+            out: Tensor = honest(self, x, call, emit)
+            return out
+
+        return wrong
+
+    return FusedAttention, "attend_to_self", patch
+
+
+def _not_stored() -> Any:
+    def update(_: Any, cache: Any, *rest: Any) -> Any:
+        return copy.deepcopy(cache).update(*rest)
+
+    return update
+
+
+def _past_unused() -> Any:
+    def update(_: Any, cache: Any, keys: Tensor, values: Tensor, *rest: Any) -> Any:
+        cache.update(keys, values, *rest)
+        return keys, values
+
+    return update
+
+
+def _first_slot() -> Any:
+    def update(_: Any, cache: Any, keys: Tensor, values: Tensor, index: Any, *rest: Any) -> Any:
+        return cache.update(keys, values, 0, *rest)
+
+    return update
+
+
+def _wrong_strides() -> Any:
+    """What is left in the cache has its tokens before its heads, under the shape of heads before tokens."""
+
+    def update(_: Any, cache: Any, keys: Tensor, values: Tensor, index: int, *rest: Any) -> Any:
+        result = cache.update(keys, values, index, *rest)
+        stored = cache.layers[index]
+        stored.keys = result[0].transpose(1, 2).reshape(result[0].shape)
+        return result
+
+    return update
+
+
+def _own_copy() -> Any:
+    """Keys and values are kept by the layer itself; what the caller does to its cache between calls is not seen."""
+    kept: weakref.WeakKeyDictionary[Any, tuple[Any, Tensor, Tensor]] = weakref.WeakKeyDictionary()
+
+    def update(attention: Any, cache: Any, keys: Tensor, values: Tensor, index: Any, *rest: Any) -> Any:
+        before = kept.get(attention)
+        result = cache.update(keys, values, index, *rest)
+        if before is not None and before[0]() is cache and before[1].shape[0] == keys.shape[0]:
+            mine = torch.cat((before[1], keys), dim=-2), torch.cat((before[2], values), dim=-2)
+            result = mine if mine[0].shape == result[0].shape else result
+        kept[attention] = (weakref.ref(cache), *result)
+        return result
+
+    return update
+
+
+def _stale_prompt() -> Any:
+    """A prompt with an empty cache goes on from the keys that the last prompt of the same shape left."""
+    kept: weakref.WeakKeyDictionary[Any, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
+
+    def update(attention: Any, cache: Any, keys: Tensor, values: Tensor, index: Any, *rest: Any) -> Any:
+        fresh = cache.get_seq_length(index) == 0
+        result = cache.update(keys, values, index, *rest)
+        before = kept.get(attention)
+        kept[attention] = result
+        if fresh and before is not None and before[0].shape[-2] >= keys.shape[-2] and before[0].shape[0] == len(keys):
+            return tuple(one[..., : keys.shape[-2], :] for one in before)
+        return result
+
+    return update
+
+
+def _falsy(call: AttentionCall, attention: Any) -> AttentionCall:
+    """``cache or None``: an empty cache is falsy."""
+    empty = call.cache is not None and past_tokens(call, attention) == 0
+    return dataclasses.replace(call, cache=None) if empty else call
+
+
+def _finishing(edit: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Patch:
+    """A patch of queries, keys and values on their way to SDPA."""
+
+    def make(honest: Any) -> Any:
+        def wrong(self: FusedAttention, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+            out: Tensor = honest(self, *edit(query, key, value), *rest)
+            return out
+
+        return wrong
+
+    return FusedAttention, "_finish", make
+
+
+def _first_row(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return query, key[:1].expand_as(key), value[:1].expand_as(value)
+
+
+ALLOCATED = 4
+"""Tokens for which the faulty workspaces have room."""
+
+
+def _overwritten(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What comes after the allocated tokens is written over the last of them."""
+    if key.shape[-2] <= ALLOCATED:
+        return query, key, value
+    index = torch.arange(key.shape[-2]).clamp(max=ALLOCATED - 1)
+    return query, key[..., index, :], value[..., index, :]
+
+
+def _overlapping(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The buffer of the keys begins before that of the queries ends, once the prompt is long enough."""
+    if query.shape[-2] <= ALLOCATED:
+        return query, key, value
+    query = query.clone()
+    query[:, : key.shape[1], -1] = key[:, : query.shape[1], 0]
+    return query, key, value
+
+
+def _sized_by_first_call(honest: Any) -> Any:
+    """A workspace allocated at a layer's first call; a larger call later does not fit in."""
+    room: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def wrong(self: FusedAttention, query: Tensor, key: Tensor, *rest: Any) -> Tensor:
+        needed = query.shape[0] * key.shape[-2]
+        if needed > room.setdefault(self, needed):
+            raise RuntimeError("the size of tensor a must match the size of tensor b")
+        out: Tensor = honest(self, query, key, *rest)
+        return out
+
+    return wrong
+
+
+def _odd_sizes(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if query.shape[1] * query.shape[-1] % 4:
+        raise RuntimeError("floating point exception: hidden size must be a multiple of 4")
+    return query, key, value
+
+
+def _first_encoder(honest: Any) -> Any:
+    """Keys and values of the encoder's states are kept on the layer and never made again."""
+    kept: weakref.WeakKeyDictionary[Any, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
+
+    def wrong(self: FusedAttention, *rest: Any) -> tuple[Tensor, Tensor]:
+        return kept.setdefault(self, honest(self, *rest))
+
+    return wrong
+
+
+def _broken_caller(honest: Any) -> Any:
+    def wrong(self: FusedAttention, *rest: Any) -> Tensor:
+        raise TypeError("attend() takes 5 positional arguments but 6 were given")
+
+    return wrong
+
+
+def _caches(traits: Traits) -> bool:
+    return traits.layered and traits.case.cached
+
+
+def _caches_layers(traits: Traits) -> bool:
+    return _caches(traits) and traits.varies("layers")
+
+
+CACHE = (
+    miscomputing(
+        "M17 not returned",
+        "M17 F62",
+        "DeepSpeed PR #7428",
+        "New keys and values are used and not stored.",
+        _updating(_not_stored),
+        applies=_caches,
+        expects=("cache",),
+    ),
+    miscomputing(
+        "F62 past unused",
+        "F62",
+        "DeepSpeed PR #7428",
+        "Keys and values of earlier calls are kept and not used.",
+        _updating(_past_unused),
+        applies=_caches,
+        expects=("cache",),
+    ),
+    miscomputing(
+        "F62 argument",
+        "F62 M17",
+        "DeepSpeed PR #7428",
+        "The cache comes under another name than the one that is read.",
+        calling(lambda call, attention: dataclasses.replace(call, cache=None)),
+        applies=_caches,
+        expects=("cache",),
+    ),
+    miscomputing(
+        "F62 strides",
+        "F62",
+        "DeepSpeed PR #2828",
+        "Keys are left in the cache in another order than the one their shape says.",
+        _updating(_wrong_strides),
+        applies=_caches,
+        expects=("cache",),
+    ),
+    miscomputing(
+        "F56 falsy",
+        "F56",
+        "DeepSpeed PR #2196",
+        "An empty cache is taken for none.",
+        calling(_falsy),
+        applies=_caches,
+        expects=("cache",),
+    ),
+    miscomputing(
+        "F56 stale prompt",
+        "F56 M17",
+        "DeepSpeed PR #2196, PR #2669",
+        "A new prompt goes on from the keys that the last one left on the layer.",
+        _updating(_stale_prompt),
+        applies=_caches,
+        expects=("call order", "fresh cache", "call twice"),
+    ),
+    miscomputing(
+        "F61 own copy",
+        "F61",
+        "DeepSpeed #2506",
+        "The layer keeps keys and values to itself and does not see the caller reorder its cache.",
+        _updating(_own_copy),
+        applies=_caches,
+        expects=("edited cache",),
+    ),
+    miscomputing(
+        "F63 layer index",
+        "F63",
+        "DeepSpeed #1410",
+        "Every layer writes to the cache's first slot.",
+        _updating(_first_slot),
+        applies=_caches_layers,
+        expects=("cache",),
+    ),
+    miscomputing(
+        "F58 batch stride",
+        "F58 M17",
+        "DeepSpeed #2357",
+        "Every row of the batch reads the first row's keys and values.",
+        _finishing(_first_row),
+    ),
+    miscomputing(
+        "F59 overwritten",
+        "F59",
+        "DeepSpeed #2485",
+        "Tokens beyond the allocated number are written over the last one.",
+        _finishing(_overwritten),
+    ),
+    miscomputing(
+        "F57 overlap",
+        "F57",
+        "DeepSpeed PR #2359",
+        "Buffers of queries and keys overlap for long prompts.",
+        _finishing(_overlapping),
+    ),
+    miscomputing(
+        "F60 first size",
+        "F60 M17",
+        "DeepSpeed #3402",
+        "The workspace has the size of the first call.",
+        (FusedAttention, "_finish", _sized_by_first_call),
+        expects=("changing shapes", "cache"),
+    ),
+    miscomputing(
+        "F65 odd sizes",
+        "F65",
+        "DeepSpeed #1925",
+        "Hidden sizes that the kernel is not made for raise.",
+        _finishing(_odd_sizes),
+    ),
+    miscomputing(
+        "M17 encoder",
+        "M17 F56",
+        "DeepSpeed PR #2669",
+        "Cross-attention keeps the keys of the first encoder states that it has seen.",
+        (FusedAttention, "_encoder_key_value", _first_encoder),
+        applies=lambda traits: traits.crosses,
+        expects=("call order", "call twice"),
+    ),
+    miscomputing(
+        "F34 other caller",
+        "F34",
+        "DeepSpeed PR #4656",
+        "A shared operation has a new signature, and cross-attention still calls the old one.",
+        (FusedAttention, "attend_to_encoder", _broken_caller),
+        applies=lambda traits: traits.crosses,
+    ),
+)
+"""Wrong caches and state."""

@@ -1,0 +1,319 @@
+"""Faults of what a replacement takes, returns, writes to and remembers beyond its result."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.calls import Returns
+from policies.fused import layer as fused_layer
+from policies.fused import linear as fused_linear
+from policies.fused.attention import FusedAttention
+from policies.fused.layer import FusedLayer, FusedState
+from policies.fused.transformer import FusedTransformerLayer
+
+from .fault import Traits, miscomputing
+
+
+def _other_form(honest: Any) -> Any:
+    """A tuple where the caller wants a tensor, a tensor where it wants a tuple."""
+
+    def wrong(returns: Returns, hidden: Tensor, arguments: Any) -> Any:
+        right = honest(returns, hidden, arguments)
+        return hidden if isinstance(right, tuple) else (right,)
+
+    return wrong
+
+
+def _one_less(honest: Any) -> Any:
+    def wrong(returns: Returns, hidden: Tensor, arguments: Any) -> Any:
+        right = honest(returns, hidden, arguments)
+        return right[:-1] if isinstance(right, tuple) else right
+
+    return wrong
+
+
+def _noisy(honest: Any) -> Any:
+    def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
+        out: Tensor = honest(self, x, *rest)
+        return out + 1e-6 * torch.rand_like(out)
+
+    return wrong
+
+
+def _unwritten(honest: Any) -> Any:
+    """A kernel that leaves the last element of its output to what the memory held, for a single token."""
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
+        out: Tensor = honest(self, x, *rest)
+        if out.shape[1] != 1:
+            return out
+        buffer = torch.empty_like(out)
+        buffer[..., :-1] = out[..., :-1]
+        return buffer
+
+    return wrong
+
+
+def _in_place(honest: Any) -> Any:
+    """The result is right, and so is the caller's input now."""
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
+        out: Tensor = honest(self, x, *rest)
+        x.copy_(out)
+        return x
+
+    return wrong
+
+
+def _half_context(honest: Any) -> Any:
+    def wrong(self: FusedAttention, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+        out: Tensor = honest(self, query, key.half().to(key.dtype), value.half().to(value.dtype), *rest)
+        return out
+
+    return wrong
+
+
+def _bfloat_query(honest: Any) -> Any:
+    """Queries rounded to bfloat16: one enum value for all half types."""
+
+    def wrong(self: FusedAttention, query: Tensor, key: Tensor, *rest: Any) -> Tensor:
+        out: Tensor = honest(self, query.bfloat16().to(query.dtype), key, *rest)
+        return out
+
+    return wrong
+
+
+def _lower_sum(honest: Any) -> Any:
+    """The residual stream in half precision."""
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
+        out: Tensor = honest(self, x.half().to(x.dtype), *rest)
+        return out
+
+    return wrong
+
+
+def _not_a_number(honest: Any) -> Any:
+    """Scores beyond the range of half precision."""
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
+        out: Tensor = honest(self, x, *rest)
+        return torch.full_like(out, float("nan"))
+
+    return wrong
+
+
+def _always_original(honest: Any) -> Any:
+    def wrong(self: FusedLayer, *rest: Any) -> str:
+        return "not supported"
+
+    return wrong
+
+
+def _even_in_training(honest: Any) -> Any:
+    def wrong(self: FusedLayer, *rest: Any) -> Any:
+        training, self.training = self.training, False
+        try:
+            return honest(self, *rest)
+        finally:
+            self.training = training
+
+    return wrong
+
+
+def _broken_fallback(honest: Any) -> Any:
+    def wrong(self: FusedLayer, *rest: Any) -> Any:
+        reason = honest(self, *rest)
+        if reason is not None:
+            raise TypeError("forward() takes 2 positional arguments but 5 were given")
+        return None
+
+    return wrong
+
+
+def _unasked_weights(honest: Any) -> Any:
+    """``output_attentions`` is taken in and forgotten."""
+
+    def wrong(*args: Any) -> Any:
+        arguments = honest(*args)
+        asked = arguments.unknown == "attention weights asked for"
+        return dataclasses.replace(arguments, unknown=None) if asked else arguments
+
+    return wrong
+
+
+def _second_copy(honest: Any) -> Any:
+    """Packed weights are a copy: they cost memory, and an update of the layer's own parameters does not reach them."""
+
+    def wrong(parameters: list[Tensor]) -> Tensor:
+        return torch.cat([parameter.detach() for parameter in parameters])
+
+    return wrong
+
+
+def _not_unpacked(honest: Any) -> Any:
+    def wrong(self: FusedTransformerLayer) -> None:
+        return None
+
+    return wrong
+
+
+def _never_bound_again(honest: Any) -> Any:
+    def wrong(self: FusedState, layer: Any) -> None:
+        if not hasattr(self, "watch"):
+            honest(self, layer)
+
+    return wrong
+
+
+def _packs(traits: Traits) -> bool:
+    from policies.anatomy import SplitQKV
+
+    return traits.any_block(lambda one: isinstance(one.qkv, SplitQKV))
+
+
+def _tuples(traits: Traits) -> bool:
+    return any(call.returns is not Returns.TENSOR for call in traits.calls)
+
+
+CALLING = (
+    miscomputing(
+        "F16 form",
+        "F16 M21",
+        "DeepSpeed #1485, transformers #14916",
+        "A tensor is returned where the caller wants a tuple, a tuple where it wants a tensor.",
+        (fused_layer, "_as_returned", _other_form),
+    ),
+    miscomputing(
+        "M21 shorter",
+        "M21",
+        "DeepSpeed PR #1491",
+        "The tuple that is returned lacks its last value.",
+        (fused_layer, "_as_returned", _one_less),
+        applies=_tuples,
+        expects=("layer equality",),
+    ),
+    miscomputing(
+        "F64 noise",
+        "F64",
+        "DeepSpeed #1950",
+        "Results differ a little from run to run.",
+        (FusedTransformerLayer, "__call__", _noisy),
+    ),
+    miscomputing(
+        "F64 unwritten",
+        "F64",
+        "DeepSpeed #2243",
+        "A part of the output is whatever the memory held, for a single token.",
+        (FusedTransformerLayer, "__call__", _unwritten),
+    ),
+    miscomputing(
+        "F57 in place",
+        "F57",
+        "DeepSpeed PR #3256",
+        "The result is written over the caller's input.",
+        (FusedTransformerLayer, "__call__", _in_place),
+        expects=("hands off", "layer equality"),
+    ),
+    miscomputing(
+        "F67 half keys",
+        "F67",
+        "DeepSpeed #2030",
+        "Keys and values pass through half precision, in a model of any dtype.",
+        (FusedAttention, "_finish", _half_context),
+        expects=("rounding",),
+    ),
+    miscomputing(
+        "F67 bf16 query",
+        "F67",
+        "DeepSpeed PR #2662",
+        "Queries pass through bfloat16, in a model of any dtype.",
+        (FusedAttention, "_finish", _bfloat_query),
+        expects=("rounding",),
+    ),
+    miscomputing(
+        "F67 half residual",
+        "F67",
+        "DeepSpeed PR #4814",
+        "The residual stream passes through half precision, in a model of any dtype.",
+        (FusedTransformerLayer, "__call__", _lower_sum),
+        expects=("rounding",),
+    ),
+    miscomputing(
+        "F67 not a number",
+        "F67",
+        "DeepSpeed #2030",
+        "Weights of extreme scale overflow, and the result is not a number.",
+        (FusedTransformerLayer, "__call__", _not_a_number),
+    ),
+    miscomputing(
+        "F82 never fused",
+        "F82",
+        "DeepSpeed #2606",
+        "The replacement runs the original every time: right, and of no use.",
+        (FusedLayer, "_why_not", _always_original),
+    ),
+    miscomputing(
+        "F83 training",
+        "F83",
+        "DeepSpeed #3543",
+        "The fused path runs in training too, without dropout.",
+        (FusedLayer, "_why_not", _even_in_training),
+        expects=("training",),
+    ),
+    miscomputing(
+        "F38 fallback",
+        "F38",
+        "DeepSpeed PR #8373",
+        "The path back to the original's own forward raises, where it is taken.",
+        (FusedLayer, "_why_not", _broken_fallback),
+        expects=("recorded outputs",),
+    ),
+    miscomputing(
+        "F50 weights",
+        "F50",
+        "optimum #1302",
+        "Attention weights are asked for and not given.",
+        (fused_layer, "read_arguments", _unasked_weights),
+        expects=("recorded outputs",),
+    ),
+    miscomputing(
+        "F50 hooks",
+        "F50",
+        "optimum #1306",
+        "Hooks on modules inside the layer are passed over.",
+        (fused_layer, "inner_hooks", lambda honest: lambda modules: None),
+        expects=("hooks",),
+    ),
+    miscomputing(
+        "F79 packed copy",
+        "F79 F30 M24",
+        "DeepSpeed #1332, diffusers #11903",
+        "Packed weights are a second copy, which updates do not reach.",
+        (fused_linear, "_take_over", _second_copy),
+        applies=_packs,
+        expects=("parameters", "storages"),
+    ),
+    miscomputing(
+        "F30 unfuse",
+        "F30 F83",
+        "diffusers #11903",
+        "Reverting leaves the weights in the storage of the packed ones.",
+        (FusedTransformerLayer, "unpack", _not_unpacked),
+        applies=_packs,
+        expects=("storages", "revert"),
+    ),
+    miscomputing(
+        "F83 never again",
+        "F83 M22",
+        "DeepSpeed PR #3736",
+        "A parameter that is exchanged after the swap is not noticed.",
+        (FusedState, "bind", _never_bound_again),
+        expects=("lifecycle",),
+    ),
+)
+"""Wrong forms, dtypes and memories."""

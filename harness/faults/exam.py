@@ -1,0 +1,255 @@
+"""One case's exam: every fault that fits is tried until a property notices it.
+
+The same examples serve all faults, drawn once from the case's strategy. Properties are asked in two rounds: a first look
+of a few examples each, the likeliest noticer first, then each to the depth of the profile. Examples are counted over all
+properties, so a fault that only the tenth property notices pays for the nine before it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as with_seed
+
+from policies import replace_module
+
+from ..case import Case, Example
+from ..check import check_property, off_simplest
+from ..profiles import Profile
+from ..properties import BY_NAME, PROPERTIES, Property
+from ..search import Found, judge, quiet
+from ..trial import Replacer
+from .bank import FAULTS
+from .fault import Fault, Traits
+from .honest import HONEST
+from .ledger import excuse
+from .report import Alarm, CaseReport, Outcome
+
+FIRST_LOOK = 6
+"""Examples of each property before any of them is asked in depth."""
+SAMPLED = 48
+"""Random models from which a case's traits are read."""
+USUAL_ORDER = ("model equality", "layer equality", "cache", "contract")
+"""Properties that notice most, first."""
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """A property that did not hold, on the ``examples``-th example of all that were run."""
+
+    prop: Property
+    example: Example
+    problem: BaseException
+
+
+def examine(
+    case: Case,
+    *,
+    faults: tuple[Fault, ...] = FAULTS,
+    profile: Profile,
+    seed: int,
+    shrink: bool = False,
+    honest: bool = True,
+    replacer: Replacer = replace_module,
+    progress: Callable[[Outcome | Alarm], None] = lambda _: None,
+) -> CaseReport:
+    """Try ``faults`` on ``case``, and the clean policy and honest variants beside them, in this process.
+
+    ``shrink`` makes each example on which a fault was noticed as simple as it can be. ``progress`` is told of each
+    outcome as it is known.
+    """
+    with quiet(), case.surroundings():
+        exam = Exam(case, profile=profile, seed=seed, shrink=shrink, replacer=replacer)
+        control = exam.harmless("clean policy", replacer, share=1.0)
+        progress(control)
+        outcomes = []
+        for fault in faults:
+            outcome = exam.try_fault(fault)
+            if outcome is not None:
+                outcomes.append(outcome)
+                progress(outcome)
+        alarms = []
+        for variant in HONEST if honest else ():
+            if variant.applies(exam.traits):
+                with variant.inject(replacer) as rewritten:
+                    alarms.append(exam.harmless(variant.id, rewritten, share=0.5))
+                progress(alarms[-1])
+    return CaseReport(
+        case=case.name, outcomes=tuple(outcomes), control=control, honest=tuple(alarms), faults=len(faults)
+    )
+
+
+class Exam:
+    """A case with its examples, its traits and the properties that apply to it."""
+
+    def __init__(self, case: Case, *, profile: Profile, seed: int, shrink: bool, replacer: Replacer) -> None:
+        self.case = case
+        self.profile = profile
+        self.seed = seed
+        self.shrink = shrink
+        self.replacer = replacer
+        self.properties = tuple(prop for prop in PROPERTIES if prop.applies(case))
+        deepest = max(map(self._depth, self.properties))
+        self.examples = draw(case, max(deepest, SAMPLED), seed)
+        self.traits = traits_of(case, self.examples[:SAMPLED], replacer)
+
+    def try_fault(self, fault: Fault) -> Outcome | None:
+        """What becomes of ``fault``, or None where it makes no sense here."""
+        excused = excuse(fault.id, self.case.name)
+        if not fault.applies(self.traits):
+            if excused is None:
+                return None
+            return Outcome(fault=fault.id, case=self.case.name, status="stale", message="does not apply any more")
+        start = time.perf_counter()
+        count = [0]
+        with fault.inject(self.replacer) as faulty:
+            if fault.seam == "harness":
+                killer, message = self._self_check(fault, faulty, count)
+                noticed = None
+            else:
+                noticed = self._ask(fault.expects, faulty, count, deep=excused is None)
+                killer = None if noticed is None else noticed.prop.name
+                message = "" if noticed is None else _one_line(noticed.problem)
+                if noticed is not None and self.shrink:
+                    noticed = self._simplified(noticed, faulty)
+        example = None if noticed is None else noticed.example
+        if killer is None:
+            status = "survived" if excused is None else "excused"
+        else:
+            status = "killed" if excused is None else "stale"
+        return Outcome(
+            fault=fault.id,
+            case=self.case.name,
+            status=status,
+            killer=killer,
+            examples=count[0],
+            seconds=time.perf_counter() - start,
+            message=message or excused or "",
+            example=None if example is None else str(example),
+            off_simplest=off_simplest(example, self.case.axes) if example is not None and self.shrink else None,
+        )
+
+    def harmless(self, subject: str, replacer: Replacer, *, share: float) -> Alarm:
+        """Ask every property about something that computes the right function; nothing should be noticed."""
+        start = time.perf_counter()
+        count = [0]
+        noticed = None
+        for prop in self.properties:
+            take = max(2, round(FIRST_LOOK * prop.share * share * 2))
+            noticed = noticed or self._look(prop, replacer, self.examples[:take], count)
+        return Alarm(
+            subject=subject,
+            case=self.case.name,
+            examples=count[0],
+            seconds=time.perf_counter() - start,
+            property=None if noticed is None else noticed.prop.name,
+            message="" if noticed is None else _one_line(noticed.problem),
+            example=None if noticed is None else str(noticed.example),
+        )
+
+    def _ask(self, expects: tuple[str, ...], faulty: Replacer, count: list[int], *, deep: bool) -> Noticed | None:
+        first = [BY_NAME[name] for name in (*expects, *USUAL_ORDER) if name in BY_NAME]
+        order = [prop for prop in dict.fromkeys((*first, *self.properties)) if prop in self.properties]
+        for prop in order:
+            noticed = self._look(prop, faulty, self.examples[: min(FIRST_LOOK, self._depth(prop))], count)
+            if noticed is not None:
+                return noticed
+        for prop in order if deep else ():
+            noticed = self._look(prop, faulty, self.examples[FIRST_LOOK : self._depth(prop)], count)
+            if noticed is not None:
+                return noticed
+        return None
+
+    def _look(
+        self, prop: Property, replacer: Replacer, examples: tuple[Example, ...], count: list[int]
+    ) -> Noticed | None:
+        """Whether ``prop`` fails on one of ``examples``, in order."""
+        for example in examples:
+            count[0] += 1
+            try:
+                judge(prop, self.case, replacer, example, Found())
+            except Exception as problem:
+                return Noticed(prop, example, problem)
+        return None
+
+    def _depth(self, prop: Property) -> int:
+        return 1 if prop.once else self.profile.examples_of(prop.share, self.case.effort)
+
+    def _simplified(self, noticed: Noticed, faulty: Replacer) -> Noticed:
+        """Set every axis to its simplest value with which the property still fails, until nothing more can be set."""
+        settled = False
+        while not settled:
+            settled = True
+            for axis in self.case.axes:
+                if noticed.example[axis.name] == axis.simplest:
+                    continue
+                simpler = noticed.example.with_value(axis.name, axis.simplest)
+                still = self._look(noticed.prop, faulty, (simpler,), [0])
+                if still is not None:
+                    noticed, settled = still, False
+        return noticed
+
+    def _self_check(self, fault: Fault, replacer: Replacer, count: list[int]) -> tuple[str | None, str]:
+        """Whether a faulty harness gives itself away: a verdict other than "held", or a canary that it does not see."""
+        from .bank import find_faults
+
+        for prop in (BY_NAME["model equality"], BY_NAME["layer equality"]):
+            outcome, reason = self._verdict(prop, replacer, count)
+            if outcome != "held":
+                return prop.name, f"{outcome}: {reason}"
+        for canary in find_faults(fault.canaries) if fault.canaries else ():
+            if not canary.applies(self.traits):
+                continue
+            with canary.inject(replacer) as faulty:
+                if self._verdict(BY_NAME["model equality"], faulty, count)[0] == "held":
+                    return "canary", f"{canary.id} is not noticed"
+        return None, ""
+
+    def _verdict(self, prop: Property, replacer: Replacer, count: list[int]) -> tuple[str, str]:
+        few = Profile("canary", round(4 * FIRST_LOOK * self.case.effort / prop.share))
+        case = type(self.case)()
+        verdict = check_property(prop, case, profile=few, seed=self.seed, policy="", replacer=replacer).verdict
+        count[0] += verdict.examples
+        return verdict.outcome, verdict.reason
+
+
+def draw(case: Case, number: int, seed: int) -> tuple[Example, ...]:
+    """``number`` random examples of ``case``, or all that there are."""
+    drawn: list[Example] = []
+
+    @with_seed(seed)
+    @settings(
+        max_examples=number,
+        deadline=None,
+        database=None,
+        phases=(Phase.generate,),
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(case.strategy)
+    def take(example: Example) -> None:
+        drawn.append(example)
+
+    take()
+    return tuple(drawn)
+
+
+def traits_of(case: Case, examples: tuple[Example, ...], replacer: Replacer) -> Traits:
+    """The descriptions of the layers in the models of ``examples``, as clean policies read them."""
+    anatomies, calls = [], []
+    for example in examples:
+        model = case.build(example)
+        for one in replacer(model).replaced:
+            layer = model.get_submodule(one.path)
+            state = getattr(layer, "fused", None)
+            if state is not None and state.refusal is None:
+                anatomies.append(state.core.anatomy)
+                calls.append(state.policy.call)
+    return Traits(case=case, anatomies=tuple(anatomies), calls=tuple(dict.fromkeys(calls)))
+
+
+def _one_line(problem: BaseException) -> str:
+    text = str(problem).strip().splitlines()
+    return text[0][:300] if text else type(problem).__name__

@@ -1,0 +1,194 @@
+"""What a seeded fault is, and the few ways in which one gets into a replacement.
+
+A fault is a mistake that somebody's layer replacement has really made, made again on purpose. It must reach every case it
+can matter for without being written for any: so it changes the neutral description of a layer, or one function of the
+fused computation, or the replace engine, or the harness's own machinery, for as long as a context manager is open.
+Policies and fused code know nothing of it.
+
+Where a fault can matter is derived, never listed: a misreading applies to a case if it changes any description among the
+case's random layers; the other kinds say what they need in terms of ``Traits``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+from unittest import mock
+
+from policies.anatomy import Attention, LayerAnatomy
+from policies.base import AnatomyPolicy
+from policies.calls import CallConvention
+
+from ..case import Case, Value
+from ..trial import Replacer
+
+Seam = Literal["reading", "computing", "methods", "engine", "graphs", "harness", "honest"]
+Inject = Callable[[Replacer], AbstractContextManager[Replacer]]
+"""Opens a fault around a replacer; gives the replacer to use while it is open."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Traits:
+    """What the random models of a case are made of: descriptions of their layers, and how those are called."""
+
+    case: Case
+    anatomies: tuple[LayerAnatomy, ...]
+    calls: tuple[CallConvention, ...]
+
+    @cached_property
+    def blocks(self) -> tuple[Attention, ...]:
+        """Every self-attention block."""
+        return tuple(one.attention for one in self.anatomies)
+
+    @property
+    def crosses(self) -> bool:
+        return any(one.cross_attention is not None for one in self.anatomies)
+
+    @property
+    def layered(self) -> bool:
+        return bool(self.anatomies)
+
+    def values(self, axis: str) -> tuple[Value, ...]:
+        """What the case draws on ``axis``; nothing where it has no such axis."""
+        return next((one.values for one in self.case.axes if one.name == axis), ())
+
+    def varies(self, axis: str) -> bool:
+        return len(self.values(axis)) > 1
+
+    @property
+    def bool_masks(self) -> bool:
+        """Whether attention is ever given a bool mask: transformers does so for sdpa, Megatron always."""
+        return "sdpa" in self.values("attention") or any(call.true_means_masked for call in self.calls)
+
+    def any_block(self, wanted: Callable[[Attention], bool]) -> bool:
+        return any(map(wanted, self.blocks))
+
+
+Applies = Callable[[Traits], bool]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fault:
+    """One mistake. ``id`` begins with the row of the fault list that it comes from; ``rows`` are all rows it stands for.
+
+    ``source`` is where the mistake was made; ``breaks`` says in one sentence what it does to a replacement. ``expects``
+    names the properties most likely to notice, to be asked first: it saves time and decides nothing. ``canaries`` are
+    faults that a faulty harness must be seen to miss, unless it gives itself away on an honest policy.
+    """
+
+    id: str
+    rows: tuple[str, ...]
+    source: str
+    breaks: str
+    seam: Seam
+    applies: Applies
+    inject: Inject
+    expects: tuple[str, ...] = ()
+    canaries: tuple[str, ...] = ()
+
+
+def always(traits: Traits) -> bool:
+    """Every case, whatever it replaces."""
+    return True
+
+
+def layered(traits: Traits) -> bool:
+    """Every case of Transformer layers."""
+    return traits.layered
+
+
+Edit = Callable[[LayerAnatomy], LayerAnatomy]
+
+
+def misreading(id: str, rows: str, source: str, breaks: str, edit: Edit, *, expects: tuple[str, ...] = ()) -> Fault:
+    """A policy that describes its layer wrongly: ``edit`` makes the wrong description of a right one.
+
+    ``edit`` returns its argument itself where there is nothing to get wrong. The mistake is made after the layer's
+    parameters were accounted for: it is one that ``match or refuse`` does not see.
+    """
+
+    def make(honest: Any) -> Any:
+        def init(self: AnatomyPolicy, client_module: Any, inference: bool = True) -> None:
+            honest(self, client_module, inference)
+            self.anatomy = edit(self.anatomy)
+
+        return init
+
+    return Fault(
+        id=id,
+        rows=tuple(rows.split()),
+        source=source,
+        breaks=breaks,
+        seam="reading",
+        applies=lambda traits: any(edit(one) is not one for one in traits.anatomies),
+        inject=patched((AnatomyPolicy, "__init__", make)),
+        expects=expects,
+    )
+
+
+Patch = tuple[Any, str, Callable[[Any], Any]]
+"""A module or class, the name of a function in it, and what makes the wrong function of the right one."""
+
+
+def patched(*patches: Patch) -> Inject:
+    """Exchange functions while the fault is open. State that a wrong function keeps starts anew each time."""
+
+    @contextlib.contextmanager
+    def inject(replacer: Replacer) -> Iterator[Replacer]:
+        with contextlib.ExitStack() as stack:
+            for owner, name, make in patches:
+                stack.enter_context(mock.patch.object(owner, name, make(getattr(owner, name))))
+            yield replacer
+
+    return inject
+
+
+def wrapped(make: Callable[[Replacer], Replacer]) -> Inject:
+    """Put something around the replacer itself."""
+
+    @contextlib.contextmanager
+    def inject(replacer: Replacer) -> Iterator[Replacer]:
+        yield make(replacer)
+
+    return inject
+
+
+def miscomputing(
+    id: str,
+    rows: str,
+    source: str,
+    breaks: str,
+    patch: Patch,
+    *,
+    applies: Applies = layered,
+    expects: tuple[str, ...] = (),
+) -> Fault:
+    """A fused layer that computes wrongly from a right description."""
+    return Fault(
+        id=id,
+        rows=tuple(rows.split()),
+        source=source,
+        breaks=breaks,
+        seam="computing",
+        applies=applies,
+        inject=patched(patch),
+        expects=expects,
+    )
+
+
+def with_fields(part: Any, fields: Mapping[str, Any]) -> Any:
+    """``part`` with ``fields`` changed, or ``part`` itself where they all are so already."""
+    return part if all(_same(getattr(part, name), value) for name, value in fields.items()) else _replace(part, fields)
+
+
+def _same(mine: Any, other: Any) -> bool:
+    return mine is other or (isinstance(mine, int | float) and isinstance(other, int | float) and mine == other)
+
+
+def _replace(part: Any, fields: Mapping[str, Any]) -> Any:
+    return dataclasses.replace(part, **fields)

@@ -1,0 +1,136 @@
+"""What an exam came to, as data: opens without torch, writes to JSON."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import Literal
+
+import msgspec
+
+Status = Literal["killed", "survived", "excused", "stale"]
+"""killed    a property noticed the fault
+survived  every property held: the harness is too weak for it
+excused   no property noticed, and the ledger says why it makes no difference here
+stale     the ledger says that it makes no difference, and a property noticed, or it does not apply any more"""
+
+
+class Struct(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the report's parts."""
+
+
+class Outcome(Struct):
+    """What became of one fault on one case. ``examples`` are counted over all properties that were asked."""
+
+    fault: str
+    case: str
+    status: Status
+    killer: str | None = None
+    """The property that noticed."""
+    examples: int = 0
+    seconds: float = 0.0
+    message: str = ""
+    example: str | None = None
+    """The example on which it was noticed, made simpler where that was asked for."""
+    off_simplest: tuple[str, ...] | None = None
+    """Axes of the simplified example that are off their simplest value; None where nothing was simplified."""
+
+
+class Alarm(Struct):
+    """What one harmless subject (the clean policy, or an honest variant) was taken for, on one case."""
+
+    subject: str
+    case: str
+    examples: int
+    seconds: float
+    property: str | None = None
+    """The property that raised a false alarm; None where everything held."""
+    message: str = ""
+    example: str | None = None
+
+
+class CaseReport(Struct):
+    """The exam of one case."""
+
+    case: str
+    outcomes: tuple[Outcome, ...]
+    control: Alarm
+    honest: tuple[Alarm, ...]
+    faults: int
+    """How many faults were looked at, applicable or not."""
+
+
+class FaultReport(Struct):
+    """The whole exam."""
+
+    profile: str
+    seed: int
+    seconds: float
+    cases: tuple[CaseReport, ...]
+    problems: tuple[str, ...] = ()
+    """What kept a case from being examined, one line each."""
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        return tuple(one for case in self.cases for one in case.outcomes)
+
+    @property
+    def judged(self) -> tuple[Outcome, ...]:
+        """Pairs in which the fault makes a difference."""
+        return tuple(one for one in self.outcomes if one.status in ("killed", "survived"))
+
+    @property
+    def killed(self) -> tuple[Outcome, ...]:
+        return tuple(one for one in self.outcomes if one.status == "killed")
+
+    @property
+    def survivors(self) -> tuple[Outcome, ...]:
+        return tuple(one for one in self.outcomes if one.status == "survived")
+
+    @property
+    def stale(self) -> tuple[Outcome, ...]:
+        """Ledger entries that do not hold."""
+        return tuple(one for one in self.outcomes if one.status == "stale")
+
+    @property
+    def false_alarms(self) -> tuple[Alarm, ...]:
+        harmless = (alarm for case in self.cases for alarm in (case.control, *case.honest))
+        return tuple(one for one in harmless if one.property is not None)
+
+    @property
+    def faults(self) -> int:
+        """How many distinct faults applied to any case."""
+        return len({one.fault for one in self.judged})
+
+    @property
+    def kill_rate(self) -> float:
+        """Share of the judged pairs that were killed, 0 to 1; 0 where nothing was judged."""
+        return len(self.killed) / len(self.judged) if self.judged else 0.0
+
+    @property
+    def median_examples(self) -> float | None:
+        return median(one.examples for one in self.killed) if self.killed else None
+
+    @property
+    def median_off_simplest(self) -> float | None:
+        """Median number of axes off their simplest value in simplified examples; None where none was simplified."""
+        counts = [len(one.off_simplest) for one in self.killed if one.off_simplest is not None]
+        return median(counts) if counts else None
+
+    @property
+    def passed(self) -> bool:
+        """Every fault noticed, no false alarm, every ledger entry true, and something was judged at all."""
+        return bool(self.judged) and not (self.survivors or self.stale or self.false_alarms or self.problems)
+
+    def to_json(self) -> bytes:
+        """The report with its summary, for scripts."""
+        summary = {
+            "passed": self.passed,
+            "faults": self.faults,
+            "pairs": len(self.judged),
+            "kill_rate": self.kill_rate,
+            "median_examples": self.median_examples,
+            "median_off_simplest": self.median_off_simplest,
+            "survivors": self.survivors,
+            "false_alarms": self.false_alarms,
+        }
+        return msgspec.json.encode({**summary, **msgspec.to_builtins(self)})
