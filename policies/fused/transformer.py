@@ -92,6 +92,7 @@ class FusedTransformerLayer:
         return self.mlp.added_to(attended, mlp_in, self.emit)
 
     def _norm(self, norm: Norm, x: Tensor) -> Tensor:
+        self.emit(f"{norm.name}:input", x)
         out = normalise(norm, x)
         self.emit(norm.name, out)
         return out
