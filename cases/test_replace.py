@@ -1,0 +1,146 @@
+"""replace_module as its users call it."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import policies
+from cases.bert import BertCase
+from cases.gpt2 import GPT2Case
+from cases.llama import LlamaCase
+from harness.case import Case
+from policies.plans import PlanUnavailable
+
+CASES: tuple[Case, ...] = (BertCase(), GPT2Case(), LlamaCase())
+
+
+def model_of(case: Case, **values: object) -> nn.Module:
+    example = case.simplest
+    for axis, value in values.items():
+        example = example.with_value(axis, value)
+    return case.build(example)
+
+
+def test_the_handle_says_what_was_replaced() -> None:
+    model = model_of(BertCase(), layers=2)
+    handle = policies.replace_module(model)
+    assert [one.path for one in handle.replaced] == ["encoder.layer.0", "encoder.layer.1"]
+    assert {one.policy for one in handle.replaced} == {"HFBertLayerPolicy"}
+    assert handle.left == ()
+    assert str(handle).startswith("2 replaced, 0 left")
+
+
+def test_a_model_without_known_layers_warns_and_stays_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    with pytest.warns(policies.NothingReplacedWarning, match="no layer of a kind that any policy knows"):
+        handle = policies.replace_module(model)
+    assert handle.replaced == ()
+    assert [type(one) for one in model] == [nn.Linear, nn.ReLU]
+
+
+def test_a_replaced_layer_is_still_one_of_its_class() -> None:
+    from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+
+    model = model_of(LlamaCase())
+    before = model.layers[0]
+    policies.replace_module(model)
+    assert model.layers[0] is before
+    assert isinstance(before, LlamaDecoderLayer)
+    assert type(before) is not LlamaDecoderLayer
+
+
+def test_replacing_twice_says_that_it_was_done() -> None:
+    model = model_of(BertCase())
+    policies.replace_module(model)
+    with pytest.warns(policies.NothingReplacedWarning, match="already replaced by HFBertLayerPolicy"):
+        policies.replace_module(model)
+
+
+def test_one_refused_layer_does_not_keep_the_others_from_being_replaced() -> None:
+    model = model_of(BertCase(), layers=3)
+    model.encoder.layer[1].extra = nn.Parameter(torch.ones(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        handle = policies.replace_module(model)
+    assert [one.path for one in handle.replaced] == ["encoder.layer.0", "encoder.layer.2"]
+    assert [(one.path, "extra" in one.reason) for one in handle.left] == [("encoder.layer.1", True)]
+
+
+def test_a_swap_that_fails_takes_back_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    from policies.fused.layer import LayerSwap
+
+    model = model_of(BertCase(), layers=3)
+    original = copy.deepcopy(model)
+    install, count = LayerSwap.install, iter(range(3))
+
+    def failing(self: LayerSwap) -> None:
+        if next(count) == 2:
+            raise MemoryError("no room")
+        install(self)
+
+    monkeypatch.setattr(LayerSwap, "install", failing)
+    with pytest.raises(MemoryError, match="no room"):
+        policies.replace_module(model)
+    assert [type(one) for one in model.modules()] == [type(one) for one in original.modules()]
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True))
+
+
+def test_an_unknown_plan_is_refused_before_anything_changes() -> None:
+    model = model_of(BertCase())
+    with pytest.raises(PlanUnavailable, match="there are: auto plain onednn"):
+        policies.replace_module(model, plan="fastest")
+    assert type(model.encoder.layer[0]).__name__ == "BertLayer"
+
+
+@pytest.mark.parametrize("plan", ["plain", "onednn"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_plan_computes_the_same_in_float32(case: Case, plan: str) -> None:
+    example = case.simplest.with_value("layers", 2).with_value("tokens", 7)
+    model = case.build(example)
+    inputs = case.inputs(example)
+    with torch.no_grad(), case.surroundings():
+        (expected,) = case.run(model, inputs).values()
+        handle = policies.replace_module(model, plan=plan)
+        (actual,) = case.run(model, inputs).values()
+    assert handle.replaced
+    assert plan in repr(model)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_plan_for_inference_trains_by_the_public_operators() -> None:
+    case = LlamaCase()
+    model = case.build(case.simplest)
+    policies.replace_module(model, plan="onednn")
+    (output,) = case.run(model, case.inputs(case.simplest)).values()
+    output.sum().backward()
+    assert all(p.grad is not None for p in model.layers.parameters())
+
+
+def test_policies_are_listed_by_the_names_of_the_field() -> None:
+    names = [policy.__name__ for policy in policies.replace_policies]
+    assert names[:5] == [
+        "HFBertLayerPolicy",
+        "HFGPT2LayerPolicy",
+        "HFGPTJLayerPolicy",
+        "HFGPTNEOLayerPolicy",
+        "GPTNEOXLayerPolicy",
+    ]
+    assert {policy.__name__ for policy in policies.generic_policies} == {"UNetPolicy", "VAEPolicy"}
+
+
+def test_results_unpack_in_deepspeeds_order() -> None:
+    model = model_of(GPT2Case())
+    policy = policies.HFGPT2LayerPolicy(model.h[0], inference=True)
+    linear, qkv, qkv_bias, dense, dense_bias, scale, megatron_v2 = policy.attention()
+    assert (linear, scale, megatron_v2) == (False, True, False)
+    assert qkv is model.h[0].attn.c_attn.weight
+    assert dense_bias is model.h[0].attn.c_proj.bias
+    assert qkv_bias is not None
+    assert dense.shape == (8, 8)
+    assert policy.get_hidden_heads() == (8, 2)
+    assert policy.get_param_names()[-2:] == (False, False)

@@ -1,0 +1,146 @@
+"""The command line as its users meet it: exit status, one line for what went wrong, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cases import CASES
+from harness.cli.app import status
+from reports import record
+
+
+def harness(*arguments: object) -> int:
+    return status(CASES, [str(one) for one in arguments])
+
+
+def one_line(captured: pytest.CaptureFixture[str]) -> str:
+    lines = captured.readouterr().err.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one small finished run."""
+    folder = tmp_path_factory.mktemp("runs") / "first"
+    assert harness("check", "gptj", "--profile", "quick", "--workers", "1", "--out", folder) == 0
+    return folder
+
+
+def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness() == 0
+    assert "harness run bert --profile quick" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["check", "bench", "run", "list"])
+def test_an_unknown_case_gets_a_suggestion(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness(command, "bret") == 2
+    assert one_line(capsys) == "harness: no case is called 'bret'; did you mean bert?"
+
+
+def test_a_case_that_resembles_nothing_gets_the_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("check", "zzzz") == 2
+    assert "there are: bert roberta" in one_line(capsys)
+
+
+def test_a_mistyped_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("comparre") == 2
+    assert "compare" in one_line(capsys)
+
+
+def test_an_unknown_profile_names_the_profiles(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert harness("check", "bert", "--profile", "deep", "--out", tmp_path / "run") == 2
+    assert "quick regression nightly" in one_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert harness("check", "bert", "--out", tmp_path / "file" / "run") == 2
+    assert str(tmp_path / "file") in one_line(capsys)
+
+
+def test_a_finished_run_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / record.RECORD_NAME).read_bytes()
+    assert harness("check", "gptj", "--out", finished) == 2
+    assert "finished run already" in one_line(capsys)
+    assert (finished / record.RECORD_NAME).read_bytes() == before
+
+
+def test_a_device_that_is_not_there_is_said_before_anything_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    assert harness("bench", "bert", "--device", "cuda", "--out", tmp_path / "run") == 2
+    one_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_leaves_a_record_and_a_page(finished: Path) -> None:
+    run = record.read(finished)
+    assert run.complete
+    assert run.ok
+    assert {one.case for one in run.verdicts} == {"gptj"}
+    assert {path.name for path in finished.iterdir()} == {"run.json", "index.html"}
+
+
+def test_every_claimed_axis_is_counted_in_the_record(finished: Path) -> None:
+    (coverage,) = record.read(finished).coverage
+    assert set(coverage.axes) >= {"heads", "rotary", "padding", "layers"}
+    assert sum(coverage.axes["heads"].values()) == sum(one.examples for one in record.read(finished).verdicts)
+
+
+def test_report_writes_the_page_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (finished / "index.html").unlink()
+    assert harness("report", finished) == 0
+    assert (finished / "index.html").read_text().startswith("<!")
+    assert harness("report", finished, "--format", "md") == 0
+    assert "gptj" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "word"), [("", "not a run record"), ("{}", "not a run record"), ('{"schema": 99}', "version 99")]
+)
+def test_a_damaged_record_is_refused_in_one_line(
+    content: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / record.RECORD_NAME).write_text(content)
+    assert harness("report", tmp_path) == 2
+    assert word in one_line(capsys)
+    assert not (tmp_path / "index.html").exists()
+
+
+def test_comparing_a_run_with_itself_finds_nothing(finished: Path) -> None:
+    assert harness("compare", finished, finished) == 0
+
+
+def test_comparing_with_nothing_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert harness("compare", finished, tmp_path) == 2
+    assert str(tmp_path) in one_line(capsys)
+
+
+def test_list_names_every_case_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("list", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["cases"]
+    assert [row["case"] for row in rows] == [entry.name for entry in CASES]
+    assert all(row["replaces"] and (row["available"] or row["unavailable"]) for row in rows)
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["--help"], ["report", "--help"]])
+def test_looking_around_imports_no_torch(arguments: list[str]) -> None:
+    source = (
+        "import sys; from cases import CASES; from harness.cli.app import status; "
+        f"code = status(CASES, {arguments!r}); sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,82 @@
+"""A run that is killed at any byte can be taken up again, with nothing lost and nothing doubled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from harness.journal import JOURNAL_NAME, CheckDone, Journal, JournalError, Plan
+from reports.record import Verdict
+
+
+def plan() -> Plan:
+    return Plan(id="1", created="2026-01-01T00:00:00+00:00", command="harness check", profile="quick", seed=7, cases=("bert",))
+
+
+def verdict(name: str) -> CheckDone:
+    return CheckDone(
+        verdict=Verdict(
+            case="bert",
+            policy="P",
+            property=name,
+            statement="Something holds.",
+            outcome="held",
+            examples=3,
+            layers_replaced=3,
+            layers_expected=3,
+            seconds=0.5,
+            seed=7,
+        ),
+        drawn=[("heads", 2, 3), ("eps", 1e-12, 1), ("flag", True, 1), ("inner", None, 2)],
+        pairs=[("eps", 1e-12, "heads", 2)],
+    )
+
+
+def test_what_was_appended_is_there_on_resuming(tmp_path: Path) -> None:
+    journal = Journal.start(tmp_path, plan())
+    journal.append(verdict("a"))
+    journal.append(verdict("b"))
+    journal.close()
+    again = Journal.resume(tmp_path)
+    assert again.plan == plan()
+    assert again.done == [verdict("a"), verdict("b")]
+
+
+@settings(deadline=None, max_examples=60)
+@given(cut=st.integers(0, 2000))
+def test_a_journal_cut_anywhere_keeps_every_whole_entry(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
+    folder = tmp_path_factory.mktemp("run")
+    journal = Journal.start(folder, plan())
+    first = (folder / JOURNAL_NAME).stat().st_size
+    journal.append(verdict("a"))
+    second = (folder / JOURNAL_NAME).stat().st_size
+    journal.append(verdict("b"))
+    journal.close()
+    data = (folder / JOURNAL_NAME).read_bytes()
+    kept = data[: min(first + cut, len(data))]
+    (folder / JOURNAL_NAME).write_bytes(kept)
+    again = Journal.resume(folder)
+    assert again.done == [verdict("a"), verdict("b")][: (len(kept) >= second) + (len(kept) >= len(data))]
+    again.append(verdict("c"))
+    again.close()
+    assert Journal.resume(folder).done[-1] == verdict("c")
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(JournalError, match="no run was begun"):
+        Journal.resume(tmp_path)
+
+
+def test_a_second_run_does_not_start_in_an_unfinished_one(tmp_path: Path) -> None:
+    Journal.start(tmp_path, plan()).close()
+    with pytest.raises(JournalError, match="--resume"):
+        Journal.start(tmp_path, plan())
+
+
+def test_a_journal_without_a_first_line_is_refused(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL_NAME).write_text("not json\n")
+    with pytest.raises(JournalError, match="damaged"):
+        Journal.resume(tmp_path)
