@@ -38,10 +38,10 @@ def _updating(make: Callable[[], Callable[..., tuple[Tensor, Tensor]]]) -> Patch
     def patch(honest: Any) -> Any:
         update = make()
 
-        def wrong(self: FusedAttention, x: Tensor, call: AttentionCall, emit: Any) -> Tensor:
+        def wrong(self: FusedAttention, residual: Tensor, x: Tensor, call: AttentionCall, emit: Any) -> Tensor:
             if call.cache is not None:
                 call = dataclasses.replace(call, cache=_Cache(self, call.cache, update))
-            out: Tensor = honest(self, x, call, emit)
+            out: Tensor = honest(self, residual, x, call, emit)
             return out
 
         return wrong

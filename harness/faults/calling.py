@@ -271,7 +271,7 @@ CALLING = (
         "DeepSpeed PR #8373",
         "The path back to the original's own forward raises, where it is taken.",
         (FusedLayer, "_why_not", _broken_fallback),
-        expects=("recorded outputs",),
+        expects=("outputs asked for",),
     ),
     miscomputing(
         "F50 weights",
@@ -279,7 +279,7 @@ CALLING = (
         "optimum #1302",
         "Attention weights are asked for and not given.",
         (fused_layer, "read_arguments", _unasked_weights),
-        expects=("recorded outputs",),
+        expects=("outputs asked for",),
     ),
     miscomputing(
         "F50 hooks",
@@ -296,7 +296,7 @@ CALLING = (
         "Packed weights are a second copy, which updates do not reach.",
         (fused_linear, "_take_over", _second_copy),
         applies=_packs,
-        expects=("parameters", "storages"),
+        expects=("storages", "parameter accounting"),
     ),
     miscomputing(
         "F30 unfuse",
@@ -305,7 +305,7 @@ CALLING = (
         "Reverting leaves the weights in the storage of the packed ones.",
         (FusedTransformerLayer, "unpack", _not_unpacked),
         applies=_packs,
-        expects=("storages", "revert"),
+        expects=("revert", "storages"),
     ),
     miscomputing(
         "F83 never again",
@@ -313,7 +313,7 @@ CALLING = (
         "DeepSpeed PR #3736",
         "A parameter that is exchanged after the swap is not noticed.",
         (FusedState, "bind", _never_bound_again),
-        expects=("lifecycle",),
+        expects=("parameter accounting",),
     ),
 )
 """Wrong forms, dtypes and memories."""

@@ -112,6 +112,7 @@ ENGINE = (
         "DeepSpeed #2549",
         "Layers are reported as replaced and are the originals.",
         wrapped(swaps.only_claimed),
+        expects=("contract", "replaced again"),
     ),
     _fault(
         "M19 first only",
@@ -200,7 +201,7 @@ ENGINE = (
         "Liger-Kernel #764",
         "The replacement lacks an attribute that the layer had.",
         _acting(swaps.loses_attribute),
-        applies=layered,
+        applies=lambda traits: any(map(swaps.public_attributes, traits.layers)),
         expects=("contract",),
     ),
     _fault(
@@ -209,7 +210,7 @@ ENGINE = (
         "accelerate #993",
         "Shared parameters become copies.",
         _acting(swaps.unties),
-        expects=("ties",),
+        expects=("shared weights",),
     ),
     _fault(
         "F79 originals",
@@ -258,7 +259,7 @@ ENGINE = (
         "diffusers #11903",
         "Reverting brings back the weights from before the swap, whatever was learnt since.",
         _handing(swaps.Forgetful),
-        expects=("lifecycle",),
+        expects=("shared weights",),
     ),
     _fault(
         "F30 irreversible",

@@ -22,7 +22,7 @@ from ..profiles import Profile
 from ..properties import BY_NAME, PROPERTIES, Property
 from ..search import Found, judge, quiet
 from ..trial import Replacer
-from .bank import FAULTS
+from .bank import FAULTS, find_faults
 from .fault import Fault, Traits
 from .honest import HONEST
 from .ledger import excuse
@@ -30,6 +30,8 @@ from .report import Alarm, CaseReport, Outcome
 
 FIRST_LOOK = 6
 """Examples of each property before any of them is asked in depth."""
+CANARY = 8
+"""Examples of each verdict on a faulty harness."""
 SAMPLED = 48
 """Random models from which a case's traits are read."""
 USUAL_ORDER = ("model equality", "layer equality", "cache", "contract")
@@ -153,12 +155,13 @@ class Exam:
     def _ask(self, expects: tuple[str, ...], faulty: Replacer, count: list[int], *, deep: bool) -> Noticed | None:
         first = [BY_NAME[name] for name in (*expects, *USUAL_ORDER) if name in BY_NAME]
         order = [prop for prop in dict.fromkeys((*first, *self.properties)) if prop in self.properties]
+        few = {prop: min(2 * FIRST_LOOK if place == 0 else FIRST_LOOK, self._depth(prop)) for place, prop in enumerate(order)}
         for prop in order:
-            noticed = self._look(prop, faulty, self.examples[: min(FIRST_LOOK, self._depth(prop))], count)
+            noticed = self._look(prop, faulty, self.examples[: few[prop]], count)
             if noticed is not None:
                 return noticed
         for prop in order if deep else ():
-            noticed = self._look(prop, faulty, self.examples[FIRST_LOOK : self._depth(prop)], count)
+            noticed = self._look(prop, faulty, self.examples[few[prop] : self._depth(prop)], count)
             if noticed is not None:
                 return noticed
         return None
@@ -194,22 +197,20 @@ class Exam:
 
     def _self_check(self, fault: Fault, replacer: Replacer, count: list[int]) -> tuple[str | None, str]:
         """Whether a faulty harness gives itself away: a verdict other than "held", or a canary that it does not see."""
-        from .bank import find_faults
-
-        for prop in (BY_NAME["model equality"], BY_NAME["layer equality"]):
+        equality = [BY_NAME[name] for name in ("model equality", "layer equality")]
+        for prop in equality:
             outcome, reason = self._verdict(prop, replacer, count)
             if outcome != "held":
                 return prop.name, f"{outcome}: {reason}"
         for canary in find_faults(fault.canaries) if fault.canaries else ():
-            if not canary.applies(self.traits):
-                continue
-            with canary.inject(replacer) as faulty:
-                if self._verdict(BY_NAME["model equality"], faulty, count)[0] == "held":
-                    return "canary", f"{canary.id} is not noticed"
+            for prop in equality if canary.applies(self.traits) else ():
+                with canary.inject(replacer) as faulty:
+                    if self._verdict(prop, faulty, count)[0] == "held":
+                        return "canary", f"{canary.id} is not noticed by {prop.name}"
         return None, ""
 
     def _verdict(self, prop: Property, replacer: Replacer, count: list[int]) -> tuple[str, str]:
-        few = Profile("canary", round(4 * FIRST_LOOK * self.case.effort / prop.share))
+        few = Profile("canary", round(CANARY * self.case.effort / prop.share))
         case = type(self.case)()
         verdict = check_property(prop, case, profile=few, seed=self.seed, policy="", replacer=replacer).verdict
         count[0] += verdict.examples
@@ -238,16 +239,17 @@ def draw(case: Case, number: int, seed: int) -> tuple[Example, ...]:
 
 def traits_of(case: Case, examples: tuple[Example, ...], replacer: Replacer) -> Traits:
     """The descriptions of the layers in the models of ``examples``, as clean policies read them."""
-    anatomies, calls = [], []
+    layers, anatomies, calls = [], [], []
     for example in examples:
         model = case.build(example)
         for one in replacer(model).replaced:
             layer = model.get_submodule(one.path)
+            layers.append(layer)
             state = getattr(layer, "fused", None)
             if state is not None and state.refusal is None:
                 anatomies.append(state.core.anatomy)
                 calls.append(state.policy.call)
-    return Traits(case=case, anatomies=tuple(anatomies), calls=tuple(dict.fromkeys(calls)))
+    return Traits(case=case, layers=tuple(layers), anatomies=tuple(anatomies), calls=tuple(dict.fromkeys(calls)))
 
 
 def _one_line(problem: BaseException) -> str:

@@ -20,6 +20,8 @@ from functools import cached_property
 from typing import Any, Literal
 from unittest import mock
 
+from torch import nn
+
 from policies.anatomy import Attention, LayerAnatomy
 from policies.base import AnatomyPolicy
 from policies.calls import CallConvention
@@ -37,6 +39,7 @@ class Traits:
     """What the random models of a case are made of: descriptions of their layers, and how those are called."""
 
     case: Case
+    layers: tuple[nn.Module, ...]
     anatomies: tuple[LayerAnatomy, ...]
     calls: tuple[CallConvention, ...]
 

@@ -121,9 +121,13 @@ def adds_buffer(handle: Handle, model: nn.Module) -> None:
 def loses_attribute(handle: Handle, model: nn.Module) -> None:
     for one in handle.replaced:
         layer = model.get_submodule(one.path)
-        public = [name for name in vars(layer) if not name.startswith("_") and name != "training"]
-        if public:
-            delattr(layer, public[0])
+        for name in public_attributes(layer)[:1]:
+            delattr(layer, name)
+
+
+def public_attributes(layer: nn.Module) -> list[str]:
+    """Attributes that a parent may read, besides modules and the training flag."""
+    return [name for name in vars(layer) if not name.startswith("_") and name != "training"]
 
 
 def casts_norms(handle: Handle, model: nn.Module) -> None:

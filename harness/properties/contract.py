@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from policies.anatomy import NormPosition, QKVLayout, SplitQKV
+
 from ..trial import Disagreement, Trial, Vacuous
 from .base import Property
 
@@ -29,6 +31,8 @@ def _contract(trial: Trial) -> None:
 
 def _same_surface(path: str, layer: nn.Module, replacement: nn.Module) -> None:
     """Same signature, attributes, parameter names: what a caller or a parent may read."""
+    if type(replacement) is type(layer):
+        raise Disagreement(f"{path}: was to be replaced, and is a {type(layer).__name__} as before")
     if inspect.signature(layer.forward) != inspect.signature(replacement.forward):
         raise Disagreement(f"{path}: the replacement's forward has another signature than the original's")
     missing = [name for name in vars(layer) if not name.startswith("_") and not hasattr(replacement, name)]
@@ -45,6 +49,40 @@ def _five_methods(path: str, policy: Any, layer: nn.Module) -> None:
             raise Disagreement(f"{path}: {method}() has to return {count} values")
     _shapes(path, policy)
     _names(path, policy, layer)
+    _flags(path, policy)
+    _norms(path, policy)
+    if type(policy)(layer, inference=False).inference is not False:
+        raise Disagreement(f"{path}: inference=False does not reach the policy")
+
+
+def _flags(path: str, policy: Any) -> None:
+    """Each flag says what the description says."""
+    anatomy, names = policy.anatomy, policy.get_param_names()
+    qkv = anatomy.attention.qkv
+    said = {
+        "linear_layer": (policy.linear_layer, not anatomy.attention.out.transposed),
+        "scale_attention": (policy.scale_attention, anatomy.attention.scale != 1.0),
+        "is_megatron_v2": (policy.is_megatron_v2, getattr(qkv, "layout", None) is QKVLayout.INTERLEAVED),
+        "pre_attn_norm": (policy.pre_attn_norm, anatomy.norm_position is NormPosition.PRE),
+        "split_qkv": (policy.split_qkv, isinstance(qkv, SplitQKV)),
+        "split_qkv of get_param_names()": (names[-1], policy.split_qkv),
+        "use_load_prefix": (policy.use_load_prefix, type(policy).load_prefix),
+        "use_load_prefix of get_param_names()": (names[-2], policy.use_load_prefix),
+    }
+    wrong = [name for name, (mine, its) in said.items() if mine != its]
+    if wrong:
+        raise Disagreement(f"{path}: flags that do not fit the layer: {', '.join(wrong)}")
+
+
+def _norms(path: str, policy: Any) -> None:
+    """``layerNorm()`` returns the norm behind the attention first: the MLP's own, or in post-norm the attention's."""
+    anatomy = policy.anatomy
+    near, far = anatomy.mlp_norm, anatomy.attention_norm
+    if anatomy.norm_position is NormPosition.POST:
+        near, far = far, near
+    wanted = [part for norm in (near, far) for part in (getattr(norm, "weight", None), getattr(norm, "bias", None))]
+    if any(mine is not its for mine, its in zip(policy.layerNorm(), wanted, strict=True)):
+        raise Disagreement(f"{path}: layerNorm() does not return the norm at the attention's output, then the other")
 
 
 def _shapes(path: str, policy: Any) -> None:

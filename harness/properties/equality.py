@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..trial import Disagreement, Trial, Vacuous, fused_path
 from .base import Property, same_outputs, same_tensor
+from .inputs import tensors_in
 
 
 @dataclass
@@ -54,8 +56,12 @@ def _layer_equality(trial: Trial) -> None:
         raise Vacuous("the original called none of the layers that were replaced")
     for path, call in recorder.calls.items():
         layer = trial.replaced.model.get_submodule(path)
+        given = list(tensors_in((call.args, call.kwargs)))
+        before = [tensor.clone() for tensor in given]
         with fused_path(layer):
             actual = layer(*call.args, **call.kwargs)
+        if any(not torch.equal(mine, now) for mine, now in zip(before, given, strict=True)):
+            raise Disagreement(f"{path or 'model'} writes to what it is given")
         _same_layer_output(trial, path, call, actual)
 
 
@@ -92,7 +98,7 @@ def _model_equality(trial: Trial) -> None:
 LAYER_EQUALITY = Property(
     name="layer equality",
     statement="Each replaced layer, given the input that the original layer was given, returns the same output in the "
-    "same form.",
+    "same form and leaves the input as it was.",
     check=_layer_equality,
     applies=lambda case: case.layered,
     share=0.25,

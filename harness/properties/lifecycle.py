@@ -45,7 +45,16 @@ def _revert(trial: Trial) -> None:
     handle.revert()
     same_classes(trial.original, handle.model, "after revert")
     same_state(trial.original, handle.model, "after revert")
+    _same_storages(trial.original, handle.model)
     same_bits(trial, handle.model, "after revert")
+
+
+def _same_storages(original: nn.Module, other: nn.Module) -> None:
+    """Raise unless every parameter lies in a storage as large as the original's: in none that was made for several."""
+    for (name, mine), its in zip(original.named_parameters(), other.parameters(), strict=True):
+        sizes = mine.untyped_storage().nbytes(), its.untyped_storage().nbytes()
+        if sizes[0] != sizes[1]:
+            raise Disagreement(f"after revert: {name} lies in a storage of {sizes[1]} bytes, the original's of {sizes[0]}")
 
 
 def _again(trial: Trial) -> None:
