@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from harness.environment import fingerprint
 from harness.profiles import PROFILES
 from harness.search import quiet
 
@@ -24,3 +25,11 @@ def _quiet_model_libraries() -> object:
     """Model libraries log about odd configurations, and odd configurations are what cases draw."""
     with quiet():
         yield
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
+    """The accelerator is part of a machine's identity: timings of different ones must not be compared."""
+    found = fingerprint(accelerator=True)
+    machine_info["machine_fingerprint"] = found.machine
+    machine_info["accelerator"] = found.accelerator.name if found.accelerator else None
+    machine_info["torch_threads"] = torch.get_num_threads()

@@ -32,6 +32,10 @@ class Column:
     prepare_seconds: float
     replaced: int | None = None
 
+    def output(self) -> Tensor:
+        """The tensor that the column is judged by."""
+        return first_tensor(self.call())
+
 
 def original_columns(case: Case, module: nn.Module, workload: Workload) -> list[Column]:
     """The original as transformers offers it: eager, and sdpa where there is such a variant."""

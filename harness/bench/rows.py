@@ -59,7 +59,7 @@ def _rows(
         subjects = [(originals[-1], compiled)]
     replaced = replaced_column(case, module, job.workload)
     pairs = [(baseline, replaced) for baseline in baselines] + subjects
-    expected = first_tensor(originals[-1].call())
+    expected = originals[-1].output()
     rows = []
     for number, (baseline, subject) in enumerate(pairs):
         wrong = _unequal(expected, baseline, subject, job.dtype)
@@ -79,11 +79,11 @@ def _unequal(expected: Tensor, baseline: Column, subject: Column, dtype: str) ->
     if subject.replaced == 0:
         return "no layer was replaced: there is nothing to time"
     for column in (baseline, subject):
-        difference = gap(expected, first_tensor(column.call()))
+        difference = gap(expected, column.output())
         if not difference.within(EQUALITY[dtype]):
             what = difference.problem or f"differs by {difference.error:.1e} of the output's scale"
             return f"{column.name} does not compute the same: {what}"
-    return gap(expected, first_tensor(subject.call())).error
+    return gap(expected, subject.output()).error
 
 
 def _timed(
