@@ -11,20 +11,28 @@ from .base import Property
 from .cache import CACHE
 from .cache_edits import EDITED_CACHE, FRESH_CACHE, STATIC_CACHE
 from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES, UNTOUCHED
+from .compiled import COMPILED
 from .contract import CONTRACT
 from .copies import DEEPCOPY, PICKLED, STATE_DICT
 from .equality import LAYER_EQUALITY, MODEL_EQUALITY
+from .forms import FORMS
+from .hooks import HOOKS
 from .lifecycle import IDEMPOTENCE, REVERT
 from .memory import POISON, STORAGES
 from .metamorphic import CAUSALITY, PADDING, ROWS
 from .moves import MOVES
+from .outputs import OUTPUTS
 from .refusal import REFUSAL
 from .sharing import SHARING
+from .training import GRADIENTS, TRAINING
 
 PROPERTIES: tuple[Property, ...] = (
     CONTRACT,
     LAYER_EQUALITY,
     MODEL_EQUALITY,
+    FORMS,
+    OUTPUTS,
+    HOOKS,
     ACCOUNTING,
     CACHE,
     EDITED_CACHE,
@@ -39,6 +47,9 @@ PROPERTIES: tuple[Property, ...] = (
     INTERLEAVED,
     UNTOUCHED,
     POISON,
+    GRADIENTS,
+    TRAINING,
+    COMPILED,
     REVERT,
     IDEMPOTENCE,
     DEEPCOPY,

@@ -1,0 +1,67 @@
+"""torch.compile of a replaced model, traced and run without code generation: the same numbers, and never stale ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..numerics import gap
+from ..trial import Disagreement, Trial, Vacuous, original_side
+from .base import Property, layered
+from .equality import Recorded, Recorder, main_output, valid_positions
+
+TOLERANCE = 1e-4
+"""Relative, in float32: tracing may order sums anew, and a stale or missing weight stands far above."""
+
+
+def _compiled(trial: Trial) -> None:
+    """One layer is compiled and called, its weights are changed in place and then assigned anew, and it is called again."""
+    paths = tuple(one.path for one in trial.replaced.replaced)
+    with Recorder(trial.original, paths) as recorder, original_side():
+        trial.run_original(trial.inputs)
+    if not recorder.calls:
+        raise Vacuous("the original called none of the layers that were replaced")
+    path, call = sorted(recorder.calls.items())[0]
+    mine, its = trial.original.get_submodule(path), trial.replaced.model.get_submodule(path)
+    torch.compiler.reset()
+    try:
+        compiled = torch.compile(its, backend="eager", dynamic=False)
+        _same(trial, mine, compiled, call, f"{path}, compiled")
+        _change(mine, its, assign=False)
+        _same(trial, mine, compiled, call, f"{path}, compiled, its weights then changed in place")
+        _change(mine, its, assign=True)
+        _same(trial, mine, compiled, call, f"{path}, compiled, its weights then assigned anew")
+    finally:
+        torch.compiler.reset()
+
+
+def _same(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: str) -> None:
+    with original_side():
+        expected: Tensor = main_output(mine(*call.args, **call.kwargs))
+    difference = gap(expected, main_output(compiled(*call.args, **call.kwargs)), valid_positions(trial, expected))
+    if not difference.within(TOLERANCE):
+        raise Disagreement(f"{what}: {difference.problem or f'relative error {difference.error:.1e}'}", error=difference.error)
+
+
+def _change(mine: nn.Module, its: nn.Module, *, assign: bool) -> None:
+    """Scale every parameter alike on both sides."""
+    with torch.no_grad():
+        for module in (mine, its):
+            for owner in module.modules():
+                for name, parameter in list(owner.named_parameters(recurse=False)):
+                    if assign:
+                        setattr(owner, name, nn.Parameter(parameter * 0.8, requires_grad=parameter.requires_grad))
+                    else:
+                        parameter.mul_(1.2)
+
+
+COMPILED = Property(
+    name="torch.compile",
+    statement="A replaced layer that is compiled computes the same, also after its weights were changed or assigned anew.",
+    check=_compiled,
+    applies=layered,
+    exact=False,
+    share=0.004,
+)

@@ -1,0 +1,54 @@
+"""Forms of a call: the same layer, its arguments by position or by name."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from ..trial import Trial, Vacuous, fused_path, original_side
+from .base import Property, layered, same_tensor
+from .equality import Recorded, Recorder, main_output, valid_positions
+
+FIXED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _forms(trial: Trial) -> None:
+    paths = tuple(one.path for one in trial.replaced.replaced)
+    with Recorder(trial.original, paths) as recorder:
+        trial.run_original(trial.inputs)
+    if not recorder.calls:
+        raise Vacuous("the original called none of the layers that were replaced")
+    path, call = sorted(recorder.calls.items())[trial.example.seed % len(recorder.calls)]
+    mine, its = trial.original.get_submodule(path), trial.replaced.model.get_submodule(path)
+    for words, args, kwargs in (("by position", *_by_position(mine, call)), ("by name", *_by_name(mine, call))):
+        with original_side(f"called {words}"):
+            expected = main_output(mine(*args, **kwargs))
+        with fused_path(its):
+            actual = main_output(its(*args, **kwargs))
+        same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called {words}")
+
+
+def _by_position(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The recorded call with as many arguments by position as the signature allows without a gap."""
+    bound = inspect.signature(layer.forward).bind(*call.args, **call.kwargs)
+    bound.apply_defaults()
+    return bound.args, bound.kwargs
+
+
+def _by_name(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The recorded call with every argument by name that has one."""
+    signature = inspect.signature(layer.forward)
+    names = [name for name, parameter in signature.parameters.items() if parameter.kind in FIXED]
+    named = dict(zip(names, call.args, strict=False))
+    return call.args[len(names) :], {**named, **call.kwargs}
+
+
+FORMS = Property(
+    name="call forms",
+    statement="A replaced layer takes its arguments by position and by name, as the original does.",
+    check=_forms,
+    applies=layered,
+    share=0.05,
+)

@@ -1,0 +1,110 @@
+"""Hooks: whatever somebody put on a model, before or after the replacement, is called as often and has its effect."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+
+from ..trial import Disagreement, Trial
+from .base import Property, layered, same_outputs
+from .inputs import mapped
+
+SCALE = 1.25
+"""What a hook multiplies floats by, so that it shows whether it had its effect."""
+
+
+def _scaled(value: Any) -> Any:
+    return mapped(value, lambda one: one * SCALE if one.is_floating_point() else one)
+
+
+class Hook:
+    """One hook on one module: counts its calls and scales what it is shown."""
+
+    def __init__(self, module: nn.Module, kind: str) -> None:
+        self.module = module
+        self.calls = 0
+        self.remove: Callable[[], None] = getattr(self, f"_{kind}")()
+
+    def _output(self) -> Callable[[], None]:
+        return self.module.register_forward_hook(lambda _, args, output: self._count(output)).remove
+
+    def _input(self) -> Callable[[], None]:
+        return self.module.register_forward_pre_hook(lambda _, args: self._count_first(args)).remove
+
+    def _global(self) -> Callable[[], None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            return self._count(output) if module is self.module else None
+
+        return register_module_forward_hook(hook).remove
+
+    def _patch(self) -> Callable[[], None]:
+        """What accelerate and others do: a forward of the instance's own."""
+        own = self.module.forward
+        self.module.forward = lambda *args, **kwargs: self._count(own(*args, **kwargs))
+
+        def remove() -> None:
+            del self.module.forward
+
+        return remove
+
+    def _count(self, output: Any) -> Any:
+        self.calls += 1
+        return _scaled(output)
+
+    def _count_first(self, args: tuple[Any, ...]) -> Any:
+        self.calls += 1
+        return (_scaled(args[0]), *args[1:]) if args else None
+
+
+KINDS = {
+    "output": "a forward hook",
+    "input": "a forward pre-hook",
+    "global": "a hook on all modules, of which it minds one,",
+    "patch": "a forward of its own",
+}
+
+
+def _hooks(trial: Trial) -> None:
+    chosen = random.Random(trial.example.seed)
+    layer = chosen.choice(trial.replaced.replaced).path
+    inner = [name for name, _ in trial.original.get_submodule(layer).named_modules() if name]
+    path = chosen.choice([layer, *(f"{layer}.{name}" for name in chosen.sample(inner, 2))])
+    kind = chosen.choice(tuple(KINDS))
+    late = kind in ("global", "patch") or chosen.random() < 0.5
+    model = trial.replaced.model if late else trial.copy()
+    its = Hook(model.get_submodule(path), kind)
+    mine = Hook(trial.original.get_submodule(path), kind)
+    what = f"{KINDS[kind]} on {path}, put there {'after' if late else 'before'} the replacement"
+    try:
+        if not late:
+            trial.replace(model)
+        expected = trial.run_original(trial.inputs)
+        actual = trial.case.run(model, trial.fresh_inputs())
+    finally:
+        mine.remove()
+        its.remove()
+    same_outputs(trial, expected, actual, trial.inputs.valid, what)
+    if mine.calls != its.calls:
+        raise Disagreement(f"{what}: called {its.calls} times, in the original {mine.calls} times")
+    _gone(trial, model, what)
+
+
+def _gone(trial: Trial, model: nn.Module, what: str) -> None:
+    """With the hook taken away, the fused path runs and computes what the original computes."""
+    expected: dict[str, Tensor] = trial.run_original(trial.inputs)
+    actual = trial.run_replaced(model, trial.fresh_inputs())
+    same_outputs(trial, expected, actual, trial.inputs.valid, f"{what}, and taken away")
+
+
+HOOKS = Property(
+    name="hooks",
+    statement="Hooks on a layer or inside it, put there before the replacement or after, are called as often as in the "
+    "original and have the same effect.",
+    check=_hooks,
+    applies=layered,
+    share=0.1,
+)

@@ -1,0 +1,104 @@
+"""What a caller may ask a model for: other outputs, other forms, weights and caches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..numerics import EXACT_TOLERANCE, gap
+from ..trial import Disagreement, Trial, original_side
+from .base import Property, living, transformers_like
+
+
+def _asked(trial: Trial) -> None:
+    """Hidden states, attention weights, a cache or none, a tuple or an object: all as the original gives them."""
+    trial = trial.vary(attention="eager") if trial.example.seed & 1 else trial
+    living(trial.expected_outputs, trial.inputs.valid)
+    for flags in _requests(trial):
+        with original_side(f"asked for {_words(flags)}"):
+            expected = trial.original(**{**trial.inputs.kwargs, **flags})
+        actual = trial.replaced.model(**{**trial.fresh_inputs().kwargs, **flags})
+        _same(trial, expected, actual, f"asked for {_words(flags)}: ")
+    after = trial.run_replaced(trial.replaced.model, trial.fresh_inputs())
+    _same(trial, trial.expected_outputs, after, "asked for nothing any more: ")
+
+
+def _requests(trial: Trial) -> tuple[dict[str, Any], ...]:
+    seed = trial.example.seed
+    requests: list[dict[str, Any]] = [
+        {"output_hidden_states": True, "return_dict": bool(seed & 2)},
+        {"output_attentions": True, "output_hidden_states": bool(seed & 4), "return_dict": bool(seed & 8)},
+        {"return_dict": False},
+    ]
+    if trial.case.caches(trial.example):
+        requests += [{"use_cache": True}, {"use_cache": True, "return_dict": False}]
+    return tuple(requests)
+
+
+def _words(flags: dict[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in flags.items())
+
+
+def _same(trial: Trial, expected: Any, actual: Any, path: str) -> None:
+    """Compare outputs of any nesting: same types, names, lengths, and tensors equal wherever they count."""
+    if isinstance(expected, Tensor):
+        _same_tensor(trial, expected, actual, path)
+        return
+    if type(actual) is not type(expected):
+        raise Disagreement(f"{path} is a {type(actual).__name__}, the original's a {type(expected).__name__}")
+    if isinstance(expected, dict):
+        if list(expected) != list(actual):
+            raise Disagreement(f"{path} has {list(actual)}, the original's {list(expected)}")
+        for name in expected:
+            _same(trial, expected[name], actual[name], f"{path}{name}")
+    elif isinstance(expected, tuple | list):
+        if len(expected) != len(actual):
+            raise Disagreement(f"{path} has {len(actual)} values, the original's {len(expected)}")
+        for i, (mine, its) in enumerate(zip(expected, actual, strict=True)):
+            _same(trial, mine, its, f"{path}[{i}]")
+    elif hasattr(expected, "layers"):
+        for name, mine, its in _cache_tensors(expected, actual):
+            _same_tensor(trial, mine, its, f"{path}: {name}")
+
+
+def _cache_tensors(expected: Any, actual: Any) -> list[tuple[str, Tensor, Any]]:
+    """Keys and values (B, K, S, E) of a cache, layer by layer."""
+    if len(expected.layers) != len(actual.layers):
+        raise Disagreement(f"a cache of {len(actual.layers)} layers, the original's of {len(expected.layers)}")
+    pairs = list(enumerate(zip(expected.layers, actual.layers, strict=True)))
+    return [(f"layer {i} {name}", getattr(a, name), getattr(b, name)) for i, (a, b) in pairs for name in ("keys", "values")]
+
+
+def _same_tensor(trial: Trial, expected: Tensor, actual: Any, path: str) -> None:
+    mine, its = _counting(trial, expected), actual
+    if isinstance(actual, Tensor) and actual.shape == expected.shape:
+        its = _counting(trial, actual)
+    difference = gap(mine, its)
+    if not difference.within(EXACT_TOLERANCE):
+        message = difference.problem or f"relative error {difference.error:.1e} (tolerance {EXACT_TOLERANCE:.0e})"
+        raise Disagreement(f"{path}: {message}", error=difference.error)
+    trial.evidence.note(difference.error)
+
+
+def _counting(trial: Trial, tensor: Tensor) -> Tensor:
+    """The positions that count: of (B, T, ...) states, of (B, H, T, S) weights or keys, or all where there is neither."""
+    valid = trial.inputs.valid
+    if valid is None:
+        return tensor
+    if tensor.shape[:2] == valid.shape:
+        return tensor[valid]
+    if tensor.dim() == 4 and tensor.shape[::2] == valid.shape:
+        return tensor.transpose(1, 2)[valid]
+    return tensor.new_zeros(0) if tensor.dim() == 0 else torch.zeros_like(tensor[:0])
+
+
+OUTPUTS = Property(
+    name="outputs asked for",
+    statement="Hidden states, attention weights, caches, tuples and objects come in the original's form with the original's "
+    "values.",
+    check=_asked,
+    applies=transformers_like,
+    share=0.05,
+)
