@@ -14,6 +14,7 @@ from harness.randomise import randomise
 
 from .megatron import QUIET, padded_mask
 from .megatron_miniature import Options, ParallelTransformerLayer
+from .megatron_refused import AdaptedLinear
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
 
@@ -87,7 +88,7 @@ class OlderMegatronCase(Case):
             Refusal(name="cross-attention", feature="inter_attention", build=self._with_cross_attention),
             Refusal(name="a forward of its own", feature="its own forward", build=self._with_other_forward),
             Refusal(name="a tuple returned", feature="returns a tuple", build=self._with_tuple),
-            Refusal(name="a linear of another name", feature="not a ColumnParallelLinear", build=self._with_linear),
+            Refusal(name="an adapted linear", feature="AdaptedLinear", build=self._with_adapted_linear),
         )
 
     def _changed(self, name: str, value: Any) -> nn.Module:
@@ -104,9 +105,9 @@ class OlderMegatronCase(Case):
     def _with_tuple(self) -> nn.Module:
         return self._changed("__class__", _ending_in(lambda out: (out, None)))
 
-    def _with_linear(self) -> nn.Module:
+    def _with_adapted_linear(self) -> nn.Module:
         model = self.build(self.simplest)
-        model.get_submodule("layers.0.mlp").dense_4h_to_h = nn.Linear(8, 8)
+        model.get_submodule("layers.0.mlp").dense_4h_to_h = AdaptedLinear(8, 8)
         return model
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from harness.case import Example
 from harness.exact import exact_mode
+from harness.randomise import randomise
 from policies import UnsupportedLayer, replace_module
 from policies.anatomy import QKVLayout
 from policies.catalogue import ENTRIES, Entry
@@ -207,6 +208,47 @@ def test_the_name_of_the_attention_does_not_decide_the_order_of_its_rows() -> No
     layer.attention = layer.self_attention
     del layer.self_attention
     assert MegatronLayerPolicy(layer).anatomy.attention.qkv.layout is QKVLayout.INTERLEAVED
+
+
+class _Attention(nn.Module):
+    """Two heads of three elements, rows blocked, forbidden scores at minus infinity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_attention_heads = 2
+        self.query_key_value, self.dense = nn.Linear(5, 18), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        query, key, value = (part.unflatten(-1, (2, 3)) for part in self.query_key_value(x).chunk(3, dim=-1))
+        scores = torch.einsum("tbhe,sbhe->bhts", query, key) / 3**0.5
+        scores = scores if mask is None else scores.masked_fill(mask, float("-inf"))
+        return self.dense(torch.einsum("bhts,sbhe->tbhe", scores.softmax(-1), value).flatten(-2))
+
+
+class ParallelTransformerLayer(nn.Module):
+    """As small as such a layer can be: plain linears, and nothing written down that its tensors say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.input_layernorm, self.post_attention_layernorm = nn.LayerNorm(5), nn.LayerNorm(5)
+        self.attention = _Attention()
+        self.mlp = nn.Module()
+        self.mlp.dense_h_to_4h, self.mlp.dense_4h_to_h = nn.Linear(5, 7), nn.Linear(7, 5)
+
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
+        x = hidden_states + self.attention(self.input_layernorm(hidden_states), attention_mask)
+        inner = nn.functional.gelu(self.mlp.dense_h_to_4h(self.post_attention_layernorm(x)))
+        return x + self.mlp.dense_4h_to_h(inner)
+
+
+def test_an_older_layer_may_leave_unsaid_what_its_tensors_and_its_answers_say() -> None:
+    layer = randomise(ParallelTransformerLayer(), 5).eval().double()
+    twin: Any = copy.deepcopy(layer)
+    assert len(replace_module(twin).replaced) == 1
+    x = torch.randn(4, 2, 5, dtype=torch.float64)
+    torch.testing.assert_close(twin(x, causal(4)), layer(x, causal(4)), rtol=1e-12, atol=1e-12)
+    assert twin.fused.core.anatomy.attention.qkv.layout is QKVLayout.BLOCKED
+    assert twin.fused.calls == 1
 
 
 def test_an_older_layer_without_storage_cannot_be_asked() -> None:

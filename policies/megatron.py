@@ -95,7 +95,11 @@ def _plain_wiring(layer: Any) -> None:
 def _attention(layer: Any) -> Attention:
     own = layer.module("self_attention", f"{_TRANSFORMER}.attention:SelfAttention")
     core = layer.module("self_attention.core_attention", f"{_TRANSFORMER}.dot_product_attention:DotProductAttention")
-    softmax = plain_softmax(layer, "self_attention.core_attention.scale_mask_softmax")
+    path = "self_attention.core_attention.scale_mask_softmax"
+    softmax = layer.module(path, "megatron.core.fusions.fused_softmax:FusedScaleMaskSoftmax")
+    if _function_name(softmax.mask_func) != f"{_TRANSFORMER}.utils:attention_mask_func":
+        raise layer.refuse(f"{path} has a mask_func of its own")
+    no_kernel_without_mask(layer, softmax)
     if core.softmax_offset is not None:
         raise layer.refuse("softmax_offset: an extra term in the sum of attention's softmax")
     window = _window(layer, softmax)
@@ -123,15 +127,11 @@ def _attention(layer: Any) -> Attention:
     )
 
 
-def plain_softmax(layer: Any, path: str) -> Any:
-    """The softmax at ``path``, if it computes the same function whatever the shape. Raises ``UnsupportedLayer``."""
-    softmax = layer.get(path)
-    if softmax.mask_func.__name__ != "attention_mask_func":
-        raise layer.refuse(f"{path} masks with {softmax.mask_func.__name__}")
-    fuses = softmax.scaled_masked_softmax_fusion and softmax.input_in_float16
+def no_kernel_without_mask(layer: Any, softmax: Any) -> None:
+    """Refuse a softmax that computes one function for some shapes and another for the rest."""
+    fuses = getattr(softmax, "scaled_masked_softmax_fusion", False) and getattr(softmax, "input_in_float16", False)
     if fuses and softmax.attn_mask_type.name == "causal":
         raise layer.refuse("masked_softmax_fusion in half precision: for some shapes its kernel passes over the mask")
-    return softmax
 
 
 def _window(layer: Any, softmax: Any) -> int | None:
@@ -196,9 +196,10 @@ def activation(layer: Any, path: str) -> Activation:
     from torch.nn import functional as F  # noqa: N812
 
     function = layer.get(path)
-    kernels = {F.gelu: ActivationKind.GELU, F.silu: ActivationKind.SILU, F.relu: ActivationKind.RELU}
-    if function in kernels:
-        return Activation(kind=kernels[function], function=function)
+    kernels = ((F.gelu, ActivationKind.GELU), (F.silu, ActivationKind.SILU), (F.relu, ActivationKind.RELU))
+    for known, kind in kernels:
+        if function is known:
+            return Activation(kind=kind, function=function)
     read: Activation = layer.activation(path)
     return read
 

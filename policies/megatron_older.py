@@ -9,13 +9,14 @@ its parts, and those do not say everything. Above all they do not say how QKV ro
   values, heads in order within each.
 - checkpoint version 1: elements of query, key and value alternate within a head. Refused.
 
-So such a layer is asked: a small input goes through its own forward, and the order that reproduces the result is taken.
-If none does, the layer computes something that this page does not know, and is refused.
+So such a layer is asked: a small input goes through its own forward, and the reading that reproduces the result is
+taken. If none does, the layer computes something that this page does not know, and is refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from .anatomy import (
     QKVLayout,
 )
 from .calls import CallConvention, Returns
-from .megatron import MegatronLayerPolicy, activation, bias_gelu, parallel_linear, plain_softmax
+from .megatron import MegatronLayerPolicy, activation, bias_gelu, no_kernel_without_mask, parallel_linear
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -54,9 +55,10 @@ def read_parallel_layer(layer: Any) -> LayerAnatomy:
         raise layer.refuse("cross-attention (inter_attention)")
     path = "self_attention" if layer.has("self_attention") else "attention"
     readings = [
-        _anatomy(layer, path, layout, causality)
+        _anatomy(layer, path, layout, causality, activation)
         for layout in (QKVLayout.INTERLEAVED, QKVLayout.BLOCKED)
         for causality in (Causality.NEVER, Causality.IF_NO_MASK)
+        for activation in _activations(layer)
     ]
     question = _Question(layer, readings[0].attention.out.weight)
     for reading in readings:
@@ -66,17 +68,21 @@ def read_parallel_layer(layer: Any) -> LayerAnatomy:
 
 
 class _Question:
-    """A small input and what the layer itself makes of it, under a causal mask and under none."""
+    """A small input, and what the layer itself makes of it under a mask and under none.
+
+    One token varies little, so that a norm's eps shows, and one query may attend nowhere.
+    """
 
     def __init__(self, layer: Any, weight: Tensor) -> None:
         import torch
 
         if weight.is_meta:
             raise layer.refuse("parameters on the meta device, where a layer cannot be asked what it computes")
-        generator = torch.Generator().manual_seed(0)
-        hidden = torch.randn(_TOKENS, _BATCH, weight.shape[0], generator=generator)
+        hidden = torch.randn(_TOKENS, _BATCH, weight.shape[0], generator=torch.Generator().manual_seed(0))
+        hidden[1] *= 0.01
         self.hidden = hidden.to(weight.device, weight.dtype)
-        self.allowed = torch.ones(1, 1, _TOKENS, _TOKENS, dtype=torch.bool, device=weight.device).tril()
+        self.allowed = torch.ones(_BATCH, 1, _TOKENS, _TOKENS, dtype=torch.bool, device=weight.device).tril()
+        self.allowed[0, :, 2] = False
         with _evaluating(layer.layer):
             try:
                 self.masked = self._original(layer, ~self.allowed)
@@ -113,12 +119,16 @@ class _Question:
         return True
 
     def _close(self, ours: Tensor, answer: Tensor) -> bool:
-        """Compared is what the layer adds to its input, so that a layer of small weights cannot hide behind it."""
+        """Compared is what the layer adds to its input, so that a layer of small weights cannot hide behind it. A query
+        that attends nowhere may have no result of its own."""
         import torch
 
-        added = (answer - self.hidden).abs().amax()
-        allowed = torch.finfo(answer.dtype).eps ** 0.5 * added
-        return bool(((ours - answer).abs().amax() <= allowed).item())
+        known = answer.isfinite()
+        added = (answer - self.hidden)[known]
+        if not added.numel():
+            return False
+        allowed = torch.finfo(answer.dtype).eps ** 0.5 * added.abs().amax()
+        return bool(((ours - answer)[known].abs().amax() <= allowed).item())
 
 
 @contextlib.contextmanager
@@ -137,67 +147,84 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
             one.training = mode
 
 
-def _anatomy(layer: Any, path: str, layout: QKVLayout, causality: Causality) -> LayerAnatomy:
+def _anatomy(layer: Any, path: str, layout: QKVLayout, causality: Causality, activation: Activation) -> LayerAnatomy:
     return LayerAnatomy(
         attention=_attention(layer, path, layout, causality),
         mlp=MLP(
             up=_linear(layer, "mlp.dense_h_to_4h"),
             down=_linear(layer, "mlp.dense_4h_to_h"),
-            activation=_activation(layer),
+            activation=activation,
         ),
         attention_norm=_norm(layer, "input_layernorm"),
         mlp_norm=_norm(layer, "post_attention_layernorm"),
         norm_position=NormPosition.PRE,
         hidden_size=layer.get(f"{path}.dense.weight").shape[0],
-        residual_from_norm=bool(layer.get("apply_residual_connection_post_layernorm")),
+        residual_from_norm=bool(getattr(layer.layer, "apply_residual_connection_post_layernorm", False)),
     )
 
 
 def _attention(layer: Any, path: str, layout: QKVLayout, causality: Causality) -> Attention:
     own = layer.get(path)
-    core = own.core_attention if layer.has(f"{path}.core_attention") else own
-    softmax = plain_softmax(layer, f"{path}{'' if core is own else '.core_attention'}.scale_mask_softmax")
-    heads = own.num_attention_heads_per_partition
+    out = _linear(layer, f"{path}.dense")
+    qkv = _linear(layer, f"{path}.query_key_value", adds=True)
+    heads = getattr(own, "num_attention_heads_per_partition", None) or layer.get(f"{path}.num_attention_heads")
+    head_size = out.weight.shape[1] // heads
     return Attention(
-        qkv=FusedQKV(linear=_linear(layer, f"{path}.query_key_value", adds=True), layout=layout),
-        out=_linear(layer, f"{path}.dense"),
+        qkv=FusedQKV(linear=qkv, layout=layout),
+        out=out,
         heads=heads,
-        kv_heads=getattr(own, "num_query_groups_per_partition", heads),
-        head_size=own.hidden_size_per_attention_head,
-        # Scores are divided by a factor that may hold the layer's number, which the softmax then takes out again.
-        scale=(1.0 if softmax.scale is None else softmax.scale) / float(core.norm_factor),
+        kv_heads=(qkv.weight.shape[0] // head_size - heads) // 2,
+        head_size=head_size,
+        scale=_scale(layer, path, head_size),
         causality=causality,
         module=own,
         even_if_blind=True,
     )
 
 
+def _scale(layer: Any, path: str, head_size: int) -> float:
+    """Scores are divided by a factor that may hold the layer's number, which the softmax then takes out again."""
+    core = layer.get(f"{path}.core_attention" if layer.has(f"{path}.core_attention") else path)
+    softmax = getattr(core, "scale_mask_softmax", None)
+    no_kernel_without_mask(layer, softmax)
+    return float(getattr(softmax, "scale", None) or 1.0) / float(getattr(core, "norm_factor", math.sqrt(head_size)))
+
+
 def _linear(layer: Any, path: str, *, adds: bool = False) -> Linear:
-    """A parallel linear of whatever module: its name and its parts are what copies have in common."""
+    """A parallel linear of whatever module: its name and its parts are what copies have in common. Or a plain one."""
     kind = type(layer.get(path))
-    if kind.__name__ not in ("ColumnParallelLinear", "RowParallelLinear"):
-        raise layer.refuse(f"{path} is a {kind.__name__}, not a ColumnParallelLinear or RowParallelLinear")
-    return parallel_linear(layer, path, f"{kind.__module__}:{kind.__qualname__}", adds=adds)
+    if kind.__name__ in ("ColumnParallelLinear", "RowParallelLinear"):
+        return parallel_linear(layer, path, f"{kind.__module__}:{kind.__qualname__}", adds=adds)
+    linear: Linear = layer.linear(path)
+    return linear
 
 
 def _norm(layer: Any, path: str) -> Norm:
+    """torch's layer norm, or a fused one with the same parts; with ``apply_layernorm_1p`` gains are stored less one."""
     found = layer.get(path)
-    if type(found).__name__ != "MixedFusedLayerNorm":
+    fused = type(found).__name__.endswith("LayerNorm") and type(found).__module__ != "torch.nn.modules.normalization"
+    if not fused:
         norm: Norm = layer.norm(path)
         return norm
-    centred = getattr(found, "apply_layernorm_1p", False)
     return Norm(
         name=path,
         kind=NormKind.LAYER,
-        weight=found.weight,
-        bias=found.bias,
-        eps=found.eps,
-        gain_offset=1.0 if centred else 0.0,
+        weight=layer.get(f"{path}.weight"),
+        bias=layer.get(f"{path}.bias"),
+        eps=layer.get(f"{path}.eps"),
+        gain_offset=1.0 if getattr(found, "apply_layernorm_1p", False) else 0.0,
     )
 
 
-def _activation(layer: Any) -> Activation:
-    """A gated MLP of this age halves its input inside the activation, so that up and gate stay one projection here."""
-    if getattr(layer.get("mlp"), "bias_gelu_fusion", False):
-        return Activation(kind=ActivationKind.OWN, function=bias_gelu)
-    return activation(layer, "mlp.activation_func")
+def _activations(layer: Any) -> tuple[Activation, ...]:
+    """What the MLP may apply. A gated MLP of this age halves its input inside, so up and gate stay one projection."""
+    fused = Activation(kind=ActivationKind.OWN, function=bias_gelu)
+    if not layer.has("mlp.activation_func"):
+        from torch.nn import functional as F  # noqa: N812
+
+        return fused, Activation(kind=ActivationKind.GELU, function=F.gelu)
+    return (
+        (fused,)
+        if getattr(layer.get("mlp"), "bias_gelu_fusion", False)
+        else (activation(layer, "mlp.activation_func"),)
+    )
