@@ -13,6 +13,7 @@ from ..case import Case, Example, Inputs, Refusal, Workload
 from ..randomise import randomise
 from .inputs import VOCABULARY, attention_mask, valid_positions
 from .tampered import tampered_layers
+from .unusual import make_unusual
 from .workloads import FilledCache, causal_mask, make_layer
 
 
@@ -59,7 +60,7 @@ class TransformersCase(Case):
         config._attn_implementation = example["attention"]
         with no_init_weights():
             model = self.make(config, example).eval()
-        return randomise(model, example.seed)
+        return make_unusual(randomise(model, example.seed), example)
 
     def refusals(self) -> tuple[Refusal, ...]:
         return tampered_layers(lambda: self.build(self.simplest), self.layer)

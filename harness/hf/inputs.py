@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..case import Axis, Example
+from .unusual import NORM_EPS, WEIGHTS
 
 VOCABULARY = 37
 POSITIONS = 24
@@ -56,7 +57,7 @@ ACTIVATIONS = Axis(
 )
 """Every activation of transformers' table, but for ``xielu``, whose constants are rounded to bfloat16."""
 
-SIZES = (LAYERS, BATCH, TOKENS, PADDING)
+SIZES = (LAYERS, BATCH, TOKENS, PADDING, WEIGHTS, NORM_EPS)
 COMMON = (*SIZES, MASK)
 EAGER_ONLY = Axis("attention", ("eager",))
 

@@ -27,38 +27,48 @@ Emit = Callable[[str, Tensor], None]
 
 @dataclass(frozen=True, eq=False)
 class Projection:
-    """``x @ weight.T + bias`` with weight (N, D), usually a view of the layer's own parameter.
+    """``x @ weight.T + bias`` with weight (N, D), a view of ``stored``: usually the layer's own parameter.
 
     ``onednn`` lets calls that suit it run on oneDNN, activation or residual included; the rest run on public operators.
+    ``transposed``: ``stored`` is (D, N).
     """
 
     name: str
-    weight: Tensor
+    stored: Tensor
     bias: Tensor | None
     onednn: bool = False
+    transposed: bool = False
 
     @classmethod
     def of(cls, linear: Linear, plan: Plan) -> Projection:
-        return cls(linear.name, linear.weight_out_in, linear.bias, plan is Plan.ONEDNN)
+        return cls(linear.name, linear.weight, linear.bias, plan is Plan.ONEDNN, linear.transposed)
+
+    @property
+    def weight(self) -> Tensor:
+        """(N, D). The view is taken anew at each call: one that was kept would pass no gradients on."""
+        return self.stored.t() if self.transposed else self.stored
 
     def __call__(self, x: Tensor, emit: Emit) -> Tensor:
-        if self.onednn and onednn.suits(x, self.weight):
-            out = onednn.linear(x, self.weight, self.bias)
+        weight = self.weight
+        if self.onednn and onednn.suits(x, weight, self.bias):
+            out = onednn.linear(x, weight, self.bias)
         else:
-            out = F.linear(x, self.weight, self.bias)
+            out = F.linear(x, weight, self.bias)
         emit(self.name, out)
         return out
 
     def activated(self, x: Tensor, activation: Activation, emit: Emit) -> Tensor:
         """``activation`` of the projection."""
-        if self.onednn and activation.kind in onednn.POST_OPERATIONS and onednn.suits(x, self.weight):
-            return onednn.activate(x, self.weight, self.bias, activation.kind)
+        weight = self.weight
+        if self.onednn and activation.kind in onednn.POST_OPERATIONS and onednn.suits(x, weight, self.bias):
+            return onednn.activate(x, weight, self.bias, activation.kind)
         return activate(activation, self(x, emit))
 
     def plus(self, x: Tensor, residual: Tensor, emit: Emit) -> Tensor:
         """``residual`` (..., N) plus the projection."""
-        if self.onednn and residual.dtype is x.dtype and onednn.suits(x, self.weight):
-            return onednn.add(x, self.weight, self.bias, residual)
+        weight = self.weight
+        if self.onednn and residual.dtype is x.dtype and onednn.suits(x, weight, self.bias, residual):
+            return onednn.add(x, weight, self.bias, residual)
         return residual + self(x, emit)
 
 
@@ -92,6 +102,8 @@ def can_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
     plain = all(type(t) is nn.Parameter and not t.is_inference() and t.device.type != "meta" for t in tensors)
     named = {name for linear in linears for name in linear.parameters}
     own = not named & shared and len({id(t) for t in tensors}) == len(tensors)
+    # Rows of the packed tensor are contiguous; a parameter of other strides could not be given back as it was.
+    plain = plain and all(t.is_contiguous() for t in tensors)
     return same_kind and all_or_no_bias and plain and own and not any(linear.transposed for linear in linears)
 
 
