@@ -14,6 +14,7 @@ class Returns(Enum):
     """What the original's forward gives back."""
 
     TENSOR = "a tensor"
+    TENSOR_ALONE = "a tuple of a tensor (and the attention weights if they are asked for)"
     TENSOR_AND_WEIGHTS = "a tuple of a tensor and the attention weights (None unless asked for)"
     TENSOR_AND_CONTEXT = "a tuple of a tensor and the context it was given"
 

@@ -40,15 +40,35 @@ def _cross_attention(layer: Any) -> Attention:
 
 def _attention(layer: Any, path: str, qkv: FusedQKV | SplitCrossQKV) -> Attention:
     own = layer.transformers_attention(path, f"{_MODELING}:GPT2Attention")
-    causal = own.is_causal and own.config._attn_implementation == "sdpa"
     return Attention(
         qkv=qkv,
         out=layer.linear(f"{path}.c_proj"),
         heads=own.num_heads,
         kv_heads=own.num_heads,
         head_size=own.head_dim,
-        scale=own.scaling,
-        causality=Causality.IF_NO_MASK if causal else Causality.NEVER,
+        scale=_scale(own),
+        causality=_causality(own),
         module=own,
         cache_index=own.layer_idx,
     )
+
+
+def _scale(own: Any) -> float:
+    """transformers 5.0 keeps no ``scaling``: its eager attention goes by the flags, and its sdpa passes over them."""
+    if hasattr(own, "scaling"):
+        return own.scaling
+    scale = own.head_dim**-0.5
+    if own.config._attn_implementation == "sdpa":
+        return scale
+    return (scale if own.scale_attn_weights else 1.0) / (
+        own.layer_idx + 1 if own.scale_attn_by_inverse_layer_idx else 1
+    )
+
+
+def _causality(own: Any) -> Causality:
+    """Eager attention of transformers 5.0 has a causal buffer of its own."""
+    if not own.is_causal:
+        return Causality.NEVER
+    if own.config._attn_implementation == "sdpa":
+        return Causality.IF_NO_MASK
+    return Causality.ALWAYS if hasattr(own, "bias") else Causality.NEVER

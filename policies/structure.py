@@ -90,6 +90,35 @@ class Structure:
             return Norm(name=path, kind=NormKind.RMS, weight=found.weight, bias=None, eps=getattr(found, eps))
         raise self.refuse(f"{path} is a {type(found).__name__}, not a LayerNorm or a known RMS norm")
 
+    def own_norm(
+        self,
+        path: str,
+        class_name: str,
+        *,
+        kind: NormKind,
+        eps: str | float,
+        gain_offset: float = 0.0,
+        rounds_last: bool = False,
+    ) -> Norm:
+        """The norm at ``path``, of a class of the architecture's own (``module:Class``), a norm of ``kind``.
+
+        ``eps`` names the attribute that holds it, or is the number itself where the class has it in its code. See
+        ``Norm`` for the rest.
+        """
+        found = self.module(path, class_name)
+        names = list(dict(found.named_parameters()))
+        if names not in ([], ["weight"], ["weight", "bias"]):
+            raise self.refuse(f"{path} has parameters {', '.join(names)}, not a weight and a bias")
+        return Norm(
+            name=path,
+            kind=kind,
+            weight=getattr(found, "weight", None),
+            bias=getattr(found, "bias", None),
+            eps=getattr(found, eps) if isinstance(eps, str) else eps,
+            gain_offset=gain_offset,
+            rounds_last=rounds_last,
+        )
+
     def activation(self, path: str) -> Activation:
         """The activation at ``path``: a module or any callable on tensors."""
         found = self.get(path)

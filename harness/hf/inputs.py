@@ -7,9 +7,17 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers.activations import ACT2FN
 
 from ..case import Axis, Example
 from .unusual import NORM_EPS, WEIGHTS
+
+
+
+def in_installed(*names: str) -> tuple[str, ...]:
+    """Those of ``names`` that the installed transformers knows as activations."""
+    return tuple(name for name in names if name in ACT2FN)
+
 
 VOCABULARY = 37
 POSITIONS = 24
@@ -29,7 +37,7 @@ MASK = Axis("mask", ("none", "2d", "4d float", "4d bool"))
 MASK_2D = Axis("mask", ("none", "2d"))
 ACTIVATIONS = Axis(
     "activation",
-    (
+    in_installed(
         "gelu",
         "relu",
         "gelu_new",
@@ -55,7 +63,8 @@ ACTIVATIONS = Axis(
         "prelu",
     ),
 )
-"""Every activation of transformers' table, but for ``xielu``, whose constants are rounded to bfloat16."""
+"""Every activation in the table of the installed transformers, but for ``xielu``, whose constants are rounded to
+bfloat16."""
 
 SIZES = (LAYERS, BATCH, TOKENS, PADDING, WEIGHTS, NORM_EPS)
 COMMON = (*SIZES, MASK)

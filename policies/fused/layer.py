@@ -21,13 +21,14 @@ from collections import Counter
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..base import AnatomyPolicy, Swap, UnsupportedLayer
 from ..calls import Returns
 from ..plans import Plan, settle
 from .arguments import Arguments, read_arguments
 from .linear import Emit
+from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
 from .watch import Watch, inner_hooks
 
@@ -79,6 +80,7 @@ class FusedLayer(nn.Module):
     _fused_policy: ClassVar[type[AnatomyPolicy]]
     _fused_original: ClassVar[type[nn.Module]]
     _fused_parameters: ClassVar[tuple[str, ...]]
+    _fused_returns: ClassVar[Returns]
     _fused_plan: Plan = Plan.PLAIN
     _fused_packing: bool = True
     _fused_shared: frozenset[str] = frozenset()
@@ -115,7 +117,7 @@ class FusedLayer(nn.Module):
         hidden = core(arguments.hidden, arguments.call, arguments.encoder)
         if self._fused_policy.call.sequence_first:
             hidden = hidden.transpose(0, 1).contiguous()
-        return _as_returned(self._fused_policy.call.returns, hidden, arguments)
+        return in_form(self._fused_returns, hidden, arguments.context)
 
     def _why_not(self, state: FusedState, arguments: Arguments, compiling: bool) -> str | None:
         if state.refusal is not None:
@@ -124,7 +126,9 @@ class FusedLayer(nn.Module):
             return "training mode"
         if arguments.unknown is not None:
             return arguments.unknown
-        return None if compiling else inner_hooks(state.watch.modules)
+        if compiling:
+            return "weights assigned since the last call that was not compiled" if state.watch.exchanged() else None
+        return inner_hooks(state.watch.modules)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # Moving a layer gives each parameter a storage of its own; a packed weight left behind would be a second copy.
@@ -186,6 +190,7 @@ def fused_class(original: type[nn.Module], policy: type[AnatomyPolicy]) -> type[
         "_fused_policy": policy,
         "_fused_original": original,
         "_fused_parameters": parameters,
+        "_fused_returns": form_of(original, policy.call.returns),
     }
     return type(f"Fused{original.__name__}", (FusedLayer, original), namespace)
 
@@ -193,13 +198,3 @@ def fused_class(original: type[nn.Module], policy: type[AnatomyPolicy]) -> type[
 def _rebuild(original: type[nn.Module], policy: type[AnatomyPolicy]) -> nn.Module:
     cls = fused_class(original, policy)
     return cls.__new__(cls)
-
-
-def _as_returned(returns: Returns, hidden: Tensor, arguments: Arguments) -> Any:
-    match returns:
-        case Returns.TENSOR:
-            return hidden
-        case Returns.TENSOR_AND_WEIGHTS:
-            return hidden, None
-        case Returns.TENSOR_AND_CONTEXT:
-            return hidden, arguments.context

@@ -25,6 +25,8 @@ def resolve(
     always = attention.causality in (Causality.ALWAYS, Causality.ONLY)
     if attention.causality is Causality.ONLY:
         mask = None
+    if mask is not None and mask.shape[-1] > keys:
+        mask = mask[..., :keys]  # transformers 5.0 made masks one key longer, and its layers cut them
     if causal is None:
         causal = attention.causality is Causality.IF_NO_MASK
     if not always and mask is None and queries > 1 and causal and bias is None:
