@@ -13,7 +13,6 @@ from ..case import Axis, Example
 from .unusual import NORM_EPS, WEIGHTS
 
 
-
 def in_installed(*names: str) -> tuple[str, ...]:
     """Those of ``names`` that the installed transformers knows as activations."""
     return tuple(name for name in names if name in ACT2FN)
