@@ -36,6 +36,16 @@ class AttributeWatch:
             or any(one.data_ptr() != at or one.stride() != stride for one, at, stride in self._addresses)
         )
 
+    def restore(self) -> None:
+        """Undo what was set, added or deleted since."""
+        kept: dict[int, set[str]] = {}
+        for owner, name, value in self._items:
+            owner[name] = value
+            kept.setdefault(id(owner), set()).add(name)
+        for owner, _ in self._sizes:
+            for name in owner.keys() - kept.get(id(owner), set()):
+                del owner[name]
+
 
 def hooked(modules: tuple[nn.Module, ...]) -> str | None:
     """Why hooks keep a graph from standing for ``modules``, or None. Hooks of ``modules`` themselves do not: they run

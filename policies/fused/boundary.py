@@ -2,7 +2,8 @@
 
 A convolution gives channels_last where its input or its weight is laid out so. Between convolutions an original loses
 that format in a transformer (which copies to contiguous), gains it in an attention over pixels (whose transposed tokens
-are channels_last), and keeps it through a concatenation only where both sides have it.
+are channels_last, which torch recognises in batches of two and more), and keeps it through a concatenation only where
+both sides have it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-FormatRule = Callable[[Any, bool], bool]
-"""Takes a model and whether its input is channels_last, and says whether what reaches its last convolution is."""
+FormatRule = Callable[[Any, bool, int], bool]
+"""Takes a model, whether its input is channels_last, and the batch; says whether what reaches the last convolution is."""
 
 
 def original_gives_channels_last(
@@ -24,7 +25,7 @@ def original_gives_channels_last(
     relaid = f"{prefix}conv_out.weight" in strides
     if not relaid and suggests_channels_last(model.conv_out.weight):  # type: ignore[arg-type, union-attr]
         return True
-    return rule(model, suggests_channels_last(image))
+    return rule(model, suggests_channels_last(image), image.shape[0])
 
 
 def suggests_channels_last(tensor: Tensor) -> bool:
@@ -40,34 +41,34 @@ def suggests_channels_last(tensor: Tensor) -> bool:
     return True
 
 
-def coder_keeps_channels_last(coder: Any, given: bool) -> bool:
+def coder_keeps_channels_last(coder: Any, given: bool, batch: int) -> bool:
     """The rule of a VAE's encoder and decoder, which are one line of blocks."""
     blocks = [*getattr(coder, "down_blocks", ()), coder.mid_block, *getattr(coder, "up_blocks", ())]
-    return given or any(_after(block, layer, False) for block in blocks for layer in range(len(block.resnets)))
+    return given or any(_after(block, layer, False, batch) for block in blocks for layer in range(len(block.resnets)))
 
 
-def unet_keeps_channels_last(unet: Any, given: bool) -> bool:
+def unet_keeps_channels_last(unet: Any, given: bool, batch: int) -> bool:
     """The rule of a UNet, whose up blocks concatenate what its down blocks have put aside."""
     now, aside = given, [given]
     for block in unet.down_blocks:
         for layer in range(len(block.resnets)):
-            now = _after(block, layer, now)
+            now = _after(block, layer, now, batch)
             aside.append(now)
         if block.downsamplers is not None:
             aside.append(now)
     if unet.mid_block is not None:
         for layer in range(len(unet.mid_block.resnets)):
-            now = _after(unet.mid_block, layer, now)
+            now = _after(unet.mid_block, layer, now, batch)
     for block in unet.up_blocks:
         for layer in range(len(block.resnets)):
-            now = _after(block, layer, now and aside.pop())
+            now = _after(block, layer, now and aside.pop(), batch)
     return now
 
 
-def _after(block: Any, layer: int, now: bool) -> bool:
+def _after(block: Any, layer: int, now: bool, batch: int) -> bool:
     """The format after the attention of ``block`` that follows its ``layer``-th residual block."""
     attentions = getattr(block, "attentions", None) or ()
     attention = attentions[layer] if layer < len(attentions) else None
     if attention is None:
         return now
-    return type(attention).__name__ == "Attention"
+    return type(attention).__name__ == "Attention" and (now or batch > 1)

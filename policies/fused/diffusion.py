@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import DSPolicy, Swap, UnsupportedLayer, qualified_name
+from ..plans import Plan, settle
 from .capture import CaptureBackend
 from .diffusion_attention import FusedAttention
 from .diffusion_blocks import (
@@ -49,8 +50,11 @@ class DiffusionState:
     holds the captured graphs by the name of what was captured ("forward", "encoder", "decoder").
     """
 
-    def __init__(self, root: nn.Module, *, backend: type[CaptureBackend] | None, shared: frozenset[str]) -> None:
+    def __init__(
+        self, root: nn.Module, *, backend: type[CaptureBackend] | None, shared: frozenset[str], execution: Plan
+    ) -> None:
         self.root = root
+        self.execution = execution
         self.backend = backend
         self.shared = shared
         self.strides: dict[str, tuple[int, ...]] = {}
@@ -64,7 +68,7 @@ class DiffusionState:
         self._made: CaptureBackend | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("root", "backend", "shared", "strides")}
+        return {name: getattr(self, name) for name in ("root", "backend", "shared", "strides", "execution")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy counts its own calls and derives its own caches."""
@@ -77,7 +81,7 @@ class DiffusionState:
         attentions = [one for one in self.root.modules() if isinstance(one, FusedAttention)]
         packed = sum(one._fused_packed is not None for one in attentions)
         graphs = "" if self.backend is None else f", graphs by {self.backend.name}"
-        return f"channels_last, {packed} of {len(attentions)} attentions packed{graphs}"
+        return f"{self.execution.value}, channels_last, {packed} of {len(attentions)} attentions packed{graphs}"
 
     def refresh(self) -> None:
         """Lay out and pack anew, where a parameter or submodule is not the one that this was done for."""
@@ -182,11 +186,10 @@ class DiffusionSwap(Swap):
         self.parts = parts
         self.backend = backend
         self.policy = policy
-        self.shared: frozenset[str] = frozenset()
         self._swapped: list[nn.Module] = []
 
     def install(self) -> None:
-        state = DiffusionState(self.root, backend=self.backend, shared=self.shared)
+        state = DiffusionState(self.root, backend=self.backend, shared=self.shared, execution=settle(self.execution))
         try:
             for module in self.root.modules():
                 mixin = self.mixin if module is self.root else self.parts.get(qualified_name(type(module)))

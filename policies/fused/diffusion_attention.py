@@ -17,9 +17,9 @@ from torch.nn import functional as F  # noqa: N812
 
 from ..anatomy import Linear
 from ..base import qualified_name
+from ..plans import Plan
 from .linear import Projection, can_pack, pack, unpack
-from .onednn import linear
-from .swapped import Swapped, apply, gradients_wanted, is_plain
+from .swapped import Swapped, apply, gradients_wanted, is_plain, linear
 
 _SDPA = "diffusers.models.attention_processor:AttnProcessor2_0"
 _EAGER = "diffusers.models.attention_processor:AttnProcessor"
@@ -28,13 +28,13 @@ _EAGER = "diffusers.models.attention_processor:AttnProcessor"
 class PackedProjections:
     """The packed weights of one attention. ``whole`` has the rows of query (where it reads the same input), key, value."""
 
-    def __init__(self, linears: tuple[Linear, ...]) -> None:
+    def __init__(self, linears: tuple[Linear, ...], plan: Plan) -> None:
         self.linears = linears
-        self.whole = pack(linears)
+        self.whole = pack(linears, plan)
         self.rows = [one.weight.shape[0] for one in linears]
         query = sum(self.rows[:-2])
         bias = self.whole.bias
-        self.key_value = Projection(self.whole.weight[query:], None if bias is None else bias[query:])
+        self.key_value = Projection("key and value", self.whole.weight[query:], None if bias is None else bias[query:])
         self._addresses = [(one, one.data_ptr()) for linear in linears for one in linear.parameters.values()]
 
     def stale(self, attention: Any) -> bool:
@@ -108,7 +108,7 @@ class FusedAttention(Swapped):
             for part, one in zip(parts, modules, strict=True)
         )
         if can_pack(linears, self._fused_state.shared):
-            self._fused_packed = PackedProjections(linears)
+            self._fused_packed = PackedProjections(linears, self._fused_state.execution)
 
     def fused_unbind(self) -> None:
         if self._fused_packed is not None:
@@ -134,7 +134,7 @@ class FusedAttention(Swapped):
         )
         scale = self.scale if qualified_name(type(self.processor)) == _EAGER else None
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
-        result = apply(self.to_out[0], context.transpose(1, 2).flatten(2).to(query.dtype))
+        result = apply(self.to_out[0], context.transpose(1, 2).flatten(2).to(query.dtype), self._fused_state.execution)
         result = self.to_out[1](result)
         if image is not None:
             result = result.transpose(1, 2).reshape(image)
@@ -153,14 +153,15 @@ class FusedAttention(Swapped):
         """Query (B, T, H * E), key and value (B, S, H * E)."""
         if encoder is not None and self.norm_cross is not None:
             encoder = self.norm_encoder_hidden_states(encoder)
-        packed = self._fused_usable()
+        packed, plan = self._fused_usable(), self._fused_state.execution
         states = hidden if encoder is None else encoder
         if packed is None:
-            return apply(self.to_q, hidden), apply(self.to_k, states), apply(self.to_v, states)
+            return apply(self.to_q, hidden, plan), apply(self.to_k, states, plan), apply(self.to_v, states, plan)
         if encoder is None and len(packed.rows) == 3:
-            return linear(hidden, packed.whole.weight, packed.whole.bias).split(packed.rows, dim=-1)
-        key, value = linear(states, packed.key_value.weight, packed.key_value.bias).split(packed.rows[-2:], dim=-1)
-        return apply(self.to_q, hidden), key, value
+            return linear(hidden, packed.whole.weight, packed.whole.bias, plan).split(packed.rows, dim=-1)
+        pair = packed.key_value
+        key, value = linear(states, pair.weight, pair.bias, plan).split(packed.rows[-2:], dim=-1)
+        return apply(self.to_q, hidden, plan), key, value
 
     def _fused_usable(self) -> PackedProjections | None:
         """The packed weights, if using them is the same as calling the three layers: no hooks, no adapters, no gradient

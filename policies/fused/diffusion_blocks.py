@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from .onednn import linear
-from .swapped import Swapped, apply, gradients_wanted
+from .swapped import Swapped, apply, gradients_wanted, linear
 
 CHANNELS_LAST = torch.channels_last
 
@@ -36,7 +35,7 @@ class FusedConv2d(Swapped):
             rows = input.permute(0, 2, 3, 1)
         else:
             rows = self._fused_patches(input, down, right)
-        return linear(rows, matrix, self.bias).permute(0, 3, 1, 2)
+        return linear(rows, matrix, self.bias, self._fused_state.execution).permute(0, 3, 1, 2)
 
     def _fused_as_product(self, x: Tensor) -> bool:
         weight = self.weight
@@ -80,7 +79,7 @@ class FusedGEGLU(Swapped):
         if args or kwargs or gradients_wanted(hidden_states, *self.parameters()):
             result: Tensor = super().forward(hidden_states, *args, **kwargs)
             return result
-        hidden, gate = apply(self.proj, hidden_states).chunk(2, dim=-1)
+        hidden, gate = apply(self.proj, hidden_states, self._fused_state.execution).chunk(2, dim=-1)
         return self.gelu(gate).mul_(hidden)
 
 
@@ -92,7 +91,7 @@ class FusedFeedForward(Swapped):
             result: Tensor = super().forward(hidden_states, *args, **kwargs)
             return result
         for module in self.net:
-            hidden_states = apply(module, hidden_states)
+            hidden_states = apply(module, hidden_states, self._fused_state.execution)
         return hidden_states
 
 
@@ -103,7 +102,7 @@ class FusedTransformer2D(Swapped):
         self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
     ) -> Tensor:
         if self.use_linear_projection:
-            hidden_states = apply(self.proj_out, hidden_states)
+            hidden_states = apply(self.proj_out, hidden_states, self._fused_state.execution)
         image = hidden_states.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
         if not self.use_linear_projection:
             image = self.proj_out(image)

@@ -32,6 +32,7 @@ from .inspection import NotRepeatable, TrialRun
 from .trees import NotCapturableError, Spec, StaticTensor, TensorSpec, clone_leaves, flatten, unflatten
 
 DEFAULT_LIMIT = 8
+_SETS_ATTRIBUTES = "attributes of its module are set by the call"
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +82,7 @@ class Graphed:
         self._watch = AttributeWatch(modules)
         self._lock = threading.RLock()
         self._running = False
+        self._sets_attributes = False
 
     def __len__(self) -> int:
         """How many captures are held."""
@@ -118,6 +120,8 @@ class Graphed:
         reason = self.veto() or hooked(self.modules)
         if reason is None and (self._running or self.backend.busy()):
             reason = "a call while capturing"
+        if reason is None and self._sets_attributes:
+            reason = _SETS_ATTRIBUTES
         if reason is None and _get_current_dispatch_mode() is not None:
             reason = "a dispatch mode is active"
         if reason is None and any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
@@ -157,10 +161,13 @@ class Graphed:
             protected = [*tensors, *self._weights()]
             with TrialRun(protected):
                 self.backend.warm_up(lambda: self._run_once(spec, tensors))
+            if self._watch.changed():
+                # A replay would not set them again, and the eager call that follows must find them as they were.
+                self._watch.restore()
+                self._sets_attributes = True
+                raise NotCapturableError(_SETS_ATTRIBUTES)
             self.backend.warm_up(lambda: self._run_once(spec, tensors))
             recording = self.backend.capture(lambda: self._run_once(spec, tensors))
-        if self._watch.changed():
-            raise NotCapturableError("attributes of its module are set by the call")
         outputs, output_spec = flatten(recording.output)
         memory = {storage_id(one) for one in protected}
         if any(storage_id(one) in memory for one in outputs):

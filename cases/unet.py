@@ -1,0 +1,236 @@
+"""Conditional UNets of diffusers: Stable Diffusion 1.x, 2.x, XL, LCM, and what their configuration allows beyond.
+
+Shapes: B batch, S conditioning tokens, Y x X image; sizes of the levels differ, and sides may be odd.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.case import Axis, Case, Example, Inputs, Refusal, Workload, flag
+from harness.randomise import randomise
+
+from .unet_inputs import conditioning, image, residuals
+from .unet_refused import refused_unets
+from .unet_sizes import SD15, SD21, SDXL
+
+DOWN = {
+    "C": "CrossAttnDownBlock2D",
+    "D": "DownBlock2D",
+    "A": "AttnDownBlock2D",
+    "S": "SimpleCrossAttnDownBlock2D",
+    "R": "ResnetDownsampleBlock2D",
+}
+UP = {
+    "C": "CrossAttnUpBlock2D",
+    "D": "UpBlock2D",
+    "A": "AttnUpBlock2D",
+    "S": "SimpleCrossAttnUpBlock2D",
+    "R": "ResnetUpsampleBlock2D",
+}
+CLASSES = 7
+PROJECTED = 10
+"""Width of what projection class embeddings and text_time conditioning take."""
+
+
+class UNetCase(Case):
+    name = "unet"
+    title = "Diffusion UNet"
+    layered = False
+    effort = 20.0
+    axes = (
+        Axis("blocks", ("C", "CD", "DC", "CC", "CCD", "D", "AD", "SR")),
+        Axis("mid", ("cross", "plain", "simple", "none")),
+        Axis("heads", ("2", "1", "3", "5", "per block")),
+        Axis("groups", (2, 1, 4)),
+        Axis("group_size", (4, 2, 6), claimed=False),
+        Axis("layers", (1, 2)),
+        Axis("depth", ("1", "2", "per block")),
+        flag("linear_projection", simplest=False),
+        Axis("context", ("narrow", "as channels")),
+        flag("only_cross_attention", simplest=False),
+        flag("upcast_attention", simplest=False),
+        Axis("class_embedding", ("none", "lookup", "timestep", "identity", "projection", "simple_projection")),
+        flag("class_concat", simplest=False),
+        flag("guidance", simplest=False),
+        Axis("addition", ("none", "text_time", "text", "text_image")),
+        flag("encoder_projection", simplest=False),
+        Axis("time_shift", ("default", "scale_shift")),
+        Axis("time_embedding", ("positional", "fourier")),
+        Axis("time_activation", ("none", "silu", "gelu")),
+        Axis("activation", ("silu", "gelu", "mish", "relu")),
+        Axis("eps", (1e-5, 1e-12, 1e-2)),
+        Axis("mid_scale", (1.0, 1.5)),
+        flag("center_input", simplest=False),
+        Axis("conv_out_kernel", (3, 1)),
+        Axis("batch", (1, 2, 3, 4)),
+        Axis("height", (4, 5, 6, 7)),
+        Axis("width", (4, 3, 6)),
+        Axis("tokens", (3, 1, 5)),
+        Axis("format", ("contiguous", "channels_last", "transposed")),
+        Axis("weights", ("contiguous", "channels_last")),
+        Axis("encoder_mask", ("none", "bool", "float")),
+        Axis("residuals", ("none", "control", "adapter")),
+        Axis("timestep", ("int", "float", "0-d", "batch")),
+        flag("return_dict", simplest=True),
+        flag("positional", simplest=False),
+        flag("eager_attention", simplest=False),
+    )
+    input_axes = ("batch", "height", "width", "tokens", "format", "encoder_mask", "timestep", "return_dict")
+    workloads = (
+        Workload(name="sd1.5 unet", phase="image", batch=1, tokens=64, config=SD15, weight_bytes=3_438_000_000),
+        Workload(name="sd1.5 unet", phase="image", batch=1, tokens=32, config=SD15, weight_bytes=3_438_000_000),
+        Workload(name="sd2.1 unet", phase="image", batch=1, tokens=64, config=SD21, weight_bytes=3_464_000_000),
+        Workload(name="sdxl unet", phase="image", batch=1, tokens=64, config=SDXL, weight_bytes=10_270_000_000),
+    )
+
+    def config(self, example: Example) -> dict[str, Any]:
+        """Arguments of the model. Where one choice needs another, it is derived here."""
+        blocks, channels = example["blocks"], channels_of(example)
+        count = len(blocks)
+        return {
+            "block_out_channels": channels,
+            "down_block_types": tuple(DOWN[one] for one in blocks),
+            "up_block_types": tuple(UP[one] for one in reversed(blocks)),
+            "mid_block_type": _MID[example["mid"]],
+            "attention_head_dim": _heads(example, count),
+            "norm_num_groups": example["groups"],
+            "layers_per_block": example["layers"],
+            "transformer_layers_per_block": _depth(example["depth"], count),
+            "use_linear_projection": example["linear_projection"],
+            "cross_attention_dim": 6 if example["context"] == "narrow" else channels[0],
+            "only_cross_attention": example["only_cross_attention"] and not _is_simple(example),
+            "upcast_attention": example["upcast_attention"],
+            "resnet_time_scale_shift": example["time_shift"],
+            "time_embedding_type": example["time_embedding"],
+            "time_embedding_act_fn": None if example["time_activation"] == "none" else example["time_activation"],
+            "timestep_post_act": None if example["time_activation"] == "none" else example["time_activation"],
+            "act_fn": example["activation"],
+            "norm_eps": example["eps"],
+            "mid_block_scale_factor": example["mid_scale"],
+            "center_input_sample": example["center_input"],
+            "conv_out_kernel": example["conv_out_kernel"],
+            "time_cond_proj_dim": 5 if example["guidance"] else None,
+            **_conditioning(example),
+        }
+
+    def build(self, example: Example) -> nn.Module:
+        from diffusers import UNet2DConditionModel
+
+        with torch.device("meta"):
+            model: Any = UNet2DConditionModel(**self.config(example)).eval()
+        model.to_empty(device="cpu")
+        if example["eager_attention"] and not _is_simple(example):
+            model.set_default_attn_processor()
+        if example["weights"] == "channels_last":
+            model = model.to(memory_format=torch.channels_last)
+        return randomise(model, example.seed)
+
+    def inputs(self, example: Example) -> Inputs:
+        generator = torch.Generator().manual_seed(example.seed + 2)
+        config = self.config(example)
+        kwargs = {
+            "sample": image(example, 4, generator),
+            "timestep": _timestep(example, generator),
+            **conditioning(example, config, generator),
+            **residuals(example, config["block_out_channels"], generator),
+            "return_dict": example["return_dict"],
+        }
+        return Inputs(kwargs={**kwargs, "positional": example["positional"]})
+
+    def expected(self, example: Example) -> int:
+        return 1
+
+    def run(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        kwargs = dict(inputs.kwargs)
+        positional = kwargs.pop("positional")
+        if "down_intrablock_additional_residuals" in kwargs:
+            # The model takes the residuals out of the list that it is given.
+            kwargs["down_intrablock_additional_residuals"] = list(kwargs["down_intrablock_additional_residuals"])
+        names = ("sample", "timestep", "encoder_hidden_states", "class_labels", "timestep_cond") if positional else ()
+        first = [kwargs.pop(name) for name in names]
+        result = model(*first, **kwargs)
+        return {"sample": result.sample if kwargs["return_dict"] else result[0]}
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        return refused_unets(lambda: self.build(self.simplest))
+
+    def workload_module(self, workload: Workload) -> nn.Module:
+        from diffusers import UNet2DConditionModel
+
+        with torch.device("meta"):
+            model = UNet2DConditionModel(**workload.config)
+        model = model.to_empty(device="cpu").eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(0.0, 0.02)
+        return model
+
+    def workload_call(self, module: nn.Module, workload: Workload) -> dict[str, Any]:
+        batch, side, width = workload.batch, workload.tokens, workload.config["cross_attention_dim"]
+        call: dict[str, Any] = {
+            "sample": torch.randn(batch, 4, side, side),
+            "timestep": torch.tensor(500),
+            "encoder_hidden_states": torch.randn(batch, 77, width),
+        }
+        if workload.config.get("addition_embed_type") == "text_time":
+            times = torch.tensor([[1024.0, 1024.0, 0.0, 0.0, 1024.0, 1024.0]]).expand(batch, -1).contiguous()
+            call["added_cond_kwargs"] = {"text_embeds": torch.randn(batch, 1280), "time_ids": times}
+        return call
+
+
+_MID = {
+    "cross": "UNetMidBlock2DCrossAttn",
+    "plain": "UNetMidBlock2D",
+    "simple": "UNetMidBlock2DSimpleCrossAttn",
+    "none": None,
+}
+
+
+def channels_of(example: Example) -> tuple[int, ...]:
+    """Channels of each level: multiples of the group count, even, all different, and enough for every head."""
+    unit = example["groups"] * example["group_size"]
+    first = unit * -(-6 // unit)
+    return tuple(first + unit * level for level in range(len(example["blocks"])))
+
+
+def _is_simple(example: Example) -> bool:
+    """Whether a block has the attention of Imagen and Kandinsky, with its added projections."""
+    return example["mid"] == "simple" or "S" in example["blocks"]
+
+
+def _heads(example: Example, count: int) -> Any:
+    """Attention heads; in blocks with added projections the size of a head, which has to divide the channels."""
+    sizes = (1, 2) if _is_simple(example) else (1, 2, 3, 5)
+    if example["heads"] == "per block":
+        return tuple(sizes[level % len(sizes)] for level in range(count))
+    return int(example["heads"]) if int(example["heads"]) in sizes else 2
+
+
+def _depth(depth: str, count: int) -> Any:
+    return tuple(1 + level % 2 for level in range(count)) if depth == "per block" else int(depth)
+
+
+def _conditioning(example: Example) -> dict[str, Any]:
+    kind, addition = example["class_embedding"], example["addition"]
+    return {
+        "class_embed_type": None if kind in ("none", "lookup") else kind,
+        "num_class_embeds": CLASSES if kind == "lookup" else None,
+        "class_embeddings_concat": example["class_concat"] and kind != "none" and addition == "none",
+        "projection_class_embeddings_input_dim": PROJECTED,
+        "addition_embed_type": None if addition == "none" else addition,
+        "addition_time_embed_dim": 2,
+        "addition_embed_type_num_heads": 2,
+        "encoder_hid_dim": 8 if example["encoder_projection"] else None,
+        "encoder_hid_dim_type": "text_proj" if example["encoder_projection"] else None,
+    }
+
+
+def _timestep(example: Example, generator: torch.Generator) -> Any:
+    step = int(torch.randint(0, 1000, (), generator=generator))
+    if example["timestep"] == "batch":
+        return torch.randint(0, 1000, (example["batch"],), generator=generator)
+    return {"int": step, "float": step + 0.25, "0-d": torch.tensor(step)}[example["timestep"]]
