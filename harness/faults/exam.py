@@ -80,7 +80,11 @@ def examine(
                     alarms.append(exam.harmless(variant.id, rewritten, share=0.5))
                 progress(alarms[-1])
     return CaseReport(
-        case=case.name, outcomes=tuple(outcomes), control=control, honest=tuple(alarms), faults=len(faults)
+        case=case.name,
+        outcomes=tuple(outcomes),
+        control=(control, *exam.mistaken),
+        honest=tuple(alarms),
+        faults=len(faults),
     )
 
 
@@ -93,18 +97,38 @@ class Exam:
         self.seed = seed
         self.shrink = shrink
         self.replacer = replacer
-        self.properties = tuple(prop for prop in PROPERTIES if prop.applies(case))
+        asked = [prop for prop in PROPERTIES if prop.applies(case)]
+        self.properties = tuple(sorted(asked, key=lambda prop: -prop.share))
+        self.mistaken: list[Alarm] = []
         deepest = max(map(self._depth, self.properties))
         self.examples = draw(case, max(deepest, SAMPLED), seed)
         self.traits = traits_of(case, self.examples[:SAMPLED], replacer)
 
     def try_fault(self, fault: Fault) -> Outcome | None:
-        """What becomes of ``fault``, or None where it makes no sense here."""
+        """What becomes of ``fault``, or None where it makes no sense here.
+
+        A property that fails on the same example of the clean policy has noticed nothing: it is asked no more, and
+        counted as a false alarm.
+        """
+        while True:
+            outcome, noticed = self._try(fault)
+            if noticed is None or not self._fails_anyway(noticed):
+                return outcome
+            self.properties = tuple(prop for prop in self.properties if prop is not noticed.prop)
+
+    def _fails_anyway(self, noticed: Noticed) -> bool:
+        start = time.perf_counter()
+        alarm = self._look(noticed.prop, self.replacer, (noticed.example,), [0])
+        if alarm is None:
+            return False
+        self.mistaken.append(self._alarm("clean policy", alarm, 1, start))
+        return True
+
+    def _try(self, fault: Fault) -> tuple[Outcome | None, Noticed | None]:
         excused = excuse(fault.id, self.case.name)
         if not fault.applies(self.traits):
-            if excused is None:
-                return None
-            return Outcome(fault=fault.id, case=self.case.name, status="stale", message="does not apply any more")
+            gone = Outcome(fault=fault.id, case=self.case.name, status="stale", message="does not apply any more")
+            return None if excused is None else gone, None
         start = time.perf_counter()
         count = [0]
         with fault.inject(self.replacer) as faulty:
@@ -122,7 +146,7 @@ class Exam:
             status = "survived" if excused is None else "excused"
         else:
             status = "killed" if excused is None else "stale"
-        return Outcome(
+        outcome = Outcome(
             fault=fault.id,
             case=self.case.name,
             status=status,
@@ -133,6 +157,7 @@ class Exam:
             example=None if example is None else str(example),
             off_simplest=off_simplest(example, self.case.axes) if example is not None and self.shrink else None,
         )
+        return outcome, noticed
 
     def harmless(self, subject: str, replacer: Replacer, *, share: float) -> Alarm:
         """Ask every property about something that computes the right function; nothing should be noticed."""
@@ -142,10 +167,13 @@ class Exam:
         for prop in self.properties:
             take = max(2, round(FIRST_LOOK * prop.share * share * 2))
             noticed = noticed or self._look(prop, replacer, self.examples[:take], count)
+        return self._alarm(subject, noticed, count[0], start)
+
+    def _alarm(self, subject: str, noticed: Noticed | None, examples: int, start: float) -> Alarm:
         return Alarm(
             subject=subject,
             case=self.case.name,
-            examples=count[0],
+            examples=examples,
             seconds=time.perf_counter() - start,
             property=None if noticed is None else noticed.prop.name,
             message="" if noticed is None else _one_line(noticed.problem),

@@ -53,7 +53,8 @@ class CaseReport(Struct):
 
     case: str
     outcomes: tuple[Outcome, ...]
-    control: Alarm
+    control: tuple[Alarm, ...]
+    """The clean policy: asked in full once, and on every example on which a fault was noticed."""
     honest: tuple[Alarm, ...]
     faults: int
     """How many faults were looked at, applicable or not."""
@@ -93,7 +94,7 @@ class FaultReport(Struct):
 
     @property
     def false_alarms(self) -> tuple[Alarm, ...]:
-        harmless = (alarm for case in self.cases for alarm in (case.control, *case.honest))
+        harmless = (alarm for case in self.cases for alarm in (*case.control, *case.honest))
         return tuple(one for one in harmless if one.property is not None)
 
     @property

@@ -1,0 +1,135 @@
+"""The whole exam, in parallel: one process a core, each examining one case with a part of the faults at a time."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from ..profiles import PROFILES, Profile
+from ..registry import CaseEntry
+from .report import CaseReport, FaultReport
+
+TASK_SECONDS = 1800.0
+"""A part of an exam that takes longer is taken to hang."""
+PARTS = 3
+"""Into how many parts a case's faults are cut, so that cores finish together."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the faults on one case; honest variants go with the first part."""
+
+    entry: CaseEntry
+    faults: tuple[str, ...]
+    first: bool
+    profile: Profile
+    seed: int
+    shrink: bool
+
+
+Progress = Callable[[CaseReport], None]
+
+
+def run_faults(
+    entries: tuple[CaseEntry, ...],
+    *,
+    faults: tuple[str, ...] = (),
+    profile: str | Profile = "regression",
+    seed: int = 0,
+    shrink: bool = False,
+    workers: int | None = None,
+    progress: Progress = lambda _: None,
+) -> FaultReport:
+    """Try every fault (``faults``: those of these names or rows) on every case that it fits, and say what became of it.
+
+    ``shrink`` makes each example on which a fault was noticed as simple as it can be. ``progress`` is told of each part
+    that is done. Cases whose library is missing are problems of the report. Raises ``UnknownFault``.
+    """
+    start = time.perf_counter()
+    chosen = _names(faults)
+    depth = PROFILES[profile] if isinstance(profile, str) else profile
+    here = [entry for entry in entries if entry.unavailable is None]
+    problems = [f"{entry.name}: {entry.unavailable}" for entry in entries if entry.unavailable is not None]
+    parts = [
+        Part(entry, chosen[place::PARTS], place == 0, depth, seed, shrink) for place in range(PARTS) for entry in here
+    ]
+    done: dict[str, list[CaseReport]] = {entry.name: [] for entry in here}
+    for part, result in _in_parallel([part for part in parts if part.faults or part.first], workers):
+        if isinstance(result, str):
+            problems.append(f"{part.entry.name}: {result}")
+        else:
+            done[part.entry.name].append(result)
+            progress(result)
+    return FaultReport(
+        profile=depth.name,
+        seed=seed,
+        seconds=time.perf_counter() - start,
+        cases=tuple(_joined(reports, chosen) for reports in done.values() if reports),
+        problems=tuple(problems),
+    )
+
+
+def _names(faults: tuple[str, ...]) -> tuple[str, ...]:
+    from .bank import find_faults
+
+    return tuple(fault.id for fault in find_faults(faults))
+
+
+def _in_parallel(parts: list[Part], workers: int | None) -> Any:
+    """Each part with its report, or with one line on why there is none, as they finish."""
+    count = min(workers or len(os.sched_getaffinity(0)), len(parts))
+    if count == 0:
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPool(max_workers=count, initializer=_prepare, context=context) as pool:
+        futures = {pool.schedule(_examine, args=[part], timeout=TASK_SECONDS): part for part in parts}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except FutureTimeout:
+                yield futures[future], f"not examined within {TASK_SECONDS:.0f} s"
+            except ProcessExpired as death:
+                yield futures[future], f"the examining process died (exit code {death.exitcode})"
+            except Exception as problem:
+                yield futures[future], f"the exam raised {type(problem).__name__}: {problem}"
+
+
+def _prepare() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _examine(part: Part) -> CaseReport:
+    from .bank import find_faults
+    from .exam import examine
+
+    return examine(
+        part.entry.load(),
+        faults=find_faults(part.faults) if part.faults else (),
+        profile=part.profile,
+        seed=part.seed,
+        shrink=part.shrink,
+        honest=part.first,
+    )
+
+
+def _joined(reports: list[CaseReport], order: tuple[str, ...]) -> CaseReport:
+    """One case's parts as one report, faults in the bank's order."""
+    place = {name: index for index, name in enumerate(order)}
+    outcomes = sorted((one for report in reports for one in report.outcomes), key=lambda one: place[one.fault])
+    return CaseReport(
+        case=reports[0].case,
+        outcomes=tuple(outcomes),
+        control=tuple(alarm for report in reports for alarm in report.control),
+        honest=tuple(alarm for report in reports for alarm in report.honest),
+        faults=len(order),
+    )
