@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from ..anatomy import Attention, FusedQKV, QKVLayout, SplitCrossQKV, SplitQKV
+from ..anatomy import Attention, FusedQKV, Linear, QKVLayout, SplitCrossQKV, SplitQKV
 from ..plans import Plan
 from .linear import Emit, Projection, can_pack, pack, unpack
 from .masks import resolve, spread_if_blind
@@ -98,7 +98,7 @@ class FusedAttention:
             fused = self.single[qkv.linear.name](x, emit)
             return self._interleaved(fused) if qkv.layout is QKVLayout.INTERLEAVED else self._blocked(fused)
         assert isinstance(qkv, SplitQKV)
-        if self.packed is None or (torch.is_grad_enabled() and qkv.query.weight.requires_grad):
+        if self.packed is None or (torch.is_grad_enabled() and _learning(qkv.linears)):
             parts = [self.single[linear.name](x, emit) for linear in qkv.linears]
         else:
             sizes = [n * attention.head_size for n in (attention.heads, attention.kv_heads, attention.kv_heads)]
@@ -159,6 +159,11 @@ class FusedAttention:
         context = context.transpose(1, 2).flatten(-2)
         emit(f"{attention.out.name}:input", context)
         return context
+
+
+def _learning(linears: tuple[Linear, ...]) -> bool:
+    """Whether any parameter of ``linears`` wants a gradient, which a packed copy of it would not pass on."""
+    return any(parameter.requires_grad for linear in linears for parameter in linear.parameters.values())
 
 
 def _cache_extras(call: AttentionCall) -> tuple[dict[str, Any], ...]:

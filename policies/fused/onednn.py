@@ -43,8 +43,10 @@ def available() -> bool:
     return all(torch.allclose(mine, its, atol=1e-5) for mine, its in pairs)
 
 
-def suits(x: Tensor, weight: Tensor) -> bool:
-    """Whether this call may run here: plain CPU tensors of one dtype, nobody differentiating, casting or compiling."""
+def suits(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether this call may run here: plain CPU tensors of one dtype, nobody differentiating, casting or compiling.
+
+    ``others`` are the call's bias and residual."""
     return (
         x.dtype in DTYPES
         and weight.dtype is x.dtype
@@ -52,7 +54,7 @@ def suits(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == "cpu"
         and weight.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
+        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, *others)))
         and not torch.is_autocast_enabled("cpu")
     )
 

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
 
 
 class Watch:
@@ -29,11 +30,17 @@ class Watch:
 
     def stale(self) -> bool:
         """True where a submodule or parameter was exchanged, or a parameter has another storage."""
+        if self.exchanged():
+            return True
+        return any(parameter.data_ptr() != address for _, _, parameter, address in self._tensors)
+
+    def exchanged(self) -> bool:
+        """True where a submodule or parameter is another object. This much a compiler can trace, and guards on."""
         for children, name, child in self._children:
             if children.get(name) is not child:
                 return True
-        for parameters, name, parameter, address in self._tensors:
-            if parameters.get(name) is not parameter or parameter.data_ptr() != address:
+        for parameters, name, parameter, _ in self._tensors:
+            if parameters.get(name) is not parameter:
                 return True
         return _implementation(self._config) != self._implementation
 
@@ -45,10 +52,15 @@ def _implementation(config: Any) -> Any:
 def inner_hooks(modules: list[nn.Module]) -> str | None:
     """Why hooks on inner modules keep the fused path from running, or None.
 
-    A fused layer does not call its inner modules, so somebody's hook on one of them would be passed over. The hooks by
-    which transformers records outputs stay on the modules for good; they matter only while weights are being recorded.
+    A fused layer does not call its inner modules, so somebody's hook on one of them would be passed over, and so would a
+    forward that was put on an instance. The hooks by which transformers records outputs stay on the modules for good;
+    they matter only while weights are being recorded.
     """
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return "a forward hook on all modules"
     for module in modules:
+        if "forward" in module.__dict__:
+            return f"a forward of its own on {type(module).__name__}"
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         if not hooks:
             continue
