@@ -51,6 +51,7 @@ class FusedState:
         self.watch: Watch
         self.bind(layer)
 
+    @torch.compiler.disable
     def bind(self, layer: nn.Module) -> None:
         """Derive everything anew from ``layer``. A layer that is no longer supported falls back from here on."""
         try:
@@ -90,19 +91,20 @@ class FusedLayer(nn.Module):
     def fused(self) -> FusedState:
         """The state derived from this layer; made when first needed (a copy starts without one)."""
         if self._fused_state is None:
-            self._fused_state = FusedState(
-                self,
-                self._fused_policy,
-                self._fused_plan,
-                packing=self._fused_packing,
-                shared=self._fused_shared,
-            )
+            self._fused_make_state()
+            assert self._fused_state is not None
         return self._fused_state
+
+    @torch.compiler.disable
+    def _fused_make_state(self) -> None:
+        self._fused_state = FusedState(
+            self, self._fused_policy, self._fused_plan, packing=self._fused_packing, shared=self._fused_shared
+        )
 
     def _fused_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         state = self.fused
         compiling = torch.compiler.is_compiling()
-        if not compiling and state.watch.stale():
+        if state.watch.exchanged() if compiling else state.watch.stale():
             state.bind(self)
         arguments = read_arguments(self, state, self._fused_parameters, args, kwargs)
         reason = self._why_not(state, arguments, compiling)
@@ -126,9 +128,7 @@ class FusedLayer(nn.Module):
             return "training mode"
         if arguments.unknown is not None:
             return arguments.unknown
-        if compiling:
-            return "weights assigned since the last call that was not compiled" if state.watch.exchanged() else None
-        return inner_hooks(state.watch.modules)
+        return None if compiling else inner_hooks(state.watch.modules)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # Moving a layer gives each parameter a storage of its own; a packed weight left behind would be a second copy.
