@@ -211,6 +211,7 @@ class AnatomyPolicy(TransformerPolicy):
 
         self.client_module = client_module
         structure = Structure(client_module)
+        structure.nothing_patched()
         anatomy = self.read(structure)
         structure.all_parameters_read(anatomy)
         self.anatomy = anatomy

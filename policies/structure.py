@@ -137,6 +137,12 @@ class Structure:
             raise self.refuse(f"attention implementation {implementation!r} (eager and sdpa are supported)")
         return found
 
+    def nothing_patched(self) -> None:
+        """Raise where the layer or a module in it has a forward of its own instead of its class's."""
+        for path, module in self.layer.named_modules():
+            if "forward" in vars(module):
+                raise self.refuse(f"a forward of its own on {path or 'the layer'}, not its class's")
+
     def all_parameters_read(self, anatomy: LayerAnatomy) -> None:
         """Match or refuse, in general: raise unless the anatomy accounts for each of the layer's parameters."""
         own = {name: p for name, p in self.layer.named_parameters(remove_duplicate=False)}

@@ -34,6 +34,7 @@ def tampered_layers(build: Callable[[], nn.Module], layer_class: str) -> tuple[R
             ("a parameter nobody knows", "extra_gate", _extra_parameter),
             ("a subclass of the layer", "subclass", _subclass),
             ("int8 weights", "int8", _int8),
+            ("a patched linear", "forward of its own", _patch),
         )
     )
 
@@ -86,3 +87,10 @@ def _int8(layer: nn.Module) -> None:
     _, _, linear = _first_linear(layer)
     weight = linear.get_parameter("weight").to(torch.int8)
     linear.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+
+
+def _patch(layer: nn.Module) -> None:
+    """What libraries that hook into a model do: wrap one instance's forward."""
+    _, _, linear = _first_linear(layer)
+    own = linear.forward
+    linear.forward = lambda *args: 2.0 * own(*args)  # type: ignore[method-assign]
