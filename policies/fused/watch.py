@@ -52,8 +52,8 @@ def _implementation(config: Any) -> Any:
 def inner_hooks(modules: list[nn.Module]) -> str | None:
     """Why hooks on inner modules keep the fused path from running, or None.
 
-    A fused layer does not call its inner modules, so somebody's hook on one of them would be passed over, and so would a
-    forward that was put on an instance. The hooks by which transformers records outputs stay on the modules for good;
+    A fused layer does not call its inner modules, so somebody's hook on one of them would be passed over, and so would
+    a forward that was put on an instance. The hooks by which transformers records outputs stay on the modules for good;
     they matter only while weights are being recorded.
     """
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
