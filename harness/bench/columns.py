@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from policies import replace_module
 
 from ..case import Case, Workload
+from ..trial import Replacer
 
 EAGER, SDPA, ORIGINAL = "original eager", "original sdpa", "original"
 COMPILED, FROZEN = "original compiled", "original compiled, frozen"
@@ -50,10 +51,10 @@ def original_columns(case: Case, module: nn.Module, workload: Workload) -> list[
     return columns
 
 
-def replaced_column(case: Case, module: nn.Module, workload: Workload) -> Column:
+def replaced_column(case: Case, module: nn.Module, workload: Workload, replacer: Replacer = replace_module) -> Column:
     """``module`` replaced in place. ``prepare_seconds`` is what replacing took."""
     start = time.perf_counter()
-    handle = replace_module(module)
+    handle = replacer(module)
     seconds = time.perf_counter() - start
     return _column(REPLACED, case, module, workload, seconds=seconds, replaced=len(handle.replaced))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from policies import replace_module
 from reports.record import Timing
 
 from ..case import Case
@@ -19,6 +20,7 @@ from ..search import quiet
 from ..timing.ceilings import SpeedOfLight, fractions, void_beyond_ceiling
 from ..timing.devices import Device
 from ..timing.paired import PairedResult, compare
+from ..trial import Replacer
 from .columns import (
     REPLACED,
     Column,
@@ -36,19 +38,27 @@ This is a gate against timing a wrong result, not a judgement of rounding: the r
 """
 
 
-def time_job(job: Job, *, device: Device, light: SpeedOfLight, seconds_a_pair: float, seed: int) -> tuple[Timing, ...]:
+def time_job(
+    job: Job,
+    *,
+    device: Device,
+    light: SpeedOfLight,
+    seconds_a_pair: float,
+    seed: int,
+    replacer: Replacer = replace_module,
+) -> tuple[Timing, ...]:
     """Every row of ``job``. A job that cannot be built gives one FAILED row that says why."""
     case = job.entry.load()
     try:
         with torch.no_grad(), quiet(), case.surroundings():
-            return _rows(job, case, device=device, light=light, seconds_a_pair=seconds_a_pair, seed=seed)
+            return _rows(job, case, replacer, device=device, light=light, seconds_a_pair=seconds_a_pair, seed=seed)
     except Exception as problem:
         text = str(problem).splitlines()[0] if str(problem) else ""
         return (_row(job, device, "original", REPLACED, verdict="FAILED", reason=f"{type(problem).__name__}: {text}"),)
 
 
 def _rows(
-    job: Job, case: Case, *, device: Device, light: SpeedOfLight, seconds_a_pair: float, seed: int
+    job: Job, case: Case, replacer: Replacer, *, device: Device, light: SpeedOfLight, seconds_a_pair: float, seed: int
 ) -> tuple[Timing, ...]:
     module = case.workload_module(job.workload).to(device=device.kind, dtype=getattr(torch, job.dtype))
     originals = original_columns(case, module, job.workload)
@@ -57,7 +67,7 @@ def _rows(
     if job.compiled:
         *baselines, compiled = compiled_columns(case, module, job.workload)
         subjects = [(originals[-1], compiled)]
-    replaced = replaced_column(case, module, job.workload)
+    replaced = replaced_column(case, module, job.workload, replacer)
     pairs = [(baseline, replaced) for baseline in baselines] + subjects
     expected = originals[-1].output()
     rows = []

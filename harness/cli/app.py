@@ -15,6 +15,7 @@ import typer
 
 from ..registry import CaseEntry
 from . import explore, perform, show
+from . import validate as validating
 
 HELP = """Proves or refutes layer-replacement policies for Transformer and diffusion models.
 
@@ -48,6 +49,8 @@ for command in (
     perform.check,
     perform.bench,
     perform.run,
+    validating.validate,
+    validating.new,
     show.report,
     show.compare,
     show.history,

@@ -1,0 +1,93 @@
+"""Commands for policies from outside the tree: validate, new."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reports import record
+
+from ..profiles import PROFILES
+from . import options
+from .progress import Reporter
+
+
+def validate(
+    file: Annotated[str, typer.Argument(metavar="FILE[:NAME]", help="A Python file, and which policy in it.")],
+    profile: options.Profile = "regression",
+    seed: options.Seed = None,
+    out: options.Out = None,
+    budget: Annotated[float, typer.Option(help="Seconds for timing; 0 leaves it out.", min=0.0)] = 6.0,
+    seconds: Annotated[float, typer.Option(help="Seconds that one check may take.", min=1.0)] = 60.0,
+    memory: Annotated[float, typer.Option(help="GiB of memory that one check may take.", min=0.1)] = 4.0,
+    workers: options.Workers = None,
+    json: options.Json = False,
+) -> int:
+    """Prove or refute a policy in a file of your own: contract, properties, timing, report, and a verdict to paste."""
+    from ..run import new_folder
+    from ..validation.isolation import Limits
+    from ..validation.validate import Request
+    from ..validation.validate import record as make_record
+    from ..validation.validate import validate as perform
+    from ..validation.verdict import block
+    from .perform import write_page
+
+    if profile not in PROFILES:
+        raise typer.BadParameter(f"no profile is called {profile!r}; there are: {' '.join(PROFILES)}")
+    path, name = _split(file)
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    folder = out or new_folder(Path("runs"), created, seed or 0)
+    _must_be_free(folder)
+    limits = Limits(seconds=seconds, memory=int(memory * 2**30), workers=workers)
+    request = Request(path=path, name=name, profile=profile, seed=seed or 0, budget=budget, limits=limits)
+    with Reporter() as reporter:
+        done = perform(request, reporter.verdict)
+    command = shlex.join(["harness", *sys.argv[1:]])
+    run = make_record(request, done, run_id=uuid.uuid4().hex, created=created, command=command)
+    record.write(run, folder)
+    write_page(run, folder)
+    sys.stdout.write((folder / record.RECORD_NAME).read_text() if json else block(run, done, folder))
+    return 0 if run.ok else 1
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the policy's class, and of its file.")],
+    layer: Annotated[str, typer.Option(metavar="MODULE:CLASS", help="The layer class to replace.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the file.")] = Path(),
+) -> int:
+    """Write a policy for a layer class, filled in as far as the layer's structure can be found out."""
+    from ..validation.invent import invent, write_file
+
+    if not name.isidentifier():
+        raise typer.BadParameter(f"{name!r} cannot be the name of a class")
+    path = out / f"{name.lower()}.py"
+    invented = invent(name, layer)
+    out.mkdir(parents=True, exist_ok=True)
+    write_file(invented, path)
+    lines = invented.source.count("\n")
+    print(f"{path}: {lines} lines, from one tiny {invented.derivation.model.partition(':')[2]}")
+    for one in invented.refused:
+        print(f"refuses {one}: the description does not cover it")
+    for one in invented.wrong:
+        print(f"to settle: {one}")
+    print(f"next: harness validate {path}")
+    return 0
+
+
+def _split(file: str) -> tuple[str, str | None]:
+    """``FILE[:NAME]``; a colon in a folder's name is no separator."""
+    path, colon, name = file.rpartition(":")
+    return (path, name) if colon and name.isidentifier() else (file, None)
+
+
+def _must_be_free(folder: Path) -> None:
+    from ..journal import JournalError
+
+    if (folder / record.RECORD_NAME).exists():
+        raise JournalError(f"{folder}: holds a finished run already; choose another folder")

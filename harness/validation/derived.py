@@ -1,0 +1,171 @@
+"""The case that a derivation describes. It is rebuilt from the description in every process that checks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..case import Axis, Example, Inputs, Refusal, Value, Workload
+from ..hf import inputs as hf
+from ..hf.case import TransformersCase, attention_implementation, load
+from ..hf.rotary import rope_parameters
+
+DECODER = "config is_decoder"
+PATCH, CHANNELS = 4, 3
+"""Pixels a side of a patch, and colours, of image models."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derivation:
+    """All that is known of a derived case; data only, so that it travels between processes.
+
+    ``fields`` maps a role to the configuration's own names for it. ``kept_apart`` lists axis values that do not go
+    together; ``refused`` what a policy refuses (axis, value, feature); ``dropped`` and ``undrawn`` say what could not be
+    drawn, and why.
+    """
+
+    layer: str
+    model: str
+    config: str
+    fields: dict[str, tuple[str, ...]]
+    axes: tuple[Axis, ...]
+    undrawn: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+    kept_apart: tuple[tuple[tuple[str, Value], ...], ...] = ()
+    refused: tuple[tuple[str, Value, str], ...] = ()
+    causal: bool = False
+    causal_if_decoder: bool = False
+    cached: bool = False
+    image: bool = False
+    sdpa: bool = True
+    layers_of: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.layer.partition(":")[2]
+
+
+def config_values(derivation: Derivation, example: Example | None = None) -> dict[str, Any]:
+    """Arguments of the configuration for ``example`` (default: the simplest)."""
+    example = Example({axis.name: axis.simplest for axis in derivation.axes}, 0) if example is None else example
+    values = example.values
+    heads = values["kv_heads"] * values["group"] if "kv_heads" in values else values.get("heads", 1)
+    size: Any = values["head_size"]
+    hidden = heads * 2 * values["hidden_factor"] if values.get("hidden_factor") else heads * size
+    by_role: dict[str, Any] = {
+        "hidden": hidden,
+        "heads": heads,
+        "kv_heads": values.get("kv_heads", heads),
+        "head_size": size,
+        "inner": values.get("inner"),
+        "layers": values.get("layers"),
+        "activation": values.get("activation"),
+        "eps": values.get("eps"),
+        "positions": hf.POSITIONS,
+        "vocabulary": hf.VOCABULARY,
+        "window": values.get("window"),
+    }
+    if "rope" in derivation.fields:
+        by_role["rope"] = _rope(values, size)
+    drawn = {name: by_role[role] for role, names in derivation.fields.items() for name in names if role in by_role}
+    extras = {name.removeprefix("config "): value for name, value in values.items() if name.startswith("config ")}
+    return drawn | extras | _FIXED | ({"image_size": 2 * PATCH, "patch_size": PATCH} if derivation.image else {})
+
+
+_FIXED = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+
+
+def _rope(values: Any, size: int) -> dict[str, Any]:
+    share = values.get("rotary_share", 1.0)
+    turned = max(2, int(size * share) // 2 * 2)
+    return rope_parameters(values["rope"], turned) | {"partial_rotary_factor": turned / size}
+
+
+class DerivedCase(TransformersCase):
+    """Examples of the model that contains a layer class, as ``derivation`` describes them."""
+
+    def __init__(self, derivation: Derivation) -> None:
+        self.derivation = derivation
+        # A case's facts are those of its class elsewhere; here each instance has its own.
+        facts: dict[str, Any] = {
+            "name": derivation.name,
+            "title": f"{derivation.name} (derived)",
+            "axes": derivation.axes,
+            "configuration": derivation.config,
+            "model": derivation.model,
+            "layer": derivation.layer,
+            "sdpa": derivation.sdpa,
+            "causal": derivation.causal,
+            "cached": derivation.cached,
+        }
+        vars(self).update(facts)
+
+    def apart(self, example: Example) -> Example:
+        """``example``, with the last of any values that do not go together back at its simplest."""
+        simplest = {axis.name: axis.simplest for axis in self.axes}
+        for together in self.derivation.kept_apart:
+            if all(example.values.get(name) == value for name, value in together):
+                example = example.with_value(together[-1][0], simplest[together[-1][0]])
+        return example
+
+    def build(self, example: Example, **overrides: Any) -> nn.Module:
+        return super().build(self.apart(example), **overrides)
+
+    def config_kwargs(self, example: Example) -> dict[str, Any]:
+        return config_values(self.derivation, example)
+
+    def make(self, config: Any, example: Example) -> nn.Module:
+        cls = load(self.model)
+        try:
+            model: nn.Module = cls(config, add_pooling_layer=False)
+        except TypeError:
+            model = cls(config)
+        return model
+
+    def is_causal(self, example: Example) -> bool:
+        example = self.apart(example)
+        decoder = bool(example.values.get(DECODER))
+        return self.derivation.causal_if_decoder if decoder else self.derivation.causal
+
+    def caches(self, example: Example) -> bool:
+        return self.cached and self.is_causal(example)
+
+    def expected(self, example: Example) -> int:
+        layers = self.apart(example).values.get("layers", 1)
+        return self.derivation.layers_of[int(str(layers))]
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        return (*super().refusals(), *(_refusal(self, *one) for one in self.derivation.refused))
+
+    def inputs(self, example: Example) -> Inputs:
+        example = self.apart(example)
+        if not self.derivation.image:
+            return super().inputs(example)
+        generator = torch.Generator().manual_seed(example.seed + 2)
+        side = 2 * PATCH
+        return Inputs(kwargs={"pixel_values": torch.randn(example["batch"], CHANNELS, side, side, generator=generator)})
+
+    @property
+    def workloads(self) -> tuple[Workload, ...]:  # type: ignore[override]
+        from .workload import default_workloads
+
+        return default_workloads(self.derivation)
+
+    def workload_module(self, workload: Workload) -> nn.Module:
+        from .workload import layer_and_call
+
+        return layer_and_call(self.derivation, workload, "sdpa")[0]
+
+    def workload_call(self, module: nn.Module, workload: Workload) -> dict[str, Any]:
+        implementation = attention_implementation(module)
+        from .workload import layer_and_call
+
+        return layer_and_call(self.derivation, workload, implementation or "sdpa")[1]
+
+
+def _refusal(case: DerivedCase, axis: str, value: Value, feature: str) -> Refusal:
+    example = case.simplest.with_value(axis, value)
+    return Refusal(name=f"{axis}={value}", feature=feature, build=lambda: case.build(example))

@@ -1,0 +1,92 @@
+"""A policy's file from outside the tree: what is in it, and which of it is meant."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import inspect
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from policies.base import AnatomyPolicy, DSPolicy
+
+from ..case import Case
+
+
+class UnusableFile(ValueError):
+    """A file from which no policy can be taken; one line says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The policy that is meant, and the case beside it if there is one. Names only, so that it travels."""
+
+    policy: str
+    layer_classes: tuple[str, ...]
+    case: str | None
+
+
+def look(path: str, name: str | None) -> Contents:
+    """What ``path`` holds. ``name`` chooses among several policies. Raises ``UnusableFile``."""
+    module = load_file(path)
+    policies = _of_kind(module, DSPolicy)
+    if not policies:
+        raise UnusableFile(f"{path} has no policy: define a subclass of policies.base.AnatomyPolicy in it")
+    if name is None and len(policies) > 1:
+        raise UnusableFile(f"{path} has {len(policies)} policies; say which: {path}:{policies[0]}, or {policies[1]}")
+    if name is not None and name not in policies:
+        near = difflib.get_close_matches(name, policies, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"it has: {' '.join(policies)}"
+        raise UnusableFile(f"{path} has no policy called {name}; {hint}")
+    chosen = name or policies[0]
+    policy = getattr(module, chosen)
+    left = sorted(getattr(policy, "__abstractmethods__", ()))
+    if left:
+        raise UnusableFile(f"{chosen} does not define {', '.join(left)}")
+    if issubclass(policy, AnatomyPolicy) and not hasattr(policy, "call"):
+        raise UnusableFile(f"{chosen} has no call: say how its layer is called, call = CallConvention(...)")
+    cases = _of_kind(module, Case)
+    return Contents(chosen, tuple(policy.layer_classes), cases[0] if cases else None)
+
+
+def _of_kind(module: ModuleType, kind: type) -> list[str]:
+    """Classes of ``kind`` that ``module`` defines itself, in order."""
+    return [
+        name
+        for name, one in vars(module).items()
+        if inspect.isclass(one) and issubclass(one, kind) and one.__module__ == module.__name__
+    ]
+
+
+@functools.cache
+def load_file(path: str) -> ModuleType:
+    """The module in ``path``, imported once a process. Raises ``UnusableFile`` with the line on which it failed."""
+    if not Path(path).is_file():
+        raise UnusableFile(f"{path}: there is no such file")
+    spec = importlib.util.spec_from_file_location(f"validated_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise UnusableFile(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module.__name__] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as problem:
+        raise UnusableFile(f"{path} does not import: {in_one_line(problem, path)}") from None
+    return module
+
+
+def in_one_line(problem: BaseException, path: str) -> str:
+    """``problem`` with the line of ``path`` from which it came."""
+    line = problem.lineno if isinstance(problem, SyntaxError) else _line_in(problem, path)
+    where = f" (line {line})" if line else ""
+    text = problem.msg if isinstance(problem, SyntaxError) else str(problem)
+    return f"{type(problem).__name__}: {' '.join(text.split())[:200]}{where}"
+
+
+def _line_in(problem: BaseException, path: str) -> int | None:
+    frames = [frame for frame in traceback.extract_tb(problem.__traceback__) if frame.filename == path]
+    return frames[-1].lineno if frames else None

@@ -1,0 +1,311 @@
+"""What a layer is made of and how it is wired, found by running it and comparing the tensors that pass through it.
+
+Names only say where to look. Whether a norm stands before or after its block, whether attention and MLP are parallel,
+which projection is the gate, is read off the values: the input of one part is the output of another, or a sum of two.
+What cannot be found out is said, one sentence each, and left to the author.
+
+Shapes: B batch, T tokens, D hidden size, H heads, K key/value heads, E head size.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from policies.base import qualified_name
+
+from ..exact import exact_mode
+from ..search import quiet
+from ..trial import cast
+from .derived import Derivation, DerivedCase
+from .models import layer_class
+from .norms import NormFound, is_norm, norm_found
+
+_QUERY = re.compile(r"^(q|query|q_proj|q_lin|wq|to_q|query_proj)$")
+_KEY = re.compile(r"^(k|key|k_proj|k_lin|wk|to_k|key_proj)$")
+_VALUE = re.compile(r"^(v|value|v_proj|v_lin|wv|to_v|value_proj)$")
+_FUSED = re.compile(r"^(query_key_value|qkv|qkv_proj|c_attn|wqkv|in_proj|w_pack|att_proj)$", re.IGNORECASE)
+_CACHES = ("past_key_values", "layer_past", "past_key_value")
+CLOSE = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passed:
+    """One call of one part of the layer."""
+
+    module: nn.Module
+    given: Tensor
+    returned: Tensor
+
+
+@dataclass(kw_only=True)
+class Found:
+    """What was found out of a layer. Paths are from the layer; None where nothing was found. ``open`` lists what the
+    author has to settle."""
+
+    layer: str
+    model: str
+    attention_path: str = ""
+    attention_class: str = ""
+    query: str = ""
+    key: str = ""
+    value: str = ""
+    fused: str = ""
+    out: str = ""
+    gate: str = ""
+    up: str = ""
+    gate_up: str = ""
+    down: str = ""
+    activation: str = ""
+    mlp_path: str = ""
+    mlp_class: str = ""
+    attention_norm: NormFound | None = None
+    mlp_norm: NormFound | None = None
+    query_norm: NormFound | None = None
+    key_norm: NormFound | None = None
+    post_norm: bool = False
+    parallel: bool = False
+    rotary: bool = False
+    alibi: bool = False
+    returns_tuple: bool = False
+    cache: str | None = None
+    cache_index: str | None = None
+    grouped: bool = False
+    heads: str = ""
+    kv_heads: str = ""
+    head_size: str = ""
+    scale: str = ""
+    causal_flag: bool = False
+    open: list[str] = field(default_factory=list)
+
+
+def inspect_layer(derivation: Derivation) -> Found:
+    """Run one tiny layer of ``derivation`` and say what it is."""
+    case = DerivedCase(derivation)
+    example = case.apart(_telling(case))
+    with quiet(), exact_mode():
+        model = case.build(example).double()
+        layer = next(one for one in model.modules() if type(one) is layer_class(derivation.layer))
+        parts, call, output = _watched(case, model, layer, cast(case.inputs(example).kwargs, torch.float64))
+    found = Found(layer=derivation.layer, model=derivation.model)
+    _call(found, layer, call, output)
+    _attention(found, layer, parts)
+    _mlp(found, layer, parts)
+    _wiring(found, parts, call["hidden_states"])
+    _numbers(found, layer, parts, example["head_size"])
+    return found
+
+
+def _telling(case: DerivedCase) -> Any:
+    """An example in which sizes that mean different things differ."""
+    example = case.simplest
+    for name, value in (("kv_heads", 2), ("group", 3), ("heads", 3), ("inner", 31), ("batch", 2), ("tokens", 4)):
+        axis = next((one for one in case.axes if one.name == name), None)
+        if axis is not None and value in axis.values:
+            example = example.with_value(name, value)
+    return example
+
+
+def _watched(
+    case: DerivedCase, model: nn.Module, layer: nn.Module, kwargs: dict[str, Any]
+) -> tuple[dict[str, Passed], dict[str, Any], Any]:
+    """Each part's call in the order of their ends, the layer's own call by argument name, and what it returned."""
+    parts: dict[str, Passed] = {}
+    call: dict[str, Any] = {}
+    outputs: list[Any] = []
+    names = list(inspect.signature(layer.forward).parameters)
+
+    def note(path: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            given = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
+            returned = output[0] if isinstance(output, tuple) else output
+            if given is not None and isinstance(returned, Tensor):
+                parts[path] = Passed(module=module, given=given, returned=returned)
+
+        return hook
+
+    def whole(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        call.update({**dict(zip(names, args)), **kwargs})
+        outputs.append(output)
+
+    hooks = [one.register_forward_hook(note(path), with_kwargs=True) for path, one in layer.named_modules() if path]
+    hooks.append(layer.register_forward_hook(whole, with_kwargs=True))
+    try:
+        model(**kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    call["hidden_states"] = call.get("hidden_states", next(iter(call.values())))
+    return parts, call, outputs[0]
+
+
+def _call(found: Found, layer: nn.Module, call: dict[str, Any], output: Any) -> None:
+    parameters = inspect.signature(layer.forward).parameters
+    inner = {n for one in layer.modules() for n in inspect.signature(one.forward).parameters}
+    if "hidden_states" not in parameters:
+        found.open.append(f"the layer's first argument is called {next(iter(parameters))}, not hidden_states")
+    found.returns_tuple = isinstance(output, tuple)
+    if found.returns_tuple and len(output) != 2:
+        found.open.append(f"the layer returns {len(output)} values: choose or add a Returns")
+    found.cache = next((name for name in _CACHES if name in inner or name in parameters), None)
+    found.rotary = call.get("position_embeddings") is not None
+    found.alibi = call.get("alibi") is not None
+
+
+def _linears(parts: dict[str, Passed]) -> list[str]:
+    return [path for path, part in parts.items() if type(part.module).__name__ in ("Linear", "Conv1D")]
+
+
+def _attention(found: Found, layer: nn.Module, parts: dict[str, Passed]) -> None:
+    linears = _linears(parts)
+
+    def named(pattern: re.Pattern[str]) -> str:
+        return next((path for path in linears if pattern.match(path.rpartition(".")[2])), "")
+
+    found.query, found.key, found.value, found.fused = (named(one) for one in (_QUERY, _KEY, _VALUE, _FUSED))
+    if found.query and found.key and found.value:
+        found.fused = ""
+        last = max(linears.index(path) for path in (found.query, found.key, found.value))
+    elif found.fused:
+        found.query = found.key = found.value = ""
+        last = linears.index(found.fused)
+    else:
+        subclasses = sorted({type(one).__name__ for one in layer.modules() if isinstance(one, nn.Linear)} - {"Linear"})
+        odd = f" ({', '.join(subclasses)} may compute something else than nn.Linear)" if subclasses else ""
+        found.open.append(f"which of its linears are the QKV projections: {', '.join(linears) or 'none is plain'}{odd}")
+        return
+    found.attention_path = (found.query or found.fused).rpartition(".")[0]
+    found.attention_class = qualified_name(type(layer.get_submodule(found.attention_path)))
+    found.out = linears[last + 1] if last + 1 < len(linears) else ""
+    if not found.out:
+        found.open.append("which linear is the attention's output projection")
+
+
+def _mlp(found: Found, layer: nn.Module, parts: dict[str, Passed]) -> None:
+    known = {found.query, found.key, found.value, found.fused, found.out}
+    rest = [path for path in _linears(parts) if path not in known]
+    activation = next((path for path in parts if _is_activation(layer, path)), "")
+    if len(rest) not in (2, 3) or not activation:
+        linears = ", ".join(rest) or "no linears"
+        found.open.append(f"how the MLP is made of {linears} and {activation or 'no activation'}")
+        return
+    found.activation, found.down = activation, rest[-1]
+    into = parts[activation].given
+    if len(rest) == 3:
+        found.gate = next((path for path in rest[:2] if same(parts[path].returned, into)), "")
+        found.up = next(path for path in rest[:2] if path != found.gate)
+        if not found.gate:
+            found.open.append(f"which of {rest[0]} and {rest[1]} goes through the activation")
+    elif same(parts[rest[0]].returned, into):
+        found.up = rest[0]
+    elif same(parts[rest[0]].returned.chunk(2, dim=-1)[0], into):
+        found.gate_up = rest[0]
+    else:
+        found.open.append(f"how {rest[0]} and the activation are joined")
+    found.mlp_path = found.down.rpartition(".")[0]
+    if found.mlp_path and any(path.startswith(f"{found.mlp_path}.") for path in rest[:-1]):
+        found.mlp_class = qualified_name(type(layer.get_submodule(found.mlp_path)))
+
+
+def _is_activation(layer: nn.Module, path: str) -> bool:
+    module = layer.get_submodule(path)
+    return "act" in path.rpartition(".")[2].lower() or type(module).__module__ in (
+        "transformers.activations",
+        "torch.nn.modules.activation",
+    )
+
+
+def _wiring(found: Found, parts: dict[str, Passed], x: Tensor) -> None:
+    """Which norm stands where: (B, T, D) values are compared, never names."""
+    first, inner = parts.get(found.query or found.fused), parts.get(found.gate or found.up or found.gate_up)
+    if first is None or inner is None or not found.out:
+        return
+    attended = parts[found.out].returned
+    norms = {path: part for path, part in parts.items() if is_norm(part.module)}
+    head = {path: part for path, part in norms.items() if path.startswith(f"{found.attention_path}.")}
+    whole = {path: part for path, part in norms.items() if path not in head}
+    found.post_norm = same(first.given, x)
+    before = next((path for path, part in whole.items() if same(part.returned, first.given)), "")
+    after = next((path for path, part in whole.items() if same(part.given, x + attended)), "")
+    ahead = next((path for path, part in whole.items() if same(part.returned, inner.given)), "")
+    if found.post_norm:
+        last = next((path for path in whole if path != after), "")
+        _place(found, parts, after, last)
+    else:
+        found.parallel = bool(ahead) and not same(parts[ahead].given, x + attended)
+        _place(found, parts, before, "" if ahead == before else ahead)
+    unplaced = [path for path in whole if path not in _placed(found)]
+    if unplaced:
+        found.open.append(f"norms that stand where no anatomy has one: {', '.join(unplaced)}")
+    _head_norms(found, head, parts)
+
+
+def _place(found: Found, parts: dict[str, Passed], attention: str, mlp: str) -> None:
+    found.attention_norm = norm_found(attention, parts[attention]) if attention else None
+    found.mlp_norm = norm_found(mlp, parts[mlp]) if mlp else None
+    for norm in (found.attention_norm, found.mlp_norm):
+        if norm is not None and norm.problem:
+            found.open.append(f"{norm.path}: {norm.problem}")
+    if found.attention_norm is None:
+        found.open.append("which norm belongs to the attention block")
+    if found.mlp_norm is None and not found.parallel:
+        found.open.append("which norm belongs to the MLP")
+
+
+def _placed(found: Found) -> set[str]:
+    return {norm.path for norm in (found.attention_norm, found.mlp_norm) if norm is not None}
+
+
+def _head_norms(found: Found, head: dict[str, Passed], parts: dict[str, Passed]) -> None:
+    """Norms inside the attention, over each head of queries and keys."""
+    for path, part in head.items():
+        is_query = "q" in path.rpartition(".")[2].lower().split("_")[0]
+        norm = norm_found(path, part)
+        if norm.problem or part.given.dim() != 4:
+            why = norm.problem or "it is not taken over each head alone"
+            found.open.append(f"{path} inside the attention: {why}")
+        elif is_query:
+            found.query_norm = norm
+        else:
+            found.key_norm = norm
+
+
+def _numbers(found: Found, layer: nn.Module, parts: dict[str, Passed], size: int) -> None:
+    """Where the attention keeps its head counts, head size and scale."""
+    if not found.attention_path:
+        return
+    own = layer.get_submodule(found.attention_path)
+    found.cache_index = "layer_idx" if hasattr(own, "layer_idx") else None
+    found.causal_flag = hasattr(own, "is_causal")
+    found.grouped = hasattr(own, "num_key_value_groups")
+    found.head_size = next((n for n in _HEAD_SIZES if getattr(own, n, None) == size), "")
+    found.scale = next((n for n in _SCALES if isinstance(getattr(own, n, None), float)), "")
+    if not found.head_size:
+        found.open.append("where the attention module keeps its head size")
+    if not hasattr(own, "config"):
+        found.open.append("the attention module has no config: read its implementation elsewhere")
+    if found.fused:
+        found.heads = next((n for n in _HEADS if isinstance(getattr(own, n, None), int)), "")
+        found.kv_heads = next((n for n in _KV_HEADS if isinstance(getattr(own, n, None), int)), "")
+        if found.kv_heads and not found.heads and hasattr(own, "num_key_value_groups"):
+            found.heads = f"{found.kv_heads} * own.num_key_value_groups"
+        if not found.heads:
+            found.open.append("where the attention module keeps its number of heads")
+
+
+_HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "d_head", "attention_head_dim")
+_SCALES = ("scaling", "scale", "inv_norm_factor", "softmax_scale")
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads")
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Whether two float64 tensors hold the same values, up to the rounding of one addition more or less."""
+    if one.shape != other.shape:
+        return False
+    return float((one - other).abs().max()) <= CLOSE * max(float(other.abs().max()), 1e-300)

@@ -1,0 +1,111 @@
+"""Running somebody's code where it can do no harm: in processes with a limit on time and memory.
+
+Whatever happens to a process (it hangs, dies, fills its memory) costs its own task; what comes back instead of a result
+is one line. The processes are forked from a clean one that has imported what every task needs, so that a new one costs
+milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+from pebble import ProcessExpired, ProcessPool
+
+
+@dataclass(frozen=True)
+class Limits:
+    """``seconds`` a task, ``memory`` in bytes above what a process has when it starts, ``workers`` processes."""
+
+    seconds: float = 60.0
+    memory: int = 4 * 2**30
+    workers: int | None = None
+
+
+class Lost(Exception):
+    """A task that gave no result: its process hung, died or ran out of memory. One line says which."""
+
+
+class Isolated:
+    """A pool of limited processes."""
+
+    def __init__(self, limits: Limits, preload: str) -> None:
+        self.limits = limits
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([preload])
+        count = limits.workers or len(os.sched_getaffinity(0))
+        self.pool = ProcessPool(
+            max_workers=count, initializer=_limit, initargs=[limits.memory, list(_paths())], context=context
+        )
+
+    def run(self, function: Callable[..., Any], *args: Any) -> Any:
+        """The result of ``function(*args)``. Raises ``Lost``, or what the function raised."""
+        future = self.pool.schedule(function, args=list(args), timeout=self.limits.seconds)
+        return self._result(future)
+
+    def run_all(self, function: Callable[..., Any], tasks: list[Any]) -> Iterator[tuple[Any, Any]]:
+        """Each task with ``function(task)``, or with the ``Lost`` that came instead, as they end."""
+        futures = {self.pool.schedule(function, args=[task], timeout=self.limits.seconds): task for task in tasks}
+        for future in as_completed(futures):
+            try:
+                yield futures[future], self._result(future)
+            except Lost as loss:
+                yield futures[future], loss
+
+    def close(self) -> None:
+        self.pool.stop()
+        self.pool.join()
+
+    def _result(self, future: Any) -> Any:
+        try:
+            return future.result()
+        except FutureTimeout:
+            raise Lost(f"did not end within {self.limits.seconds:.0f} s, and was stopped") from None
+        except ProcessExpired as death:
+            raise Lost(f"ended its process ({_how(death.exitcode)})") from None
+        except MemoryError:
+            raise Lost(f"asked for more than {self.limits.memory / 2**30:.1f} GiB of memory") from None
+
+
+@contextlib.contextmanager
+def isolated(limits: Limits, preload: str) -> Iterator[Isolated]:
+    """A pool whose processes have imported ``preload``; they are gone at the end."""
+    pool = Isolated(limits, preload)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+def _how(code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit status {code}"
+
+
+def _paths() -> Iterator[str]:
+    import sys
+
+    yield from sys.path
+
+
+def _limit(memory: int, paths: list[str]) -> None:
+    """Prepare a new process: its memory, one thread, the parent's import path, no output."""
+    import sys
+
+    import torch
+
+    sys.path[:] = paths
+    torch.set_num_threads(1)
+    now = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -1,0 +1,273 @@
+"""Writing a policy's page from what was found of a layer.
+
+What was not found stands in the page as ``TODO("...")``, which raises and names its line: ``validate`` goes from one to
+the next.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from policies.anatomy import FusedQKV, QKVLayout, RotaryStyle
+from policies.base import qualified_name
+
+from .inspection import Found
+from .norms import NormFound
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What values do not show and is found by trying: how a fused projection is laid out, and which elements rotate."""
+
+    layout: QKVLayout = QKVLayout.BLOCKED
+    style: RotaryStyle = RotaryStyle.HALF
+
+
+def write_page(name: str, found: Found, choices: Choices, plain: dict[str, Any]) -> str:
+    """Source of the policy ``name``. ``plain``: configuration fields that have to stay at these values."""
+    module, _, layer = found.layer.partition(":")
+    todo = "".join(f"    TODO: {one}\n" for one in found.open)
+    body = [*_read(found, choices), *_norm_function(found)]
+    parts = [
+        _head(name, found, layer, todo),
+        _imports(found, body, bool(plain)),
+        f'_MODELING = "{module}"',
+        _plain(plain),
+        _todo_function(body),
+        f"class {name}(AnatomyPolicy):",
+        f'    layer_classes = (f"{{_MODELING}}:{layer}",)',
+        f"    call = {_call(found)}",
+        "",
+        "    @classmethod",
+        "    def read(cls, layer: Any) -> LayerAnatomy:",
+        *_checks(found, bool(plain)),
+        *body,
+        "",
+    ]
+    return "\n".join(part for part in parts if part is not None)
+
+
+def _head(name: str, found: Found, layer: str, todo: str) -> str:
+    open_points = f"\n\n{todo.rstrip()}\n" if todo else ""
+    written = "Written by `harness new`; prove it with `harness validate`."
+    return (
+        f'"""{layer}, read into an anatomy. {written}{open_points}"""\n\n'
+        "from __future__ import annotations\n\nfrom typing import Any\n"
+    )
+
+
+def _imports(found: Found, body: list[str], refuses: bool) -> str:
+    text = "\n".join(body)
+    wanted = [
+        "MLP",
+        "Attention",
+        "Causality",
+        "FusedQKV",
+        "LayerAnatomy",
+        "Norm",
+        "NormKind",
+        "NormPosition",
+        "QKVLayout",
+    ]
+    wanted += ["Rotary", "RotaryStyle", "SplitQKV"]
+    used = [name for name in wanted if name == "LayerAnatomy" or _mentions(text, name)]
+    calls = ["HF_IGNORED", "CallConvention"]
+    calls += ["Returns"] if found.returns_tuple else []
+    calls += ["RotarySource"] if found.rotary else []
+    return (
+        _from("policies.anatomy", used) + "\nfrom policies.base import AnatomyPolicy\n" + _from("policies.calls", calls)
+    ) + "\n"
+
+
+def _from(module: str, names: list[str]) -> str:
+    line = f"from {module} import {', '.join(names)}"
+    if len(line) <= 120:
+        return line
+    inner = "".join(f"    {name},\n" for name in names)
+    return f"from {module} import (\n{inner})"
+
+
+def _mentions(text: str, name: str) -> bool:
+    return bool(re.search(rf"\b{name}[(.:]", text))
+
+
+def _plain(plain: dict[str, Any]) -> str | None:
+    if not plain:
+        return None
+    return (
+        f"_PLAIN = {plain!r}\n"
+        '"""Configuration fields that change what a layer computes, at the values described here."""'
+    )
+
+
+def _todo_function(body: list[str]) -> str:
+    if not any("TODO(" in line for line in body):
+        return "\n"
+    return (
+        "\n\ndef TODO(what: str) -> Any:  # noqa: N802\n"
+        '    """Remove this when nothing is left to settle."""\n'
+        '    raise NotImplementedError(f"still to be settled: {what}")\n\n'
+    )
+
+
+def _call(found: Found) -> str:
+    arguments = []
+    if found.returns_tuple:
+        arguments.append("returns=Returns.TENSOR_AND_WEIGHTS")
+    if found.cache != "past_key_values":
+        arguments.append(f"cache={found.cache!r}".replace("'", '"'))
+    if found.rotary:
+        arguments.append("rotary=RotarySource.EMBEDDINGS")
+    return f"CallConvention({', '.join([*arguments, 'ignored=HF_IGNORED'])})"
+
+
+def _checks(found: Found, refuses: bool) -> list[str]:
+    """Lines that make sure of the classes, because their code is what was looked at."""
+    lines = []
+    if found.attention_path:
+        cls = found.attention_class.partition(":")[2]
+        lines.append(f'own = layer.transformers_attention("{found.attention_path}", f"{{_MODELING}}:{cls}")')
+    else:
+        lines.append('own = TODO("layer.transformers_attention(path, class)")')
+    if found.mlp_class:
+        cls = found.mlp_class.partition(":")[2]
+        lines.append(f'layer.module("{found.mlp_path}", f"{{_MODELING}}:{cls}")')
+    if refuses:
+        lines += [
+            "for name, value in _PLAIN.items():",
+            "    if getattr(own.config, name) != value:",
+            '        raise layer.refuse(f"{name}={getattr(own.config, name)!r}")',
+        ]
+    if found.causal_flag:
+        lines.append('causal = own.is_causal and own.config._attn_implementation == "sdpa"')
+    if found.query:
+        lines.append(f'key = layer.linear("{found.key}")')
+        lines.append("kv_heads = key.weight.shape[0] // own." + (found.head_size or 'TODO("head size")'))
+    return ["        " + line for line in lines]
+
+
+def _read(found: Found, choices: Choices) -> list[str]:
+    lines = [
+        "return LayerAnatomy(",
+        "    attention=Attention(",
+        *("        " + line for line in _attention_lines(found, choices)),
+        "    ),",
+        *("    " + line for line in _mlp_lines(found)),
+        f"    attention_norm={_norm(found.attention_norm, 'which norm stands at the attention')},",
+        f"    mlp_norm={_mlp_norm(found)},",
+        f"    norm_position=NormPosition.{'POST' if found.post_norm else 'PRE'},",
+        f"    hidden_size={_linear(found.out)}.weight_out_in.shape[0],",
+    ]
+    if found.parallel:
+        lines.append("    parallel=True,")
+    return ["        " + line for line in [*lines, ")"]]
+
+
+def _attention_lines(found: Found, choices: Choices) -> list[str]:
+    size = f"own.{found.head_size}" if found.head_size else 'TODO("head size")'
+    if found.query:
+        qkv = f"SplitQKV(query={_linear(found.query)}, key=key, value={_linear(found.value)})"
+        heads, kv_heads = f"kv_heads{' * own.num_key_value_groups' if found.grouped else ''}", "kv_heads"
+    else:
+        qkv = f"FusedQKV(linear={_linear(found.fused)}, layout=QKVLayout.{choices.layout.name})"
+        heads = f"own.{found.heads.replace(' * own.', ' * own.')}" if found.heads else 'TODO("heads")'
+        kv_heads = f"own.{found.kv_heads}" if found.kv_heads else heads
+    lines = [
+        f"qkv={qkv},",
+        f"out={_linear(found.out)},",
+        f"heads={heads},",
+        f"kv_heads={kv_heads},",
+        f"head_size={size},",
+        f"scale={f'own.{found.scale}' if found.scale else f'{size} ** -0.5'},",
+        f"causality={_causality(found)},",
+        "module=own,",
+    ]
+    if found.cache_index:
+        lines.append(f"cache_index=own.{found.cache_index},")
+    if found.rotary:
+        lines.append(f"rotary=Rotary(style=RotaryStyle.{choices.style.name}, size=None),")
+    if found.alibi:
+        lines.append("alibi=True,")
+    for name, norm in (("query_norm", found.query_norm), ("key_norm", found.key_norm)):
+        if norm is not None:
+            lines.append(f"{name}={_norm(norm, name)},")
+    return lines
+
+
+def _causality(found: Found) -> str:
+    if not found.causal_flag:
+        return "Causality.NEVER"
+    return "Causality.IF_NO_MASK if causal else Causality.NEVER"
+
+
+def _mlp_lines(found: Found) -> list[str]:
+    arguments = [
+        (name, path)
+        for name, path in (("gate", found.gate), ("up", found.up), ("gate_up", found.gate_up), ("down", found.down))
+        if path
+    ]
+    if not found.down:
+        return ['mlp=TODO("the MLP"),']
+    lines = [f"    {name}={_linear(path)}," for name, path in arguments]
+    return ["mlp=MLP(", *lines, f'    activation=layer.activation("{found.activation}"),', "),"]
+
+
+def _mlp_norm(found: Found) -> str:
+    norm = found.mlp_norm
+    if norm is None:
+        return "None" if found.parallel else 'TODO("which norm stands at the MLP")'
+    return _norm(norm, "which norm stands at the MLP")
+
+
+def _norm(norm: NormFound | None, what: str) -> str:
+    if norm is None:
+        return f'TODO("{what}")'
+    if norm.problem:
+        return f'TODO("{norm.path}: {norm.problem}")'
+    if norm.plain:
+        return f'layer.norm("{norm.path}")'
+    return f'{_NORM_FUNCTION}(layer, "{norm.path}")'
+
+
+def _norm_function(found: Found) -> list[str]:
+    """A function that reads the architecture's own kind of norm, where it has one."""
+    own = {
+        (norm.cls, _norm_options(norm))
+        for norm in (found.attention_norm, found.mlp_norm, found.query_norm, found.key_norm)
+        if norm is not None and not norm.plain and not norm.problem
+    }
+    if not own:
+        return []
+    (cls, options), *others = sorted(own)
+    if others:
+        options = 'TODO("norms of more than one kind")'
+    return [
+        "",
+        "",
+        f"def {_NORM_FUNCTION}(layer: Any, path: str) -> Norm:",
+        f'    return layer.own_norm(path, f"{{_MODELING}}:{cls.partition(":")[2]}", {options})',
+    ]
+
+
+def _norm_options(norm: NormFound) -> str:
+    arguments = [f"kind=NormKind.{norm.kind.name}", f"eps={norm.eps!r}".replace("'", '"')]
+    arguments += [f"gain_offset={norm.gain_offset}"] if norm.gain_offset else []
+    arguments += ["rounds_last=True"] if norm.rounds_last else []
+    return ", ".join(arguments)
+
+
+_NORM_FUNCTION = "_norm"
+
+
+def _linear(path: str) -> str:
+    return f'layer.linear("{path}")' if path else 'TODO("which linear this is")'
+
+
+def default_name(layer: type) -> str:
+    """``MistralDecoderLayer`` -> ``MistralDecoderLayerPolicy``."""
+    return f"{qualified_name(layer).rpartition(':')[2]}Policy"
+
+
+__all__ = ["Choices", "FusedQKV", "default_name", "write_page"]

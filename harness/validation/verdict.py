@@ -1,0 +1,84 @@
+"""The verdict that an author pastes where a reviewer reads it: a short block of Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from reports.record import Run, Verdict
+from reports.wording import one_line
+
+from .validate import Validation, notes
+
+HINTS = {
+    "file": "fix the file; nothing else could be looked at",
+    "case": "name a layer in layer_classes whose model can be built, or write a Case beside the policy",
+    "reading": "make read() describe the layer, or refuse it: raise layer.refuse('the feature')",
+    "contract": "the five methods follow from the anatomy; look at heads, head_size and which linear is which",
+    "layer equality": "compare the stages in the report: the first that departs is the part that is described wrongly",
+    "model equality": "layers agree alone but not in the model: look at what the model hands to them (call=...)",
+    "cache": "look at cache=... of the call and at cache_index",
+    "refusal": "refuse what the description cannot express: raise layer.refuse('the feature')",
+}
+"""What to look at first, by the property that does not hold."""
+
+
+def block(run: Run, done: Validation, folder: Path) -> str:
+    """The verdict as Markdown."""
+    return "\n".join(_lines(run, done, folder)) + "\n"
+
+
+def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
+    wrong = done.failed
+    judged = [one for one in done.verdicts if one.property not in ("file", "case")]
+    examples = sum(one.examples for one in judged)
+    replaced = sum(one.layers_replaced for one in judged)
+    holds = len(judged) - len([one for one in wrong if one in judged])
+    yield f"### {done.policy}: {'HOLDS' if not wrong else 'DOES NOT HOLD'}"
+    yield ""
+    yield (
+        f"{holds} of {len(judged)} properties hold on {examples} random models of {done.case} "
+        f"({replaced} layers replaced), profile {run.profile}, seed {run.seed}, {run.seconds:.0f} s."
+    )
+    yield f"transformers {run.environment.packages.get('transformers', '?')}, torch {_torch(run)}."
+    if wrong:
+        yield ""
+        for one in sorted(wrong, key=lambda verdict: verdict.reason.startswith("not judged"))[:8]:
+            yield f"- **{one.property}**: {one_line(one.reason)}{_example(one)}"
+        if len(wrong) > 8:
+            yield f"- and {len(wrong) - 8} more"
+        hint = HINTS.get(wrong[0].property)
+        if hint is not None:
+            yield ""
+            yield f"Next: {hint}."
+    yield from _more(done)
+    yield ""
+    yield f"Report: {folder / 'index.html'}"
+
+
+def _more(done: Validation) -> Iterator[str]:
+    rows = [row for row in done.timings if row.ratio is not None]
+    lines = list(notes(done))
+    if rows or lines or done.untimed:
+        yield ""
+    for row in rows:
+        assert row.ratio is not None
+        ratio = f"{row.ratio.estimate:.2f}x [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
+        yield f"- {row.workload}, {row.shape}: {row.subject} against {row.baseline} {row.verdict} {ratio}"
+    if done.untimed:
+        yield f"- not timed: {done.untimed}"
+    for line in lines[:12]:
+        yield f"- {line}"
+    if len(lines) > 12:
+        yield f"- and {len(lines) - 12} more notes of this kind"
+
+
+def _example(verdict: Verdict) -> str:
+    failure = verdict.failure
+    if failure is None or not failure.off_simplest:
+        return ""
+    return " [with " + ", ".join(f"{name}={failure.example[name]}" for name in failure.off_simplest) + "]"
+
+
+def _torch(run: Run) -> str:
+    return run.environment.packages.get("torch", "?")

@@ -1,0 +1,178 @@
+"""What the limited processes do: each function here runs a policy's own code, and returns data only."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from policies import replace_module
+from policies.base import DSPolicy
+from reports.record import Coverage, Timing
+
+from ..case import Case
+from ..check import Checked, check_property
+from ..coverage import coverage
+from ..profiles import PROFILES
+from ..properties import BY_NAME
+from ..properties.base import Property
+from ..trial import Handle, Replacer
+from .derive import derive
+from .derived import Derivation, DerivedCase
+from .file import Contents, in_one_line, load_file
+from .fit import fitted
+from .models import NotDerivable
+from .steps import reads
+
+READING = "reading"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is judged, as data: a file, what is meant in it, and the derivation of its case if the file has none."""
+
+    path: str
+    contents: Contents
+    derivation: Derivation | None
+
+    @property
+    def policy(self) -> type[DSPolicy]:
+        found: type[DSPolicy] = getattr(load_file(self.path), self.contents.policy)
+        return found
+
+    @property
+    def case(self) -> Case:
+        if self.derivation is not None:
+            return DerivedCase(self.derivation)
+        assert self.contents.case is not None
+        made: Case = getattr(load_file(self.path), self.contents.case)()
+        return made
+
+    @property
+    def replacer(self) -> Replacer:
+        policy = self.policy
+
+        def replacer(model: Any) -> Handle:
+            return replace_module(model, policies=(policy,))
+
+        return replacer
+
+
+@dataclass(frozen=True)
+class Task:
+    """One property of a subject."""
+
+    subject: Subject
+    prop: str
+    profile: str
+    seed: int
+
+
+def applicable(subject: Subject) -> tuple[str, ...]:
+    """Names of the properties that apply to the subject's case."""
+    case = subject.case
+    return tuple(name for name, prop in BY_NAME.items() if prop.applies(case))
+
+
+def judge(task: Task) -> Checked:
+    """The verdict on one property."""
+    subject = task.subject
+    prop: Property = reads(subject.policy) if task.prop == READING else BY_NAME[task.prop]
+    checked = check_property(
+        prop,
+        subject.case,
+        profile=PROFILES[task.profile],
+        seed=task.seed,
+        policy=subject.contents.policy,
+        replacer=subject.replacer,
+    )
+    return _with_line(checked, subject.path)
+
+
+def _with_line(checked: Checked, path: str) -> Checked:
+    """Where the policy's own code raised, the line of its file goes into the reason."""
+    failure = checked.verdict.failure
+    if failure is None or failure.traceback is None or f'"{path}", line ' not in failure.traceback:
+        return checked
+    line = failure.traceback.rpartition(f'"{path}", line ')[2].partition(",")[0]
+    verdict = msgspec.structs.replace(checked.verdict, reason=f"{checked.verdict.reason} (line {line} of the policy)")
+    return dataclasses.replace(checked, verdict=verdict)
+
+
+def fit(subject: Subject) -> Derivation:
+    """The subject's derivation without what its policy refuses."""
+    assert subject.derivation is not None
+    return fitted(subject.derivation, subject.policy)
+
+
+def time(subject: Subject, budget: float, seed: int) -> tuple[Timing, ...]:
+    """Time the subject's first workload in float32, replaced against original."""
+    import os
+
+    import torch
+
+    from ..bench.jobs import Job
+    from ..bench.rows import time_job
+    from ..timing.ceilings import measure_ceilings
+    from ..timing.devices import open_device
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    case = subject.case
+    if not case.workloads:
+        return ()
+    device = open_device("cpu")
+    entry: Any = _Entry(case, subject.contents.policy)
+    return time_job(
+        Job(entry, case.workloads[0], "float32"),
+        device=device,
+        light=measure_ceilings(device),
+        seconds_a_pair=budget / 4,
+        seed=seed,
+        replacer=subject.replacer,
+    )
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A case for the bench, which knows cases by their entry in a list."""
+
+    case: Case
+    policy_class: str
+
+    @property
+    def name(self) -> str:
+        return self.case.name
+
+    def load(self) -> Case:
+        return copy.copy(self.case)
+
+
+def derivation_for(contents: Contents) -> Derivation:
+    """A case for the first layer class of a policy that is installed. Raises ``NotDerivable``."""
+    problems = []
+    for path in contents.layer_classes:
+        try:
+            return derive(path)
+        except NotDerivable as problem:
+            problems.append(str(problem))
+    if not problems:
+        raise NotDerivable(f"{contents.policy}.layer_classes is empty: say which classes it replaces, module:Class")
+    raise NotDerivable(problems[0])
+
+
+def simplest(subject: Subject) -> str:
+    """The name of the subject's own case, whose simplest model builds. Raises ``NotDerivable``."""
+    try:
+        case = subject.case
+        case.build(case.simplest)
+    except Exception as problem:
+        raise NotDerivable(f"the case does not build: {in_one_line(problem, subject.path)}") from None
+    return case.name
+
+
+def covered(subject: Subject, checked: list[Checked]) -> Coverage:
+    """How often each value of each axis was drawn."""
+    return coverage(subject.case, checked)
