@@ -20,4 +20,6 @@ CASES = (
     CaseEntry("llama", "cases.llama:LlamaCase", policy="llama"),
     CaseEntry("megatron", "cases.megatron:MegatronCase", policy="megatron"),
     CaseEntry("megatron_older", "cases.megatron_older:OlderMegatronCase", policy="megatron"),
+    CaseEntry("unet", "cases.unet:UNetCase", policy="unet"),
+    CaseEntry("vae", "cases.vae:VAECase", policy="vae"),
 )
