@@ -7,8 +7,10 @@ import difflib
 from .activation_norm import ACTIVATION_NORM
 from .cache import CACHE
 from .calling import CALLING
+from .diffusion import DIFFUSION
 from .engine import ENGINE
 from .fault import Fault
+from .graphs import GRAPHS
 from .harness_own import HARNESS_OWN
 from .layout import LAYOUT
 from .masks import MASKS
@@ -22,6 +24,8 @@ FAULTS: tuple[Fault, ...] = (
     *MASKS,
     *CACHE,
     *CALLING,
+    *DIFFUSION,
+    *GRAPHS,
     *METHODS,
     *ENGINE,
     *HARNESS_OWN,

@@ -21,16 +21,16 @@ from .fault import Traits, miscomputing
 def _other_form(honest: Any) -> Any:
     """A tuple where the caller wants a tensor, a tensor where it wants a tuple."""
 
-    def wrong(returns: Returns, hidden: Tensor, arguments: Any) -> Any:
-        right = honest(returns, hidden, arguments)
+    def wrong(returns: Returns, hidden: Tensor, context: Any) -> Any:
+        right = honest(returns, hidden, context)
         return hidden if isinstance(right, tuple) else (right,)
 
     return wrong
 
 
 def _one_less(honest: Any) -> Any:
-    def wrong(returns: Returns, hidden: Tensor, arguments: Any) -> Any:
-        right = honest(returns, hidden, arguments)
+    def wrong(returns: Returns, hidden: Tensor, context: Any) -> Any:
+        right = honest(returns, hidden, context)
         return right[:-1] if isinstance(right, tuple) else right
 
     return wrong
@@ -186,14 +186,14 @@ CALLING = (
         "F16 M21",
         "DeepSpeed #1485, transformers #14916",
         "A tensor is returned where the caller wants a tuple, a tuple where it wants a tensor.",
-        (fused_layer, "_as_returned", _other_form),
+        (fused_layer, "in_form", _other_form),
     ),
     miscomputing(
         "M21 shorter",
         "M21",
         "DeepSpeed PR #1491",
         "The tuple that is returned lacks its last value.",
-        (fused_layer, "_as_returned", _one_less),
+        (fused_layer, "in_form", _one_less),
         applies=_tuples,
         expects=("layer equality",),
     ),

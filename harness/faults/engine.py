@@ -83,7 +83,7 @@ def _fault(
 
 
 def _several(traits: Traits) -> bool:
-    return traits.varies("layers")
+    return traits.layered and traits.varies("layers")
 
 
 def _refuses(traits: Traits) -> bool:
@@ -210,6 +210,7 @@ ENGINE = (
         "accelerate #993",
         "Shared parameters become copies.",
         _acting(swaps.unties),
+        applies=layered,
         expects=("shared weights",),
     ),
     _fault(

@@ -30,6 +30,8 @@ from .report import Alarm, CaseReport, Outcome
 
 FIRST_LOOK = 6
 """Examples of each property before any of them is asked in depth."""
+HARMLESS = 12
+"""Examples on which a clean policy and, half as many, honest variants are judged by a property of share 1."""
 CANARY = 8
 """Examples of each verdict on a faulty harness."""
 SAMPLED = 48
@@ -165,7 +167,7 @@ class Exam:
         count = [0]
         noticed = None
         for prop in self.properties:
-            take = max(2, round(FIRST_LOOK * prop.share * share * 2))
+            take = max(1, round(HARMLESS * prop.share * share))
             noticed = noticed or self._look(prop, replacer, self.examples[:take], count)
         return self._alarm(subject, noticed, count[0], start)
 
@@ -267,17 +269,24 @@ def draw(case: Case, number: int, seed: int) -> tuple[Example, ...]:
 
 def traits_of(case: Case, examples: tuple[Example, ...], replacer: Replacer) -> Traits:
     """The descriptions of the layers in the models of ``examples``, as clean policies read them."""
-    layers, anatomies, calls = [], [], []
+    policies, layers, anatomies, calls = set(), [], [], []
     for example in examples:
         model = case.build(example)
         for one in replacer(model).replaced:
+            policies.add(one.policy)
             layer = model.get_submodule(one.path)
             layers.append(layer)
             state = getattr(layer, "fused", None)
-            if state is not None and state.refusal is None:
+            if state is not None and hasattr(state, "core"):
                 anatomies.append(state.core.anatomy)
                 calls.append(state.policy.call)
-    return Traits(case=case, layers=tuple(layers), anatomies=tuple(anatomies), calls=tuple(dict.fromkeys(calls)))
+    return Traits(
+        case=case,
+        policies=frozenset(policies),
+        layers=tuple(layers),
+        anatomies=tuple(anatomies),
+        calls=tuple(dict.fromkeys(calls)),
+    )
 
 
 def _one_line(problem: BaseException) -> str:

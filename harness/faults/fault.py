@@ -39,6 +39,7 @@ class Traits:
     """What the random models of a case are made of: descriptions of their layers, and how those are called."""
 
     case: Case
+    policies: frozenset[str]
     layers: tuple[nn.Module, ...]
     anatomies: tuple[LayerAnatomy, ...]
     calls: tuple[CallConvention, ...]
@@ -55,6 +56,10 @@ class Traits:
     @property
     def layered(self) -> bool:
         return bool(self.anatomies)
+
+    def has_policy(self, *names: str) -> bool:
+        """Whether a policy of one of these names replaces this case's models."""
+        return bool(self.policies & set(names))
 
     def values(self, axis: str) -> tuple[Value, ...]:
         """What the case draws on ``axis``; nothing where it has no such axis."""

@@ -26,6 +26,7 @@ from policies.fused.transformer import FusedTransformerLayer
 from ..trial import Replacer
 from .edits import change
 from .fault import Applies, Fault, Inject, Patch, Traits, layered, patched
+from .graphs import captures, emulated
 from .layout import attending
 from .masks import allowed_by, like
 
@@ -47,7 +48,7 @@ def _strided_weight(honest: Any) -> Any:
     """The product with a weight of other strides."""
 
     def linear(self: Projection, x: Tensor, emit: Any) -> Tensor:
-        out: Tensor = honest(dataclasses.replace(self, weight=self.weight.t().contiguous().t()), x, emit)
+        out: Tensor = honest(dataclasses.replace(self, stored=self.stored.t().contiguous().t()), x, emit)
         return out
 
     return linear
@@ -275,6 +276,7 @@ HONEST: tuple[Fault, ...] = (
         (FusedTransformerLayer, "__call__", _garbage_in_padding),
     ),
     _variant("float masks", "Bool masks become masks to add.", (fused_attention, "resolve", _other_mask_kind)),
+    _variant("graphs", "Calls are captured and replayed.", emulated(), captures),
     _variant("another thread", "One more thread computes.", _two_threads),
 )
 """Rewrites in which nothing is to be found."""

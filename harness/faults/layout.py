@@ -126,7 +126,7 @@ def _unmerged(honest: Any) -> Any:
     return wrong
 
 
-class _Functional:
+class Functional:
     """``torch.nn.functional`` with another ``scaled_dot_product_attention``."""
 
     def __init__(self, honest: Any, attend: Any) -> None:
@@ -142,7 +142,7 @@ def attending(make: Any) -> Any:
     return (
         fused_attention,
         "F",
-        lambda honest: _Functional(honest, make(honest.scaled_dot_product_attention)),
+        lambda honest: Functional(honest, make(honest.scaled_dot_product_attention)),
     )
 
 

@@ -1,0 +1,308 @@
+"""Faults of the replacements of diffusion models: arguments that get lost, attention that is fused wrongly.
+
+Shapes: B batch, H heads, T queries, S keys, E head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.fused import diffusion_attention
+from policies.fused.diffusion_attention import FusedAttention
+from policies.fused.unet import FusedUNet
+from policies.fused.vae import FusedCoder, FusedVAE
+
+from .fault import Applies, Fault, Inject, Patch, Traits, patched
+from .graphs import captures
+from .layout import Functional
+
+
+def _without(*names: str) -> Patch:
+    """A patch of the UNet's call: arguments that do not reach the original's forward."""
+
+    def make(honest: Any) -> Any:
+        def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
+            order = ("sample", "timestep", "encoder_hidden_states", "class_labels", "timestep_cond")
+            args = tuple(None if name in names else one for name, one in zip(order, args, strict=False))
+            return honest(self, *args, **{name: one for name, one in kwargs.items() if name not in names})
+
+        return wrong
+
+    return FusedUNet, "forward", make
+
+
+def _other_form(honest: Any) -> Any:
+    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
+        wanted = kwargs.pop("return_dict", True)
+        return honest(self, *args, return_dict=not wanted, **kwargs)
+
+    return wrong
+
+
+def _vae_forward(honest: Any) -> Any:
+    """A forward of the wrapper's own, which takes ``generator`` and forgets it."""
+
+    def wrong(self: Any, *args: Any, generator: Any = None, **kwargs: Any) -> Any:
+        return honest(self, *args, **kwargs)
+
+    return wrong
+
+
+def _undefined_flag(honest: Any) -> Any:
+    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise AttributeError("object has no attribute 'cuda_graph_created'")
+
+    return wrong
+
+
+def _old_signature(honest: Any) -> Any:
+    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("attention() takes 6 positional arguments but 7 were given")
+
+    return wrong
+
+
+def _attending(make: Any) -> Patch:
+    return (
+        diffusion_attention,
+        "F",
+        lambda honest: Functional(honest, make(honest.scaled_dot_product_attention)),
+    )
+
+
+def _key_value(honest: Any) -> Any:
+    return lambda query, key, value, **options: honest(query, value, key, **options)
+
+
+def _maskless(honest: Any) -> Any:
+    return lambda *parts, attn_mask=None, **options: honest(*parts, **options)
+
+
+def _rescaled(honest: Any) -> Any:
+    return lambda query, *parts, **options: honest(query * query.shape[-1] ** -0.5, *parts, **options)
+
+
+def _first_row(honest: Any) -> Any:
+    """Every row of the batch reads the first row's keys."""
+
+    def wrong(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        out: Tensor = honest(query, key[:1].expand_as(key), value, **options)
+        return out
+
+    return wrong
+
+
+def _projected(edit: Any) -> Patch:
+    def make(honest: Any) -> Any:
+        return lambda self, *args: edit(self, honest(self, *args))
+
+    return FusedAttention, "_fused_project", make
+
+
+def _without_bias(attention: Any, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The biases of a fused projection are left out."""
+    linears = (attention.to_q, attention.to_k, attention.to_v)
+    return tuple(part if one.bias is None else part - one.bias for part, one in zip(parts, linears, strict=True))
+
+
+def _pooled_first(honest: Any) -> Any:
+    """The coder remembers its first input's scale."""
+
+    def wrong(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        scale = self.__dict__.setdefault("_fused_scale", sample.abs().amax())
+        out: Tensor = honest(self, sample * (scale / sample.abs().amax()), *args, **kwargs)
+        return out
+
+    return wrong
+
+
+def _in_place(honest: Any) -> Any:
+    def wrong(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = honest(self, sample, *args, **kwargs)
+        if isinstance(sample, Tensor):
+            with torch.no_grad():
+                sample.mul_(0.5)
+        return result
+
+    return wrong
+
+
+def _fault(
+    id: str,
+    rows: str,
+    source: str,
+    breaks: str,
+    patch: Patch | Inject,
+    applies: Applies,
+    expects: tuple[str, ...] = (),
+) -> Fault:
+    return Fault(
+        id=id,
+        rows=tuple(rows.split()),
+        source=source,
+        breaks=breaks,
+        seam="computing",
+        applies=applies,
+        inject=patched(patch) if isinstance(patch, tuple) else patch,
+        expects=expects,
+    )
+
+
+def _unet(traits: Traits) -> bool:
+    return traits.has_policy("UNetPolicy")
+
+
+def _vae(traits: Traits) -> bool:
+    return traits.has_policy("VAEPolicy")
+
+
+def _takes(axis: str) -> Applies:
+    return lambda traits: _unet(traits) and traits.varies(axis)
+
+
+def _biased(traits: Traits) -> bool:
+    """Whether any of the case's attentions has a bias on its projections."""
+    parts = (one for layer in traits.layers for one in layer.modules() if isinstance(one, FusedAttention))
+    return captures(traits) and any(one.to_q.bias is not None for one in parts)
+
+
+DIFFUSION = (
+    _fault(
+        "F75 timestep_cond",
+        "F75 F70",
+        "DeepSpeed PR #8408, PR #4663",
+        "Guidance embeddings do not reach the UNet.",
+        _without("timestep_cond"),
+        _takes("guidance"),
+    ),
+    _fault(
+        "F75 added_cond_kwargs",
+        "F75 F70",
+        "DeepSpeed PR #8408, PR #4770",
+        "Pooled text and time ids do not reach the UNet.",
+        _without("added_cond_kwargs"),
+        _takes("addition"),
+    ),
+    _fault(
+        "F70 class_labels",
+        "F70",
+        "DeepSpeed PR #3142",
+        "Class labels do not reach the UNet.",
+        _without("class_labels"),
+        _takes("class_embedding"),
+    ),
+    _fault(
+        "F70 encoder mask",
+        "F70",
+        "DeepSpeed PR #2699",
+        "The mask over the text does not reach the UNet.",
+        _without("encoder_attention_mask"),
+        _takes("encoder_mask"),
+    ),
+    _fault(
+        "F70 residuals",
+        "F70",
+        "DeepSpeed PR #4911",
+        "Residuals of a side model do not reach the UNet.",
+        _without(
+            "down_block_additional_residuals",
+            "mid_block_additional_residual",
+            "down_intrablock_additional_residuals",
+        ),
+        _takes("residuals"),
+    ),
+    _fault(
+        "F75 return_dict",
+        "F75 F16",
+        "DeepSpeed PR #8408",
+        "return_dict comes in at the place of another argument.",
+        (FusedUNet, "forward", _other_form),
+        _unet,
+    ),
+    _fault(
+        "F76 undefined",
+        "F76",
+        "DeepSpeed PR #8413",
+        "A method of the VAE reads an attribute that nobody set.",
+        (FusedCoder, "forward", _undefined_flag),
+        _vae,
+    ),
+    _fault(
+        "F76 generator",
+        "F76",
+        "DeepSpeed PR #8413",
+        "The VAE's forward takes a generator and forgets it.",
+        (FusedVAE, "forward", _vae_forward),
+        _vae,
+    ),
+    _fault(
+        "F34 diffusers",
+        "F34",
+        "DeepSpeed PR #4656, PR #3218",
+        "A shared attention has a new signature, and diffusion models still call the old one.",
+        (FusedAttention, "_fused_attend", _old_signature),
+        captures,
+    ),
+    _fault(
+        "M06 diffusers",
+        "M06",
+        "DeepSpeed #4903",
+        "Keys and values of diffusion attention change places.",
+        _attending(_key_value),
+        captures,
+    ),
+    _fault(
+        "F42 diffusers",
+        "F42 M11",
+        "optimum-habana #2276",
+        "Scores of diffusion attention are scaled twice.",
+        _attending(_rescaled),
+        captures,
+    ),
+    _fault(
+        "M14 diffusers",
+        "M14",
+        "DeepSpeed #1912",
+        "The mask of diffusion attention is not passed on.",
+        _attending(_maskless),
+        _takes("encoder_mask"),
+    ),
+    _fault(
+        "F58 diffusers",
+        "F58",
+        "DeepSpeed #2357",
+        "Every row of the batch reads the first row's keys.",
+        _attending(_first_row),
+        captures,
+    ),
+    _fault(
+        "F30 diffusers",
+        "F30 M05",
+        "diffusers PR #6571",
+        "Fusing the projections of diffusion attention loses their biases.",
+        _projected(_without_bias),
+        _biased,
+    ),
+    _fault(
+        "F56 coder",
+        "F56",
+        "DeepSpeed PR #2669",
+        "The VAE goes on with something that its first input left behind.",
+        (FusedCoder, "forward", _pooled_first),
+        _vae,
+        ("call order", "changing shapes"),
+    ),
+    _fault(
+        "F57 unet input",
+        "F57",
+        "DeepSpeed PR #3256",
+        "The UNet writes to the latents that it is given.",
+        (FusedUNet, "forward", _in_place),
+        _unet,
+        ("hands off", "call twice"),
+    ),
+)
+"""Wrong replacements of diffusion models."""

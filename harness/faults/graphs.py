@@ -1,0 +1,243 @@
+"""Faults of graph capture: what a replay takes for granted.
+
+Models on a CPU are not captured, so these faults (and the honest variant beside them) have the policies use the emulator,
+which follows the contract of CUDA graphs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+from torch import Tensor
+
+from policies.fused import diffusion
+from policies.fused import graphs as fused_graphs
+from policies.fused.capture import EmulatorBackend
+from policies.fused.graphs import Capture, Graphed
+from policies.fused.trees import ContainerSpec, TensorSpec
+from policies.unet import UNetPolicy
+from policies.vae import VAEPolicy
+
+from ..trial import Replacer
+from .fault import Applies, Fault, Inject, Traits
+
+
+def emulated(graphed: type[Graphed] = Graphed) -> Inject:
+    """Diffusion models are captured by the emulator, behind ``graphed``."""
+
+    @contextlib.contextmanager
+    def inject(replacer: Replacer) -> Iterator[Replacer]:
+        with contextlib.ExitStack() as stack:
+            for policy in (UNetPolicy, VAEPolicy):
+                stack.enter_context(mock.patch.object(policy, "plan", _capturing(policy.plan)))
+            stack.enter_context(mock.patch.object(diffusion, "Graphed", graphed))
+            yield replacer
+
+    return inject
+
+
+def _capturing(plan: Any) -> Any:
+    return lambda module, **options: plan(module, **{**options, "backend": EmulatorBackend})
+
+
+class _OneGraph(Graphed):
+    """The first capture serves every call; inputs are broadcast into it."""
+
+    def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        capture = next((one for one in self._kept.values() if isinstance(one, Capture)), None)
+        if capture is None:
+            return super()._replayed(args, kwargs)
+        leaves, _ = fused_graphs.flatten((args, {name: kwargs[name] for name in sorted(kwargs)}))
+        for static, leaf in zip(capture.inputs, leaves, strict=False):
+            static._base.copy_(leaf)
+        capture.recording.replay()
+        return fused_graphs.unflatten(capture.spec, iter(fused_graphs.clone_leaves(capture.leaves)))
+
+
+class _ShallowRefresh(Graphed):
+    """Tensors inside containers keep the values of the first call."""
+
+    def _make(self, key: Any, leaves: list[Tensor], spec: Any) -> Any:
+        made = super()._make(key, leaves, spec)
+        if isinstance(made, Capture):
+            for static, deep in zip(made.inputs, _depths(spec), strict=True):
+                if deep > 2:
+                    static.fill = lambda source: None  # type: ignore[method-assign]
+        return made
+
+
+def _depths(spec: Any, depth: int = 0) -> list[int]:
+    """How deep in containers each tensor lies; arguments themselves lie at 2."""
+    if isinstance(spec, TensorSpec):
+        return [depth]
+    children = spec.children if isinstance(spec, ContainerSpec) else ()
+    return [one for child in children for one in _depths(child, depth + 1)]
+
+
+class _InputsNotCopied(Graphed):
+    """The tensors of the first call are the graph's inputs: later calls write into them."""
+
+    def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves, spec = fused_graphs.flatten((args, {name: kwargs[name] for name in sorted(kwargs)}))
+        first = self.__dict__.setdefault("_first", {}).setdefault(spec, leaves)
+        result = super()._replayed(args, kwargs)
+        for mine, leaf in zip(first, leaves, strict=True):
+            if mine is not leaf:
+                mine.copy_(leaf)
+        return result
+
+
+class _OutputsNotCopied(Graphed):
+    """Results are the graph's own memory, which the next call overwrites."""
+
+    def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        with mock.patch.object(fused_graphs, "clone_leaves", lambda leaves: leaves):
+            return super()._replayed(args, kwargs)
+
+
+class _TwoBuffers(Graphed):
+    """Results lie in two buffers by turns: the last but one is overwritten."""
+
+    def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        leaves, spec = fused_graphs.flatten(super()._replayed(args, kwargs))
+        turn = self.__dict__["_turn"] = 1 - self.__dict__.get("_turn", 0)
+        kept = self.__dict__.setdefault("_buffers", {}).setdefault((spec, turn), leaves)
+        for buffer, leaf in zip(kept, leaves, strict=True):
+            buffer.copy_(leaf)
+        return fused_graphs.unflatten(spec, iter(kept))
+
+
+class _Blind:
+    def changed(self) -> bool:
+        return False
+
+
+class _StaleWeights(Graphed):
+    """Captures stay when a weight is exchanged or moved."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._watch = _Blind()  # type: ignore[assignment]
+
+
+class _FrozenTime(Graphed):
+    """Tensors of fewer than two dimensions are taken for constants."""
+
+    def _make(self, key: Any, leaves: list[Tensor], spec: Any) -> Any:
+        made = super()._make(key, leaves, spec)
+        if isinstance(made, Capture):
+            for static in made.inputs:
+                if len(static.spec.shape) < 2:
+                    static.fill = lambda source: None  # type: ignore[method-assign]
+        return made
+
+
+class _NestedCapture(Graphed):
+    """A wrapper that finds another graph at work gives up."""
+
+    def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        raise RuntimeError("Cannot prepare for replay during capturing stage")
+
+
+def _fault(
+    id: str, rows: str, source: str, breaks: str, graphed: type[Graphed], *, applies: Applies, expects: tuple[str, ...]
+) -> Fault:
+    return Fault(
+        id=id,
+        rows=tuple(rows.split()),
+        source=source,
+        breaks=breaks,
+        seam="graphs",
+        applies=applies,
+        inject=emulated(graphed),
+        expects=expects,
+    )
+
+
+def captures(traits: Traits) -> bool:
+    """Whether the case's replacement can be captured as a graph."""
+    return traits.has_policy("UNetPolicy", "VAEPolicy")
+
+
+def _is_unet(traits: Traits) -> bool:
+    return traits.has_policy("UNetPolicy")
+
+
+GRAPHS = (
+    _fault(
+        "F73 one graph",
+        "F73 M22",
+        "DeepSpeed-MII #132",
+        "One graph serves every shape, and smaller batches are broadcast into it.",
+        _OneGraph,
+        applies=captures,
+        expects=("changing shapes", "call order"),
+    ),
+    _fault(
+        "F74 shallow",
+        "F74 M22",
+        "DeepSpeed PR #8488",
+        "Tensors in nested arguments keep the first call's values.",
+        _ShallowRefresh,
+        applies=_is_unet,
+        expects=("call order", "changing shapes"),
+    ),
+    _fault(
+        "M22 inputs",
+        "M22",
+        "stable-fast #141",
+        "The first call's tensors are the graph's inputs.",
+        _InputsNotCopied,
+        applies=captures,
+        expects=("call order", "hands off", "changing shapes"),
+    ),
+    _fault(
+        "F78 outputs",
+        "F78 M22",
+        "TransformerEngine #2937",
+        "A result is overwritten by the next call.",
+        _OutputsNotCopied,
+        applies=captures,
+        expects=("call order", "call twice", "changing shapes"),
+    ),
+    _fault(
+        "M22 two buffers",
+        "M22 F78",
+        "sglang #31852",
+        "A result is overwritten by the next call but one.",
+        _TwoBuffers,
+        applies=captures,
+        expects=("call order", "changing shapes", "call twice"),
+    ),
+    _fault(
+        "M22 weights",
+        "M22 F78",
+        "pytorch #114844",
+        "A graph goes on with weights that the model has no more.",
+        _StaleWeights,
+        applies=captures,
+        expects=("dtype moves", "state dict", "parameter accounting"),
+    ),
+    _fault(
+        "F74 time",
+        "F74 M22",
+        "DeepSpeed PR #8488",
+        "Small tensors, a timestep among them, are frozen into the graph.",
+        _FrozenTime,
+        applies=_is_unet,
+        expects=("call order", "changing shapes"),
+    ),
+    _fault(
+        "F77 nested",
+        "F77",
+        "DeepSpeed #2717",
+        "Two levels capture, and the call raises.",
+        _NestedCapture,
+        applies=captures,
+        expects=(),
+    ),
+)
+"""Wrong graphs."""
