@@ -46,7 +46,8 @@ def cuts(tokens: int, seed: int) -> list[int]:
         return [1] * tokens
     if style == 2:
         return [part for part in (tokens // 2, tokens - tokens // 2) if part]
-    chosen, parts = random.Random(seed), []
+    chosen = random.Random(seed)
+    parts: list[int] = []
     while sum(parts) < tokens:
         parts.append(chosen.randint(1, tokens - sum(parts)))
     return parts

@@ -162,8 +162,8 @@ class _Prompt:
 
 EDITED_CACHE = Property(
     name="edited cache",
-    statement="A cache whose rows its owner reorders, selects or repeats, or whose latest token is taken back, goes on as "
-    "with the original.",
+    statement="A cache whose rows its owner reorders, selects or repeats, or whose latest token is taken back, goes on "
+    "as with the original.",
     check=_edits,
     applies=cached,
     share=0.05,

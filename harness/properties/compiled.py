@@ -17,7 +17,7 @@ TOLERANCE = 1e-4
 
 
 def _compiled(trial: Trial) -> None:
-    """One layer is compiled and called, its weights are changed in place and then assigned anew, and it is called again."""
+    """One layer is compiled, and called before and after its weights are changed in place and assigned anew."""
     paths = tuple(one.path for one in trial.replaced.replaced)
     with Recorder(trial.original, paths) as recorder, original_side():
         trial.run_original(trial.inputs)
@@ -42,7 +42,9 @@ def _same(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: st
         expected: Tensor = main_output(mine(*call.args, **call.kwargs))
     difference = gap(expected, main_output(compiled(*call.args, **call.kwargs)), valid_positions(trial, expected))
     if not difference.within(TOLERANCE):
-        raise Disagreement(f"{what}: {difference.problem or f'relative error {difference.error:.1e}'}", error=difference.error)
+        raise Disagreement(
+            f"{what}: {difference.problem or f'relative error {difference.error:.1e}'}", error=difference.error
+        )
 
 
 def _change(mine: nn.Module, its: nn.Module, *, assign: bool) -> None:
@@ -59,7 +61,7 @@ def _change(mine: nn.Module, its: nn.Module, *, assign: bool) -> None:
 
 COMPILED = Property(
     name="torch.compile",
-    statement="A replaced layer that is compiled computes the same, also after its weights were changed or assigned anew.",
+    statement="A replaced layer that is compiled computes the same, also when its weights are changed or assigned anew.",
     check=_compiled,
     applies=layered,
     exact=False,

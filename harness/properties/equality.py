@@ -69,9 +69,8 @@ def _same_layer_output(trial: Trial, path: str, call: Recorded, actual: Any) -> 
     expected = call.output
     if type(actual) is not type(expected):
         raise Disagreement(f"{path} returns a {type(actual).__name__}, the original a {type(expected).__name__}")
-    if isinstance(expected, tuple):
-        if len(expected) != len(actual):
-            raise Disagreement(f"{path} returns {len(actual)} values, the original {len(expected)}")
+    if isinstance(expected, tuple) and len(expected) != len(actual):
+        raise Disagreement(f"{path} returns {len(actual)} values, the original {len(expected)}")
     expected, actual = main_output(expected), main_output(actual)
     same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path or 'model'} on the original's input")
 

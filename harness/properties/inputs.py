@@ -94,7 +94,7 @@ def padded(inputs: Inputs, columns: int, *, left: bool) -> tuple[Inputs, slice]:
 
 
 def other_inputs(trial: Trial, salt: int, **values: Value) -> Inputs:
-    """Other inputs for the trial's model: another seed and other values of the input axes, those of ``values`` fixed."""
+    """Other inputs for the trial's model: another seed and other input axes, those of ``values`` fixed."""
     chosen = random.Random(trial.example.seed * 31 + salt)
     axes = {axis.name: axis for axis in trial.case.axes if axis.name in trial.case.input_axes}
     drawn = {name: chosen.choice(axis.values) for name, axis in axes.items()}

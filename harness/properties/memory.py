@@ -14,7 +14,17 @@ from torch import Tensor, nn
 from ..trial import Disagreement, Trial
 from .base import Property, identical, living, same_outputs
 
-OUTSIDE = (type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, str, bytes, int, float)
+OUTSIDE = (
+    type,
+    types.ModuleType,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    str,
+    bytes,
+    int,
+    float,
+)
 """Objects that lead out of a model into the program, or nowhere."""
 
 
@@ -42,11 +52,11 @@ def bytes_held(model: nn.Module) -> int:
 
 
 def _storages(trial: Trial) -> None:
+    handle = trial.replaced
     before = bytes_held(trial.original)
+    _no_more_than(before, handle.model, "after the replacement")
     trial.run_original(trial.inputs)
     after = max(before, bytes_held(trial.original))
-    handle = trial.replaced
-    _no_more_than(before, handle.model, "after the replacement")
     living(trial.run_replaced(handle.model, trial.fresh_inputs()), trial.inputs.valid)
     _no_more_than(after, handle.model, "after a call")
     _rewrite_one(handle.model)
@@ -74,25 +84,28 @@ def _poisoned(trial: Trial) -> None:
     with _nan_in_empty():
         actual = trial.run_replaced(trial.replace(trial.copy()).model, trial.fresh_inputs())
     same_outputs(trial, expected, actual, trial.inputs.valid, "with NaN in all memory that was not initialised")
-    identical(actual, trial.run_replaced(trial.replaced.model, trial.fresh_inputs()), "with and without NaN in new memory")
+    identical(
+        actual, trial.run_replaced(trial.replaced.model, trial.fresh_inputs()), "with and without NaN in new memory"
+    )
 
 
 @contextlib.contextmanager
 def _nan_in_empty() -> Iterator[None]:
     """Fill new memory with NaN (integers with their largest value), as torch does for its deterministic mode."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    switch: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), switch.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    switch.fill_uninitialized_memory = True
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        switch.fill_uninitialized_memory = before[1]
 
 
 STORAGES = Property(
     name="storages",
-    statement="Replaced, called, given new weights or reverted, a model holds no more bytes of tensors than the original.",
+    statement="Replaced, called, given new weights, reverted: no more bytes of tensors are held than by the original.",
     check=_storages,
     exact=False,
     share=0.05,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..numerics import EXACT_TOLERANCE, gap
@@ -68,7 +67,9 @@ def _cache_tensors(expected: Any, actual: Any) -> list[tuple[str, Tensor, Any]]:
     if len(expected.layers) != len(actual.layers):
         raise Disagreement(f"a cache of {len(actual.layers)} layers, the original's of {len(expected.layers)}")
     pairs = list(enumerate(zip(expected.layers, actual.layers, strict=True)))
-    return [(f"layer {i} {name}", getattr(a, name), getattr(b, name)) for i, (a, b) in pairs for name in ("keys", "values")]
+    return [
+        (f"layer {i} {name}", getattr(a, name), getattr(b, name)) for i, (a, b) in pairs for name in ("keys", "values")
+    ]
 
 
 def _same_tensor(trial: Trial, expected: Tensor, actual: Any, path: str) -> None:
@@ -83,21 +84,20 @@ def _same_tensor(trial: Trial, expected: Tensor, actual: Any, path: str) -> None
 
 
 def _counting(trial: Trial, tensor: Tensor) -> Tensor:
-    """The positions that count: of (B, T, ...) states, of (B, H, T, S) weights or keys, or all where there is neither."""
+    """The positions that count of (B, T, ...) states and of (B, H, T, S) weights or keys; none of anything else."""
     valid = trial.inputs.valid
     if valid is None:
         return tensor
+    if tensor.dim() == 4:
+        tensor = tensor.transpose(1, 2)
     if tensor.shape[:2] == valid.shape:
         return tensor[valid]
-    if tensor.dim() == 4 and tensor.shape[::2] == valid.shape:
-        return tensor.transpose(1, 2)[valid]
-    return tensor.new_zeros(0) if tensor.dim() == 0 else torch.zeros_like(tensor[:0])
+    return tensor[:0]
 
 
 OUTPUTS = Property(
     name="outputs asked for",
-    statement="Hidden states, attention weights, caches, tuples and objects come in the original's form with the original's "
-    "values.",
+    statement="Hidden states, attention weights, caches, tuples, objects: all come in the original's form and values.",
     check=_asked,
     applies=transformers_like,
     share=0.05,

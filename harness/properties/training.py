@@ -3,35 +3,50 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from ..numerics import EXACT_TOLERANCE, gap
-from ..trial import Disagreement, Trial, Vacuous, original_side
+from ..case import Inputs
+from ..exact import exact_mode
+from ..numerics import EXACT_TOLERANCE
+from ..trial import Disagreement, Trial, cast, original_side
 from .base import Property, same_outputs
+
+Gradients = dict[str, Tensor | None]
+Run = Callable[[nn.Module, Inputs], dict[str, Tensor]]
 
 
 def _gradients(trial: Trial) -> None:
-    """Gradients in eval mode, where the fused path runs, with some parameters frozen before or after replacing."""
+    """Gradients in eval mode, where the fused path runs, with some parameters frozen before or after replacing.
+
+    In float32 it is seen which parameters have one, because that is where replacements use kernels that know none; what
+    they are is compared in float64.
+    """
     chosen = random.Random(trial.example.seed)
     model, original = trial.copy(), trial.original
-    frozen = [name for name, _ in original.named_parameters() if chosen.random() < chosen.choice((0.0, 0.5, 0.9))]
+    share = chosen.choice((0.0, 0.5, 0.9))
+    frozen = [name for name, _ in original.named_parameters() if chosen.random() < share]
     early = chosen.random() < 0.5
     if early:
         _freeze(model, frozen)
     trial.replace(model)
-    if not early:
-        trial.run_replaced(model, trial.fresh_inputs())
+    trial.run_replaced(model, trial.fresh_inputs())
     _freeze(model, frozen)
     _freeze(original, frozen)
+    what = f"with {len(frozen)} parameters frozen {'before' if early else 'after'} the replacement"
+    _same_parameters(*_both(trial, original, model, trial.fresh_inputs()), what)
+    inputs = trial.fresh_inputs()
+    inputs = Inputs(kwargs=cast(inputs.kwargs, torch.float64), valid=inputs.valid)
+    with exact_mode():
+        _same_gradients(trial, *_both(trial, original.double(), model.double(), inputs), what)
+
+
+def _both(trial: Trial, original: nn.Module, model: nn.Module, inputs: Inputs) -> tuple[Gradients, Gradients]:
     with original_side("with gradients"):
-        mine = _backward(trial, original, fused=False)
-    its = _backward(trial, model, fused=True)
-    if not any(gradient is not None for gradient in mine.values()):
-        return _inference_matches(trial, model)
-    when = "before" if early else "after"
-    _same_gradients(trial, mine, its, f"with {len(frozen)} parameters frozen {when} the replacement")
+        mine = _backward(trial.case.run, original, inputs)
+    return mine, _backward(trial.run_replaced, model, inputs)
 
 
 def _freeze(model: nn.Module, names: list[str]) -> None:
@@ -39,13 +54,11 @@ def _freeze(model: nn.Module, names: list[str]) -> None:
         model.get_parameter(name).requires_grad_(False)
 
 
-def _backward(trial: Trial, model: nn.Module, *, fused: bool) -> dict[str, Tensor | None]:
+def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
     """Gradients by parameter name of a weighted sum of the outputs that count."""
     model.zero_grad()
-    inputs = trial.fresh_inputs()
     with torch.enable_grad():
-        outputs = trial.run_replaced(model, inputs) if fused else trial.case.run(model, inputs)
-        output = next(iter(outputs.values()))
+        output = next(iter(run(model, inputs).values()))
         seen = output if inputs.valid is None else output[inputs.valid]
         weights = torch.linspace(-1.0, 2.0, seen.numel(), dtype=seen.dtype).reshape(seen.shape)
         total = (seen * weights).sum()
@@ -54,28 +67,27 @@ def _backward(trial: Trial, model: nn.Module, *, fused: bool) -> dict[str, Tenso
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def _inference_matches(trial: Trial, model: nn.Module) -> None:
-    actual = trial.run_replaced(model, trial.fresh_inputs())
-    same_outputs(trial, trial.expected_outputs, actual, trial.inputs.valid, "with every parameter frozen")
+def _same_parameters(mine: Gradients, its: Gradients, what: str) -> None:
+    for name, expected in mine.items():
+        if (expected is None) != (its[name] is None):
+            raise Disagreement(
+                f"{what}: {name} has {'no' if its[name] is None else 'a'} gradient, unlike the original's"
+            )
 
 
-def _same_gradients(
-    trial: Trial, mine: dict[str, Tensor | None], its: dict[str, Tensor | None], what: str
-) -> None:
-    """Raise unless the same parameters have gradients, equal on the scale of the largest of all."""
+def _same_gradients(trial: Trial, mine: Gradients, its: Gradients, what: str) -> None:
+    """Raise unless gradients are equal on the scale of the largest of all."""
+    _same_parameters(mine, its, what)
     largest = max((float(one.abs().max()) for one in mine.values() if one is not None), default=0.0)
     if largest == 0.0:
-        raise Vacuous("all gradients of the original are zero")
+        return  # all that was left to learn is out of reach of the output
     for name, expected in mine.items():
         actual = its[name]
-        if (expected is None) != (actual is None):
-            raise Disagreement(f"{what}: {name} has {'no' if actual is None else 'a'} gradient, unlike the original's")
-        if expected is None:
+        if expected is None or actual is None:
             continue
-        difference = gap(expected / largest, None if actual is None else actual / largest)
-        error = difference.error * float((expected / largest).abs().max())
-        if difference.problem is not None or error > EXACT_TOLERANCE:
-            raise Disagreement(f"{what}: gradient of {name}: {difference.problem or f'error {error:.1e}'}", error=error)
+        error = float((expected - actual).abs().max()) / largest
+        if not error <= EXACT_TOLERANCE:
+            raise Disagreement(f"{what}: gradient of {name}: relative error {error:.1e}", error=error)
         trial.evidence.note(error)
 
 
@@ -107,14 +119,15 @@ def _step(trial: Trial, model: nn.Module) -> None:
 
 GRADIENTS = Property(
     name="gradients",
-    statement="Gradients through the replacement are the original's, whichever parameters are frozen, before or after it.",
+    statement="Gradients through the replacement are the original's, whichever parameters are frozen before or after.",
     check=_gradients,
+    exact=False,
     share=0.05,
 )
 
 TRAINING = Property(
     name="training step",
-    statement="After a training step, dropout included, the replaced model computes what the original computes after its own.",
+    statement="After a training step, dropout included, the replaced model computes what the original does after its own.",
     check=_training,
     share=0.05,
 )
