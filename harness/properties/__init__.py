@@ -1,7 +1,7 @@
 """The properties: what has to hold of every replacement, each stated in one sentence.
 
-A property is a function of a ``Trial``. It returns where it holds and raises ``Disagreement`` where it does not; errors of
-the replaced side count as disagreement, errors of the original's do not.
+A property is a function of a ``Trial``. It returns where it holds and raises ``Disagreement`` where it does not; errors
+of the replaced side count as disagreement, errors of the original's do not.
 """
 
 from __future__ import annotations

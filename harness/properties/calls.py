@@ -123,8 +123,7 @@ def _unchanged(before: Any, after: Any, path: str) -> None:
 
 REPEAT = Property(
     name="call twice",
-    statement="The same call gives bit for bit the same, now, later and in inference mode, and a result that was kept does "
-    "not change.",
+    statement="The same call gives bit for bit the same, now, later and in inference mode, and a kept result stays.",
     check=_repeat,
     share=0.05,
 )

@@ -61,7 +61,7 @@ def _change(mine: nn.Module, its: nn.Module, *, assign: bool) -> None:
 
 COMPILED = Property(
     name="torch.compile",
-    statement="A replaced layer that is compiled computes the same, also when its weights are changed or assigned anew.",
+    statement="A compiled replacement computes the same, also when its weights are changed in place or assigned anew.",
     check=_compiled,
     applies=layered,
     exact=False,
