@@ -5,26 +5,33 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from policies import replace_module
-from reports.record import Coverage, Failure, Verdict
+from reports.record import Coverage, ErrorBudget, Failure, Verdict
 
 from .case import Axis, Case, Example
+from .coverage import coverage
+from .evidence.gather import Evidence, gather
 from .numerics import EXACT_TOLERANCE
 from .profiles import Profile
 from .properties import PROPERTIES, Property
+from .rounding.calibration import multiple
+from .rounding.statistic import FLOOR
 from .search import Found, search
 from .trial import Disagreement, Replacer
 
 
 @dataclass(frozen=True)
 class Checked:
-    """The verdict on one property of one case, and which axis values its examples had."""
+    """The verdict on one property of one case, which axis values its examples had, and for a property of the rounding
+    tier what was used of the error budget."""
 
     verdict: Verdict
     drawn: Counter[tuple[str, Any]] = field(default_factory=Counter)
     pairs: frozenset[tuple[str, Any, str, Any]] = frozenset()
+    budget: ErrorBudget | None = None
 
 
 def check_property(
@@ -36,8 +43,10 @@ def check_property(
     policy: str,
     replacer: Replacer = replace_module,
     database: str | None = None,
+    explain: bool = True,
 ) -> Checked:
-    """Judge ``prop`` on ``case`` to the depth of ``profile``."""
+    """Judge ``prop`` on ``case`` to the depth of ``profile``. ``explain`` gathers evidence on a failure, which takes
+    about as long as a hundred examples."""
     examples = profile.examples_of(prop.share, case.effort)
     found = search(prop, case, replacer, examples=examples, seed=seed, database=database)
     outcome, reason = _outcome(found, prop)
@@ -56,9 +65,9 @@ def check_property(
         tolerance=EXACT_TOLERANCE if prop.exact else None,
         seconds=found.seconds,
         seed=seed,
-        failure=_failure(found, prop, case),
+        failure=_failure(found, prop, case, replacer if explain else None),
     )
-    return Checked(verdict, found.drawn, frozenset(found.pairs))
+    return Checked(verdict, found.drawn, frozenset(found.pairs), _budget(found, prop, case, policy))
 
 
 def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
@@ -66,7 +75,7 @@ def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
         return "failed", _message(found)
     if found.original_failed is not None:
         example, why = found.original_failed
-        dead = why.startswith("the original's") or why.startswith("no ")
+        dead = why.startswith(("the original's", "no "))
         return ("vacuous" if dead else "error"), f"{why} [{example}]"
     if found.examples == 0:
         return "vacuous", "no example was run"
@@ -85,19 +94,40 @@ def _message(found: Found) -> str:
     return f"{text} (not the same from run to run)" if found.flaky else text
 
 
-def _failure(found: Found, prop: Property, case: Case) -> Failure | None:
+def _failure(found: Found, prop: Property, case: Case, replacer: Replacer | None) -> Failure | None:
+    """The failure with its evidence; without any where there is no ``replacer`` to ask."""
     if found.failure is None:
         return None
     example, problem = found.failure
     error = problem.error if isinstance(problem, Disagreement) else None
+    evidence = Evidence() if replacer is None else gather(prop, case, example, replacer)
     return Failure(
         id=f"{case.name}/{prop.name.replace(' ', '-')}",
         message=_message(found),
         example=in_words(example, case.axes),
         off_simplest=off_simplest(example, case.axes),
+        nearest_passing=None if evidence.nearest is None else in_words(evidence.nearest, case.axes),
         error=error if error is not None and error < float("inf") else None,
-        stages=problem.stages if isinstance(problem, Disagreement) else (),
+        stages=evidence.stages or (problem.stages if isinstance(problem, Disagreement) else ()),
+        script=evidence.script,
         traceback=found.failing_traceback,
+        notes=evidence.missing,
+    )
+
+
+def _budget(found: Found, prop: Property, case: Case, policy: str) -> ErrorBudget | None:
+    if not found.budgets_used:
+        return None
+    dtype = prop.name.rpartition(" ")[2]
+    return ErrorBudget(
+        case=case.name,
+        policy=policy,
+        dtype=dtype,
+        examples=len(found.budgets_used),
+        used_median=median(found.budgets_used),
+        used_worst=max(found.budgets_used),
+        multiple=multiple(dtype),
+        floor=FLOOR,
     )
 
 
@@ -111,32 +141,6 @@ def in_words(example: Example, axes: tuple[Axis, ...]) -> dict[str, str]:
     off = off_simplest(example, axes)
     names = [*off, *(axis.name for axis in axes if axis.name not in off)]
     return {name: str(example[name]) for name in names} | {"seed": str(example.seed)}
-
-
-def coverage(case: Case, checked: Iterable[Checked]) -> Coverage:
-    """How often each axis value of ``case`` was drawn over all its properties, and what was claimed and missed."""
-    drawn: Counter[tuple[str, Any]] = Counter()
-    pairs: set[tuple[str, Any, str, Any]] = set()
-    for one in checked:
-        drawn.update(one.drawn)
-        pairs.update(one.pairs)
-    claimed = sorted((axis for axis in case.axes if axis.claimed), key=lambda axis: axis.name)
-    wanted = [
-        (a.name, x, b.name, y)
-        for i, a in enumerate(claimed)
-        for b in claimed[i + 1 :]
-        for x in a.values
-        for y in b.values
-    ]
-    missed = [f"{axis.name}={value}" for axis in claimed for value in axis.values if not drawn[(axis.name, value)]]
-    missed += [f"{a}={x} with {b}={y}" for a, x, b, y in wanted if (a, x, b, y) not in pairs]
-    return Coverage(
-        case=case.name,
-        axes={axis.name: {str(value): drawn[(axis.name, value)] for value in axis.values} for axis in case.axes},
-        pairs_seen=sum(pair in pairs for pair in wanted),
-        pairs_claimed=len(wanted),
-        missed=tuple(missed[:50]),
-    )
 
 
 Progress = Callable[[Verdict], None]

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from reports.record import RECORD_NAME, Ceilings, NullLane, Timing, Verdict
+from reports.record import RECORD_NAME, Ceilings, ErrorBudget, NullLane, Timing, Verdict
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -40,6 +40,7 @@ class CheckDone(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
     verdict: Verdict
     drawn: list[tuple[str, Any, int]] = []
     pairs: list[tuple[str, Any, str, Any]] = []
+    budget: ErrorBudget | None = None
 
 
 class TimingDone(msgspec.Struct, frozen=True, kw_only=True, tag="timing"):

@@ -74,6 +74,7 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
                 verdict=checked.verdict,
                 drawn=[(axis, value, count) for (axis, value), count in sorted(checked.drawn.items(), key=str)],
                 pairs=sorted(checked.pairs, key=str),
+                budget=checked.budget,
             )
         )
         watcher.verdict(checked.verdict)
@@ -143,6 +144,7 @@ def _record(journal: Journal, scope: Scope, seconds: float) -> Run:
         environment=fingerprint(accelerator=scope.device == "cuda"),
         verdicts=tuple(sorted((one.verdict for one in checks), key=lambda one: order.get(one.case, 0))),
         coverage=tuple(_coverage(scope, checks)) if scope.check else (),
+        budgets=tuple(one.budget for one in checks if one.budget is not None),
         timings=tuple(row for one in journal.done if isinstance(one, TimingDone) for row in one.timings),
         ceilings=tuple(one.ceilings for one in ceilings[-1:]),
         null_lane=ceilings[-1].null_lane if ceilings else None,
@@ -150,7 +152,8 @@ def _record(journal: Journal, scope: Scope, seconds: float) -> Run:
 
 
 def _coverage(scope: Scope, checks: list[CheckDone]) -> list[Coverage]:
-    from .check import Checked, coverage
+    from .check import Checked
+    from .coverage import coverage
 
     found = []
     for entry in scope.entries:

@@ -63,6 +63,10 @@ class Evidence:
     expected: int = 0
     worst_error: float = 0.0
     refusals: list[str] = field(default_factory=list)
+    budgets_used: list[float] = field(default_factory=list)
+    """Share of the error budget used, for each output that the rounding tier judged."""
+    built: list[Example] = field(default_factory=list)
+    """Examples whose models were built: those that were judged, whatever example was drawn."""
 
     def note(self, error: float) -> None:
         self.worst_error = max(self.worst_error, error)
@@ -127,6 +131,7 @@ class Trial:
 
     @cached_property
     def original(self) -> nn.Module:
+        self.evidence.built.append(self.example)
         model = self.case.build(self.example)
         return model.double() if self.double else model
 

@@ -105,6 +105,8 @@ class Failure(Struct, frozen=True, kw_only=True):
     script: str | None = None
     """Self-contained Python source that shows the failure without the harness."""
     traceback: str | None = None
+    notes: tuple[str, ...] = ()
+    """Evidence that could not be gathered, and why, one sentence each."""
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
@@ -136,14 +138,32 @@ class Verdict(Struct, frozen=True, kw_only=True):
 
 
 class Coverage(Struct, frozen=True, kw_only=True):
-    """How often each value of each declared axis of a case was drawn in this run."""
+    """How often each value of each declared axis of a case was judged in this run."""
 
     case: str
     axes: dict[str, dict[str, int]]
     pairs_seen: int = 0
     pairs_claimed: int = 0
     missed: tuple[str, ...] = ()
-    """Axis values (``axis=value``) or pairs that the case claims and that were never drawn."""
+    """Axis values (``axis=value``) and pairs (``axis=value with axis=value``) that the case claims and that were never
+    judged; all of them."""
+
+
+class ErrorBudget(Struct, frozen=True, kw_only=True):
+    """How much of its error budget a policy used on one case in one dtype.
+
+    The budget of an example is ``multiple`` times what the original's own rounding and one rounding of its parameters
+    cause, and no less than ``multiple`` times ``floor`` epsilons of the dtype. A share above 1 is a failure.
+    """
+
+    case: str
+    policy: str
+    dtype: str
+    examples: int
+    used_median: float
+    used_worst: float
+    multiple: float
+    floor: float
 
 
 class Interval(Struct, frozen=True, kw_only=True):
@@ -232,6 +252,7 @@ class Run(Struct, frozen=True, kw_only=True):
     environment: Environment
     verdicts: tuple[Verdict, ...] = ()
     coverage: tuple[Coverage, ...] = ()
+    budgets: tuple[ErrorBudget, ...] = ()
     timings: tuple[Timing, ...] = ()
     ceilings: tuple[Ceilings, ...] = ()
     null_lane: NullLane | None = None

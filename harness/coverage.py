@@ -1,0 +1,68 @@
+"""Which part of a case's configuration space a run has judged, and which part it claims and has not reached.
+
+Counted are models that were built and judged, after whatever a property changed in its example; an example that was
+drawn and not judged counts for nothing, and neither do properties that compare no results.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from itertools import combinations
+from typing import Any, Protocol
+
+from reports.record import Coverage
+
+from .case import Axis, Case, Example
+
+Drawn = Counter[tuple[str, Any]]
+Pair = tuple[str, Any, str, Any]
+
+
+class Tallied(Protocol):
+    """What was met in the examples of one property: values of axes, and pairs of them, axes in alphabetical order."""
+
+    @property
+    def drawn(self) -> Drawn: ...
+    @property
+    def pairs(self) -> frozenset[Pair]: ...
+
+
+def tally(example: Example) -> tuple[list[tuple[str, Any]], list[Pair]]:
+    """The values and pairs that ``example`` meets."""
+    values = sorted(example.values.items())
+    return values, [(a, x, b, y) for (a, x), (b, y) in combinations(values, 2)]
+
+
+def coverage(case: Case, tallies: Iterable[Tallied]) -> Coverage:
+    """How often each axis value of ``case`` was met over all its properties, and all that it claims and was not met."""
+    drawn: Drawn = Counter()
+    pairs: set[Pair] = set()
+    for one in tallies:
+        drawn.update(one.drawn)
+        pairs.update(one.pairs)
+    claimed = sorted((axis for axis in case.axes if axis.claimed), key=lambda axis: axis.name)
+    wanted = claimed_pairs(claimed)
+    values = [f"{axis.name}={value}" for axis in claimed for value in axis.values if not drawn[(axis.name, value)]]
+    return Coverage(
+        case=case.name,
+        axes={axis.name: {str(value): drawn[(axis.name, value)] for value in axis.values} for axis in case.axes},
+        pairs_seen=sum(pair in pairs for pair in wanted),
+        pairs_claimed=len(wanted),
+        missed=(*values, *(f"{a}={x} with {b}={y}" for a, x, b, y in wanted if (a, x, b, y) not in pairs)),
+    )
+
+
+def claimed_pairs(claimed: Iterable[Axis]) -> list[Pair]:
+    """Every pair of values of two of these axes."""
+    return [(a.name, x, b.name, y) for a, b in combinations(claimed, 2) for x in a.values for y in b.values]
+
+
+def coverage_failure(found: Coverage) -> str | None:
+    """Why a nightly run fails for what it has not reached, in one sentence; None where all that is claimed was met."""
+    if not found.missed:
+        return None
+    values = [one for one in found.missed if " with " not in one]
+    first = values[0] if values else found.missed[0]
+    met = f"{found.pairs_seen} of {found.pairs_claimed} claimed pairs were met"
+    return f"{found.case}: {len(found.missed)} claimed values and pairs were never met, {first} among them ({met})"

@@ -1,0 +1,109 @@
+"""How much of its error budget a computation uses on one example.
+
+Notation: f is the model with parameters p and inputs x, both already rounded to the dtype; ``exact`` is f(p, x) in
+float64. All errors are root mean squares over the positions that count, divided by the root mean square of ``exact``.
+
+    own         error of the original, computed in the dtype
+    propagated  error of f(p(1 + u z), x) in float64, with u the dtype's unit roundoff and z standard normal
+    floor       ``FLOOR`` in units of the dtype's epsilon
+    allowance   sqrt(own^2 + propagated^2 + floor^2)
+    used        error of the replacement / (multiple x allowance)
+
+Why not the original's own error alone: on a tiny model it is a single draw from a wide distribution, and an original
+that was lucky would leave an honest replacement no room. ``propagated`` is what one rounding of each parameter does to
+the result, so it measures how ill-conditioned the example is, by the same reasoning as backward error analysis (Higham,
+Accuracy and Stability of Numerical Algorithms, 2002, chapter 1). The root mean square is used, and not the largest
+error, because its ratio has a short tail: a multiple of two or three then holds for 10^5 examples.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..case import Case, Example, Inputs
+from ..exact import exact_mode
+from ..numerics import alive
+from ..trial import cast, original_side
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FLOOR = 0.25
+"""In units of the dtype's epsilon. Below this an error is that of rounding the output itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allowance:
+    """What the original leaves room for on one output, relative to the output's own root mean square."""
+
+    exact: Tensor
+    valid: Tensor | None
+    scale: float
+    own: float
+    propagated: float
+    floor: float
+
+    @property
+    def total(self) -> float:
+        return math.sqrt(self.own**2 + self.propagated**2 + self.floor**2)
+
+    def error(self, actual: Tensor) -> float:
+        """Relative error of ``actual`` against the exact result; infinite where it is not finite."""
+        error = _rms(actual.double() - self.exact, self.valid) / self.scale
+        return error if math.isfinite(error) else math.inf
+
+    def ratio(self, actual: Tensor) -> float:
+        """Error of ``actual`` in allowances; over the multiple it is ``used``."""
+        return self.error(actual) / self.total
+
+
+def allowances(case: Case, model: nn.Module, inputs: Inputs, example: Example) -> dict[str, Allowance]:
+    """The allowance of each output of ``model``, an original already in its dtype, on ``inputs`` in the same dtype.
+
+    Empty where the original's own result is not finite or constant: such an example asks nothing of a replacement.
+    Call it inside the case's surroundings. Raises ``OriginalFailed``.
+    """
+    dtype = next(model.parameters()).dtype
+    with original_side(f"in {dtype}"), torch.no_grad():
+        own = case.run(model, inputs)
+    exact, shifted = _exact_outputs(case, model, inputs, example, dtype)
+    if alive(own, inputs.valid) is not None or alive(exact, inputs.valid) is not None:
+        return {}
+    eps = torch.finfo(dtype).eps
+    found = {}
+    for name, tensor in exact.items():
+        valid = inputs.valid if tensor.dim() > 1 else None
+        scale = _rms(tensor, valid)
+        found[name] = Allowance(
+            exact=tensor,
+            valid=valid,
+            scale=scale,
+            own=_rms(own[name].double() - tensor, valid) / scale,
+            propagated=_rms(shifted[name] - tensor, valid) / scale,
+            floor=FLOOR * eps,
+        )
+    return found
+
+
+def _exact_outputs(
+    case: Case, model: nn.Module, inputs: Inputs, example: Example, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Outputs in float64 of ``model``, and of ``model`` with each parameter moved by about one rounding."""
+    wide = copy.deepcopy(model).double()
+    wide_inputs = Inputs(kwargs=cast(inputs.kwargs, torch.float64), valid=inputs.valid)
+    generator = torch.Generator().manual_seed(example.seed)
+    with original_side("in float64"), exact_mode():
+        exact = case.run(wide, wide_inputs)
+        for parameter in wide.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.mul_(1.0 + torch.finfo(dtype).eps / 2 * noise)
+        return exact, case.run(wide, wide_inputs)
+
+
+def _rms(values: Tensor, valid: Tensor | None) -> float:
+    if valid is not None:
+        values = values[valid]
+    return float(values.double().square().mean().sqrt())
