@@ -23,8 +23,8 @@ class Derivation:
     """All that is known of a derived case; data only, so that it travels between processes.
 
     ``fields`` maps a role to the configuration's own names for it. ``kept_apart`` lists axis values that do not go
-    together; ``refused`` what a policy refuses (axis, value, feature); ``dropped`` and ``undrawn`` say what could not be
-    drawn, and why.
+    together; ``refused`` what a policy refuses (axis, value, feature); ``dropped`` and ``undrawn`` say what could not
+    be drawn, and why.
     """
 
     layer: str

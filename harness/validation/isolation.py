@@ -1,8 +1,8 @@
 """Running somebody's code where it can do no harm: in processes with a limit on time and memory.
 
 Whatever happens to a process (it hangs, dies, fills its memory) costs its own task; what comes back instead of a result
-is one line. The processes are forked from a clean one that has imported what every task needs, so that a new one costs
-milliseconds.
+is one line. Each task has a new process, so that none meets what another left behind; they are forked from a clean one
+that has imported what every task needs, and cost milliseconds.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ class Isolated:
         context.set_forkserver_preload([preload])
         count = limits.workers or len(os.sched_getaffinity(0))
         self.pool = ProcessPool(
-            max_workers=count, initializer=_limit, initargs=[limits.memory, list(_paths())], context=context
+            max_workers=count,
+            max_tasks=1,
+            initializer=_limit,
+            initargs=[limits.memory, list(_paths())],
+            context=context,
         )
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:

@@ -11,15 +11,18 @@ from torch import nn
 from policies.anatomy import LayerAnatomy
 from policies.base import AnatomyPolicy, DSPolicy, UnsupportedLayer
 
+from ..case import Example
 from ..properties.base import Property, identical
 from ..properties.lifecycle import same_classes, same_state
 from ..trial import Disagreement, Trial
 
 
 def reads(policy: type[DSPolicy]) -> Property:
-    """The property that ``policy`` reads a layer and changes nothing."""
+    """The property that ``policy`` reads a layer and changes nothing; the simplest model must not be refused."""
 
     def check(trial: Trial) -> None:
+        if not trial.evidence.expected:
+            _reads(trial.on(Example(trial.case.simplest.values, 0)), policy)
         _reads(trial, policy)
 
     return Property(

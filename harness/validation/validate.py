@@ -26,7 +26,8 @@ PRELOAD = "harness.validation.preload"
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to validate and how deep. ``budget`` are the seconds for timing; 0 leaves it out."""
+    """What to validate and how deep. ``budget`` are the seconds for timing; 0 leaves it out. ``properties`` limits the
+    check to those of these names."""
 
     path: str
     name: str | None = None
@@ -34,6 +35,7 @@ class Request:
     seed: int = 0
     budget: float = 6.0
     limits: Limits = field(default_factory=Limits)
+    properties: tuple[str, ...] | None = None
 
 
 @dataclass
@@ -125,11 +127,12 @@ class _Stages:
         from ..check import Checked
         from ..properties import BY_NAME
 
-        names = BY_NAME if why_not is not None else self.pool.run(work.applicable, subject)
+        wanted = self.request.properties or tuple(BY_NAME)
         if why_not is not None:
-            for name in names:
+            for name in wanted:
                 self._say(_verdict(self.done, self.request, name, BY_NAME[name].statement, f"not judged: {why_not}"))
             return
+        names = [name for name in self.pool.run(work.applicable, subject) if name in wanted]
         drawn = []
         for task, result in self.pool.run_all(work.judge, [self._task(subject, name) for name in names]):
             if isinstance(result, Checked):

@@ -1,0 +1,4 @@
+"""Never ends, from its first line on."""
+
+while True:
+    pass

@@ -1,0 +1,110 @@
+"""Validating policies from outside the tree: bad ones end in a verdict of their own, and good ones are written by the
+harness itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.validation.isolation import Limits
+from harness.validation.validate import Request, Validation, validate
+
+BAD = Path(__file__).parent / "bad_policies"
+LIMITS = Limits(seconds=8.0, memory=2**30, workers=1)
+
+
+def judged(name: str, *properties: str, policy: str | None = None) -> Validation:
+    """The validation of one bad policy, limited to ``properties``."""
+    path = str(BAD / f"{name}.py")
+    request = Request(
+        path=path, name=policy, profile="quick", budget=0.0, limits=LIMITS, properties=properties or ("contract",)
+    )
+    return validate(request, lambda verdict: None)
+
+
+def reason(done: Validation, prop: str) -> str:
+    """Why ``prop`` does not hold; empty where it does."""
+    return next(one.reason for one in done.verdicts if one.property == prop)
+
+
+@pytest.mark.parametrize(
+    ("name", "policy", "words"),
+    [
+        ("does_not_import", None, "does not import: ModuleNotFoundError: No module named 'a_package_that_nobody_has'"),
+        ("no_policy", None, "has no policy: define a subclass"),
+        ("two_policies", None, "has 2 policies; say which"),
+        ("two_policies", "SecnodPolicy", "did you mean SecondPolicy?"),
+        ("is_not_there", None, "there is no such file"),
+    ],
+)
+def test_a_file_without_the_policy_that_is_meant_says_what_is_missing(
+    name: str, policy: str | None, words: str
+) -> None:
+    """What cannot be taken from a file ends the validation with one line that says what to do."""
+    done = judged(name, policy=policy)
+    assert [one.property for one in done.verdicts] == ["file"]
+    assert words in reason(done, "file")
+    assert "\n" not in reason(done, "file")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("wrong_type", "read() has to return a LayerAnatomy, not a dict"),
+        ("raises", "AttributeError: 'LlamaDecoderLayer' object has no attribute 'a_part_that_is_not_there' (line "),
+        ("refuses_everything", "refuses even the simplest model: LlamaDecoderLayer: nothing is good enough"),
+        ("allocates", "MemoryError"),
+        ("exits", "ended its process (exit status 3)"),
+        ("is_killed", "ended its process (killed by SIGKILL)"),
+        ("segfaults", "ended its process (killed by SIGSEGV)"),
+        ("changes_weights", "after reading: layers.0.self_attn.q_proj.weight is not bit for bit the original's"),
+        ("changes_code", "after reading: LlamaDecoderLayer.forward is another function than before"),
+        ("matches_nothing", "the policy matches 0 of 1 layers (layer_classes: transformers.models.llama"),
+    ],
+)
+def test_a_policy_that_reads_badly_gets_a_verdict_of_its_own(name: str, words: str) -> None:
+    """Whatever reading a layer does, it ends in one clear line, and what depends on it says so."""
+    done = judged(name)
+    assert words in reason(done, "reading")
+    assert not reason(done, "file")
+    assert [one.property for one in done.verdicts] == ["file", "case", "reading", "contract"]
+
+
+@pytest.mark.parametrize(
+    ("name", "prop", "words"),
+    [
+        ("wrong_count", "contract", "attention() has to return 7 values"),
+        ("wrong_shape", "contract", "QKV bias has shape (3,)"),
+        ("wrong_names", "contract", "attention.dense.weight"),
+        ("wrong_wiring", "layer equality", "relative error"),
+    ],
+)
+def test_a_policy_that_says_wrong_things_is_refuted_by_the_property_that_asks(name: str, prop: str, words: str) -> None:
+    """Counts, shapes, names and wiring: the property at fault fails, and the others are judged all the same."""
+    done = judged(name, prop, "revert")
+    assert words in reason(done, prop)
+    assert not reason(done, "reading")
+    assert not reason(done, "revert")
+
+
+@pytest.mark.parametrize(("name", "stage"), [("loops", "reading"), ("loops_on_import", "file")])
+def test_a_policy_that_never_ends_is_stopped(name: str, stage: str) -> None:
+    """A stage that takes longer than its limit costs its own verdict."""
+    request = Request(
+        path=str(BAD / f"{name}.py"),
+        profile="quick",
+        budget=0.0,
+        limits=Limits(seconds=3.0, memory=2**30, workers=1),
+        properties=("contract",),
+    )
+    done = validate(request, lambda verdict: None)
+    assert "did not end within 3 s" in reason(done, stage)
+
+
+def test_syntax_errors_name_their_line(tmp_path: Path) -> None:
+    """A file that is not Python says on which line."""
+    path = tmp_path / "broken.py"
+    path.write_text("class Policy(\n    layer_classes = (\n")
+    done = validate(Request(path=str(path), limits=LIMITS), lambda verdict: None)
+    assert "SyntaxError" in reason(done, "file") and "(line " in reason(done, "file")
