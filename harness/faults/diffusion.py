@@ -5,12 +5,13 @@ Shapes: B batch, H heads, T queries, S keys, E head size.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from policies.fused import diffusion_attention
+from policies.fused import diffusion, diffusion_attention, swapped
 from policies.fused.diffusion_attention import FusedAttention
 from policies.fused.unet import FusedUNet
 from policies.fused.vae import FusedCoder, FusedVAE
@@ -32,6 +33,14 @@ def _without(*names: str) -> Patch:
         return wrong
 
     return FusedUNet, "forward", make
+
+
+def _in_new_classes(patch: Patch) -> Inject:
+    """``patch`` of a mixin's forward, with swapped classes made anew: those that exist have theirs already."""
+    fresh = functools.cache(swapped.swapped_class.__wrapped__)
+    return patched(
+        patch, (swapped, "swapped_class", lambda honest: fresh), (diffusion, "swapped_class", lambda honest: fresh)
+    )
 
 
 def _other_form(honest: Any) -> Any:
@@ -175,7 +184,7 @@ DIFFUSION = (
         "F75 F70",
         "DeepSpeed PR #8408, PR #4663",
         "Guidance embeddings do not reach the UNet.",
-        _without("timestep_cond"),
+        _in_new_classes(_without("timestep_cond")),
         _takes("guidance"),
     ),
     _fault(
@@ -183,7 +192,7 @@ DIFFUSION = (
         "F75 F70",
         "DeepSpeed PR #8408, PR #4770",
         "Pooled text and time ids do not reach the UNet.",
-        _without("added_cond_kwargs"),
+        _in_new_classes(_without("added_cond_kwargs")),
         _takes("addition"),
     ),
     _fault(
@@ -191,7 +200,7 @@ DIFFUSION = (
         "F70",
         "DeepSpeed PR #3142",
         "Class labels do not reach the UNet.",
-        _without("class_labels"),
+        _in_new_classes(_without("class_labels")),
         _takes("class_embedding"),
     ),
     _fault(
@@ -199,7 +208,7 @@ DIFFUSION = (
         "F70",
         "DeepSpeed PR #2699",
         "The mask over the text does not reach the UNet.",
-        _without("encoder_attention_mask"),
+        _in_new_classes(_without("encoder_attention_mask")),
         _takes("encoder_mask"),
     ),
     _fault(
@@ -207,10 +216,12 @@ DIFFUSION = (
         "F70",
         "DeepSpeed PR #4911",
         "Residuals of a side model do not reach the UNet.",
-        _without(
-            "down_block_additional_residuals",
-            "mid_block_additional_residual",
-            "down_intrablock_additional_residuals",
+        _in_new_classes(
+            _without(
+                "down_block_additional_residuals",
+                "mid_block_additional_residual",
+                "down_intrablock_additional_residuals",
+            )
         ),
         _takes("residuals"),
     ),
@@ -219,7 +230,7 @@ DIFFUSION = (
         "F75 F16",
         "DeepSpeed PR #8408",
         "return_dict comes in at the place of another argument.",
-        (FusedUNet, "forward", _other_form),
+        _in_new_classes((FusedUNet, "forward", _other_form)),
         _unet,
     ),
     _fault(
@@ -227,7 +238,7 @@ DIFFUSION = (
         "F76",
         "DeepSpeed PR #8413",
         "A method of the VAE reads an attribute that nobody set.",
-        (FusedCoder, "forward", _undefined_flag),
+        _in_new_classes((FusedCoder, "forward", _undefined_flag)),
         _vae,
     ),
     _fault(
@@ -235,7 +246,7 @@ DIFFUSION = (
         "F76",
         "DeepSpeed PR #8413",
         "The VAE's forward takes a generator and forgets it.",
-        (FusedVAE, "forward", _vae_forward),
+        _in_new_classes((FusedVAE, "forward", _vae_forward)),
         _vae,
     ),
     _fault(
@@ -291,7 +302,7 @@ DIFFUSION = (
         "F56",
         "DeepSpeed PR #2669",
         "The VAE goes on with something that its first input left behind.",
-        (FusedCoder, "forward", _pooled_first),
+        _in_new_classes((FusedCoder, "forward", _pooled_first)),
         _vae,
         ("call order", "changing shapes"),
     ),
@@ -300,7 +311,7 @@ DIFFUSION = (
         "F57",
         "DeepSpeed PR #3256",
         "The UNet writes to the latents that it is given.",
-        (FusedUNet, "forward", _in_place),
+        _in_new_classes((FusedUNet, "forward", _in_place)),
         _unet,
         ("hands off", "call twice"),
     ),

@@ -7,6 +7,7 @@ properties, so a fault that only the tenth property notices pays for the nine be
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from ..properties import BY_NAME, PROPERTIES, Property
 from ..search import Found, judge, quiet
 from ..trial import Replacer
 from .bank import FAULTS, find_faults
-from .fault import Fault, Traits
+from .fault import Fault, Traits, unharmed
 from .honest import HONEST
 from .ledger import excuse
 from .report import Alarm, CaseReport, Outcome
@@ -79,7 +80,7 @@ def examine(
         for variant in HONEST if honest else ():
             if variant.applies(exam.traits):
                 with variant.inject(replacer) as rewritten:
-                    alarms.append(exam.harmless(variant.id, rewritten, share=0.5))
+                    alarms.append(exam.harmless(variant.id, rewritten, share=0.5, passes=variant.passes))
                 progress(alarms[-1])
     return CaseReport(
         case=case.name,
@@ -114,17 +115,20 @@ class Exam:
         """
         while True:
             outcome, noticed = self._try(fault)
-            if noticed is None or not self._fails_anyway(noticed):
+            if noticed is None or not self._fails_anyway(fault, noticed):
                 return outcome
+            if fault.baseline is not None:
+                fault = dataclasses.replace(fault, passes=(*fault.passes, noticed.prop.name))
+                continue
             self.properties = tuple(prop for prop in self.properties if prop is not noticed.prop)
 
-    def _fails_anyway(self, noticed: Noticed) -> bool:
+    def _fails_anyway(self, fault: Fault, noticed: Noticed) -> bool:
         start = time.perf_counter()
-        alarm = self._look(noticed.prop, self.replacer, (noticed.example,), [0])
-        if alarm is None:
-            return False
-        self.mistaken.append(self._alarm("clean policy", alarm, 1, start))
-        return True
+        with (fault.baseline or unharmed)(self.replacer) as clean:
+            alarm = self._look(noticed.prop, clean, (noticed.example,), [0])
+        if alarm is not None and fault.baseline is None:
+            self.mistaken.append(self._alarm("clean policy", alarm, 1, start))
+        return alarm is not None
 
     def _try(self, fault: Fault) -> tuple[Outcome | None, Noticed | None]:
         excused = excuse(fault.id, self.case.name)
@@ -138,7 +142,7 @@ class Exam:
                 killer, message = self._self_check(fault, faulty, count)
                 noticed = None
             else:
-                noticed = self._ask(fault.expects, faulty, count, deep=excused is None)
+                noticed = self._ask(fault, faulty, count, deep=excused is None)
                 killer = None if noticed is None else noticed.prop.name
                 message = "" if noticed is None else _one_line(noticed.problem)
                 if noticed is not None and self.shrink:
@@ -161,12 +165,12 @@ class Exam:
         )
         return outcome, noticed
 
-    def harmless(self, subject: str, replacer: Replacer, *, share: float) -> Alarm:
+    def harmless(self, subject: str, replacer: Replacer, *, share: float, passes: tuple[str, ...] = ()) -> Alarm:
         """Ask every property about something that computes the right function; nothing should be noticed."""
         start = time.perf_counter()
         count = [0]
         noticed = None
-        for prop in self.properties:
+        for prop in (one for one in self.properties if one.name not in passes):
             take = max(1, round(HARMLESS * prop.share * share))
             noticed = noticed or self._look(prop, replacer, self.examples[:take], count)
         return self._alarm(subject, noticed, count[0], start)
@@ -182,9 +186,10 @@ class Exam:
             example=None if noticed is None else str(noticed.example),
         )
 
-    def _ask(self, expects: tuple[str, ...], faulty: Replacer, count: list[int], *, deep: bool) -> Noticed | None:
-        first = [BY_NAME[name] for name in (*expects, *USUAL_ORDER) if name in BY_NAME]
-        order = [prop for prop in dict.fromkeys((*first, *self.properties)) if prop in self.properties]
+    def _ask(self, fault: Fault, faulty: Replacer, count: list[int], *, deep: bool) -> Noticed | None:
+        first = [BY_NAME[name] for name in (*fault.expects, *USUAL_ORDER) if name in BY_NAME]
+        able = [prop for prop in self.properties if prop.name not in fault.passes]
+        order = [prop for prop in dict.fromkeys((*first, *able)) if prop in able]
         few = {prop: min(2 * FIRST_LOOK if place == 0 else FIRST_LOOK, self._depth(prop)) for place, prop in enumerate(order)}
         for prop in order:
             noticed = self._look(prop, faulty, self.examples[: few[prop]], count)

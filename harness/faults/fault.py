@@ -98,6 +98,10 @@ class Fault:
     inject: Inject
     expects: tuple[str, ...] = ()
     canaries: tuple[str, ...] = ()
+    baseline: Inject | None = None
+    """What the policy does without the fault, where that is not what it does as a rule."""
+    passes: tuple[str, ...] = ()
+    """Of an honest variant: properties that it may fail, because they speak of something else than its result."""
 
 
 def always(traits: Traits) -> bool:
@@ -154,6 +158,12 @@ def patched(*patches: Patch) -> Inject:
             yield replacer
 
     return inject
+
+
+@contextlib.contextmanager
+def unharmed(replacer: Replacer) -> Iterator[Replacer]:
+    """No fault at all."""
+    yield replacer
 
 
 def wrapped(make: Callable[[Replacer], Replacer]) -> Inject:

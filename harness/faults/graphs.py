@@ -153,6 +153,7 @@ def _fault(
         seam="graphs",
         applies=applies,
         inject=emulated(graphed),
+        baseline=emulated(),
         expects=expects,
     )
 

@@ -235,7 +235,9 @@ def _math_kernel(replacer: Replacer) -> Iterator[Replacer]:
         yield replacer
 
 
-def _variant(id: str, breaks: str, inject: Inject | Patch, applies: Applies = layered) -> Fault:
+def _variant(
+    id: str, breaks: str, inject: Inject | Patch, applies: Applies = layered, passes: tuple[str, ...] = ()
+) -> Fault:
     return Fault(
         id=id,
         rows=(),
@@ -244,6 +246,7 @@ def _variant(id: str, breaks: str, inject: Inject | Patch, applies: Applies = la
         seam="honest",
         applies=applies,
         inject=patched(inject) if isinstance(inject, tuple) else inject,
+        passes=passes,
     )
 
 
@@ -276,7 +279,8 @@ HONEST: tuple[Fault, ...] = (
         (FusedTransformerLayer, "__call__", _garbage_in_padding),
     ),
     _variant("float masks", "Bool masks become masks to add.", (fused_attention, "resolve", _other_mask_kind)),
-    _variant("graphs", "Calls are captured and replayed.", emulated(), captures),
+    # A captured graph owns its inputs and outputs: memory that the model had not, by contract.
+    _variant("graphs", "Calls are captured and replayed.", emulated(), captures, passes=("storages",)),
     _variant("another thread", "One more thread computes.", _two_threads),
 )
 """Rewrites in which nothing is to be found."""
