@@ -61,6 +61,7 @@ class Decoder(nn.Module):
 class MegatronCase(Case):
     name = "megatron"
     title = "megatron-core transformer layer"
+    input_axes = ("batch", "tokens", "mask")
     axes = (
         Axis("groups", (1, 2, 3, 4, 5, 6)),
         Axis("queries_per_group", (1, 2, 3, 5)),

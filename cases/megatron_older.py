@@ -37,6 +37,7 @@ class Stack(nn.Module):
 class OlderMegatronCase(Case):
     name = "megatron_older"
     title = "Megatron-LM parallel transformer layer"
+    input_axes = ("batch", "tokens", "mask")
     axes = (
         Axis("version", (2, 0)),
         Axis("groups", (1, 2, 3, 5)),
