@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from ..registry import CaseEntry
+from . import drift as drifting
 from . import explore, perform, show
 from . import validate as validating
 
@@ -51,6 +52,7 @@ for command in (
     perform.run,
     validating.validate,
     validating.new,
+    drifting.drift,
     show.report,
     show.compare,
     show.history,

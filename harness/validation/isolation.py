@@ -1,8 +1,8 @@
 """Running somebody's code where it can do no harm: in processes with a limit on time and memory.
 
 Whatever happens to a process (it hangs, dies, fills its memory) costs its own task; what comes back instead of a result
-is one line. Each task has a new process, so that none meets what another left behind; they are forked from a clean one
-that has imported what every task needs, and cost milliseconds.
+is one line. A ``fresh`` pool gives each task a new process, so that none meets what another left behind. Processes are
+forked from a clean one that has imported what every task needs.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ class Lost(Exception):
 class Isolated:
     """A pool of limited processes."""
 
-    def __init__(self, limits: Limits, preload: str) -> None:
+    def __init__(self, limits: Limits, preload: str, *, fresh: bool) -> None:
         self.limits = limits
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([preload])
         count = limits.workers or len(os.sched_getaffinity(0))
         self.pool = ProcessPool(
             max_workers=count,
-            max_tasks=1,
+            max_tasks=1 if fresh else 0,
             initializer=_limit,
             initargs=[limits.memory, list(_paths())],
             context=context,
@@ -81,9 +81,9 @@ class Isolated:
 
 
 @contextlib.contextmanager
-def isolated(limits: Limits, preload: str) -> Iterator[Isolated]:
+def isolated(limits: Limits, preload: str, *, fresh: bool) -> Iterator[Isolated]:
     """A pool whose processes have imported ``preload``; they are gone at the end."""
-    pool = Isolated(limits, preload)
+    pool = Isolated(limits, preload, fresh=fresh)
     try:
         yield pool
     finally:

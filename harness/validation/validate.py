@@ -63,17 +63,22 @@ def validate(request: Request, progress: Progress) -> Validation:
     """Validate the policy of ``request``; never raises for anything that its file does."""
     start = clock.perf_counter()
     done = Validation(policy=request.name or "?", case=Path(request.path).name)
-    with isolated(request.limits, PRELOAD) as pool:
-        _Stages(request, pool, done, progress).all()
+    with (
+        isolated(request.limits, PRELOAD, fresh=True) as fresh,
+        isolated(request.limits, PRELOAD, fresh=False) as quick,
+    ):
+        _Stages(request, fresh, quick, done, progress).all()
     done.seconds = clock.perf_counter() - start
     return done
 
 
 class _Stages:
-    """The stages of one validation, in order."""
+    """The stages of one validation, in order. Processes are shared only by what has shown that it leaves them clean."""
 
-    def __init__(self, request: Request, pool: Isolated, done: Validation, progress: Progress) -> None:
-        self.request, self.pool, self.done, self.progress = request, pool, done, progress
+    def __init__(
+        self, request: Request, fresh: Isolated, quick: Isolated, done: Validation, progress: Progress
+    ) -> None:
+        self.request, self.pool, self.quick, self.done, self.progress = request, fresh, quick, done, progress
 
     def all(self) -> None:
         contents = self._file()
@@ -113,6 +118,8 @@ class _Stages:
         checked = self._judged(self._task(subject, work.READING))
         if checked is None:
             return f"reading a layer {self.done.verdicts[-1].reason}"
+        if checked.verdict.outcome == "held":
+            self.pool = self.quick
         return None
 
     def _fit(self, subject: work.Subject) -> work.Subject:

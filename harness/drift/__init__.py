@@ -1,0 +1,1 @@
+"""What changed upstream since the policies were proven, told before any number moves."""
