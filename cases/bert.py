@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -33,7 +33,7 @@ class BertCase(common.TransformersCase):
         Axis("chunked_mlp", (0, 1)),
         Axis("source_tokens", (2, 1, 5), claimed=False),
     )
-    workloads = (
+    workloads: ClassVar[tuple[Workload, ...]] = (
         Workload(name="bert-base", phase="encoder", batch=1, tokens=128, config=BASE, weight_bytes=28_400_000),
         Workload(name="bert-base", phase="encoder", batch=8, tokens=128, config=BASE, weight_bytes=28_400_000),
         Workload(name="bert-large", phase="encoder", batch=1, tokens=384, config=LARGE, weight_bytes=50_400_000),

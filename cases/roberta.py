@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from harness.case import Example, Workload
 
@@ -16,7 +16,7 @@ class RobertaCase(BertCase):
     configuration = "transformers:RobertaConfig"
     model = "transformers:RobertaModel"
     layer = "transformers.models.roberta.modeling_roberta:RobertaLayer"
-    workloads = (
+    workloads: ClassVar[tuple[Workload, ...]] = (
         Workload(name="roberta-base", phase="encoder", batch=1, tokens=128, config=BASE, weight_bytes=28_400_000),
         Workload(name="roberta-large", phase="encoder", batch=1, tokens=384, config=LARGE, weight_bytes=50_400_000),
     )

@@ -121,8 +121,9 @@ def _near_miss(module: nn.Module, policies: tuple[type[DSPolicy], ...]) -> str |
     for cls in type(module).__mro__[1:]:
         for policy in policies:
             if policy.knows(cls):
-                if hasattr(module, "_fused_policy"):
-                    return f"already replaced by {module._fused_policy.__name__}"
+                replaced_by = getattr(type(module), "_fused_policy", None)
+                if replaced_by is not None:
+                    return f"already replaced by {replaced_by.__name__}"
                 return f"a subclass of {cls.__name__}, which may compute something else"
     return None
 

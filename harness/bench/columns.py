@@ -73,16 +73,15 @@ def compiled_columns(case: Case, module: nn.Module, workload: Workload) -> list[
 
 def attention_variants(module: nn.Module) -> tuple[str, ...]:
     """Attention implementations that the module can be switched between; the best of transformers' own last."""
-    current = next((one.config._attn_implementation for one in module.modules() if _switchable(one)), None)
-    if current is None:
+    configs = _switchable_configs(module)
+    if not configs:
         return ()
-    return ("eager", "sdpa") if current == "sdpa" else ("eager",)
+    return ("eager", "sdpa") if configs[0]._attn_implementation == "sdpa" else ("eager",)
 
 
 def set_attention(module: nn.Module, implementation: str) -> None:
-    for one in module.modules():
-        if _switchable(one):
-            one.config._attn_implementation = implementation
+    for config in _switchable_configs(module):
+        config._attn_implementation = implementation
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -108,8 +107,10 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
     return value
 
 
-def _switchable(module: nn.Module) -> bool:
-    return hasattr(getattr(module, "config", None), "_attn_implementation")
+def _switchable_configs(module: nn.Module) -> list[Any]:
+    """Configurations in which transformers looks up the attention to use."""
+    configs = [getattr(one, "config", None) for one in module.modules()]
+    return [config for config in configs if hasattr(config, "_attn_implementation")]
 
 
 def _column(

@@ -111,7 +111,8 @@ class TransformersCase(Case):
 
 def attention_implementation(module: nn.Module) -> str | None:
     """``eager`` or ``sdpa``, from the first submodule that is configured."""
-    return next((one.config._attn_implementation for one in module.modules() if hasattr(one, "config")), None)
+    configs: list[Any] = [one.config for one in module.modules() if hasattr(one, "config")]
+    return configs[0]._attn_implementation if configs else None
 
 
 def load(path: str) -> Any:

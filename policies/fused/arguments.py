@@ -99,7 +99,7 @@ def _cos_sin(
     if source is RotarySource.EMBEDDINGS:
         cos, sin = value
     elif source is RotarySource.TABLE:
-        cos, sin = _from_table(state.core.anatomy.attention.module.embed_positions, value, hidden)
+        cos, sin = _from_table(state.core.anatomy.attention.module.get_buffer("embed_positions"), value, hidden)
     else:
         if not isinstance(value, Tensor) or value.dim() != 4 or value.shape[2] != 1:
             raise _NotGivenError(f"{name} that is not one (T, B or 1, 1, R) tensor for queries and keys")
@@ -121,8 +121,9 @@ def _from_angles(angles: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _mask(convention: CallConvention, mask: Tensor | None) -> Tensor | None:
-    masked = mask is not None and convention.true_means_masked and mask.dtype == torch.bool
-    return ~mask if masked else mask
+    if mask is None or not convention.true_means_masked or mask.dtype != torch.bool:
+        return mask
+    return ~mask
 
 
 def _alibi(given: dict[str, Any], hidden: Tensor) -> Tensor | None:

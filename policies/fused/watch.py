@@ -77,4 +77,4 @@ _CAPTURING = "transformers.utils.output_capturing"
 def _weights_recorded() -> bool:
     collector = getattr(sys.modules.get(_CAPTURING), "_active_collector", None)
     collected = None if collector is None else collector.get()
-    return bool(collected) and any(key != "hidden_states" and not key.startswith("_") for key in collected)
+    return any(key != "hidden_states" and not key.startswith("_") for key in collected or ())
