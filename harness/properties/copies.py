@@ -61,7 +61,7 @@ def _pickled(trial: Trial) -> None:
     if len(written) > SLACK * allowed:
         raise Disagreement(f"saved, the replaced model takes {len(written)} bytes, the original {allowed}")
     loaded = torch.load(io.BytesIO(written), weights_only=False)
-    same_state(model, loaded, "saved and loaded")
+    same_state(model, loaded, "saved and loaded", strides=False)
     identical(before, trial.run_replaced(loaded, trial.fresh_inputs()), "the replaced model, saved and loaded")
 
 
@@ -84,7 +84,7 @@ def _into_replaced(trial: Trial, stranger: Trial, *, assign: bool) -> None:
     trial.run_replaced(model, trial.fresh_inputs())
     model.load_state_dict(trial.original.state_dict(), assign=assign)
     what = f"a replaced model that loaded the original's state_dict (assign={assign})"
-    same_state(trial.original, model, what)
+    same_state(trial.original, model, what, strides=False)
     actual = trial.run_replaced(model, trial.fresh_inputs())
     same_outputs(trial, trial.expected_outputs, actual, trial.inputs.valid, what)
     identical(untouched, snapshot(trial.original), f"the original, after {what} ran")

@@ -9,8 +9,9 @@ from ..trial import Disagreement, Handle, Trial
 from .base import Property, identical, living
 
 
-def same_state(original: nn.Module, other: nn.Module, what: str) -> None:
-    """Raise unless names, order, shapes, dtypes, strides and bits of all parameters and buffers are equal."""
+def same_state(original: nn.Module, other: nn.Module, what: str, *, strides: bool = True) -> None:
+    """Raise unless names, order, shapes, dtypes and bits of all parameters and buffers are equal, and their strides
+    where asked for: a replacement may lay weights out otherwise until it is reverted."""
     mine, its = original.state_dict(), other.state_dict()
     if list(mine) != list(its):
         changed = sorted(mine.keys() ^ its.keys()) or "their order"
@@ -22,7 +23,7 @@ def same_state(original: nn.Module, other: nn.Module, what: str) -> None:
             continue
         if tensor.dtype != its[name].dtype or not torch.equal(tensor, its[name]):
             raise Disagreement(f"{what}: {name} is not bit for bit the original's")
-        if tensor.stride() != its[name].stride():
+        if strides and tensor.stride() != its[name].stride():
             raise Disagreement(f"{what}: {name} has strides {its[name].stride()}, the original {tensor.stride()}")
 
 

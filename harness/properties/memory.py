@@ -68,7 +68,7 @@ def _storages(trial: Trial) -> None:
 
 def _rewrite_one(model: nn.Module) -> None:
     """Assign every bias and weight of one module anew, which a replacement must follow without keeping the old ones."""
-    owner = next(module for module in model.modules() if type(module).__name__.endswith(("Linear", "Conv1D")))
+    owner = next(module for module in model.modules() if type(module).__name__.endswith(("Linear", "Conv1D", "Conv2d")))
     for name, parameter in list(owner.named_parameters(recurse=False)):
         setattr(owner, name, nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad))
 
