@@ -80,6 +80,7 @@ class GPTNeoXCase(common.TransformersCase):
             "vocab_size": common.VOCABULARY,
             "max_position_embeddings": common.POSITIONS,
             "rope_parameters": rope_parameters(example["rope"], int(size * factor)) | {"partial_rotary_factor": factor},
+            "rotary_pct": factor,  # transformers 5.4 overwrites the factor above by this one
             "use_parallel_residual": example["parallel_residual"],
             "attention_bias": example["attention_bias"],
             "bos_token_id": None,

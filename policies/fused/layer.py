@@ -26,6 +26,7 @@ from torch import nn
 from ..base import AnatomyPolicy, Swap, UnsupportedLayer
 from ..calls import Returns
 from ..plans import Plan, settle
+from ..structure import patched
 from .arguments import Arguments, read_arguments
 from .linear import Emit
 from .returned import form_of, in_form
@@ -155,6 +156,7 @@ class LayerSwap(Swap):
         self.policy = policy
 
     def install(self) -> None:
+        self.layer.__dict__.pop("forward", None)  # the class's own, bound (see ``patched``); it would hide the fused one
         self.layer.__class__ = fused_class(self.original, self.policy)
         assert isinstance(self.layer, FusedLayer)
         self.layer._fused_plan = settle(self.execution)
@@ -168,6 +170,8 @@ class LayerSwap(Swap):
         state = self.layer._fused_state
         if state is not None and state.refusal is None:
             state.core.unpack()
+        if not patched(self.layer):
+            self.layer.__dict__.pop("forward", None)
         for name in ("_fused_state", "_fused_shared", "_fused_plan"):
             self.layer.__dict__.pop(name, None)
         self.layer.__class__ = self.original

@@ -12,6 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from ..structure import patched
+
 
 class Watch:
     """Remembers every submodule and parameter of a layer, and its attention implementation."""
@@ -59,7 +61,7 @@ def inner_hooks(modules: list[nn.Module]) -> str | None:
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "a forward hook on all modules"
     for module in modules:
-        if "forward" in module.__dict__:
+        if patched(module):
             return f"a forward of its own on {type(module).__name__}"
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         if not hooks:
