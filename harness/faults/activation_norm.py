@@ -272,7 +272,7 @@ ACTIVATION_NORM = (
         "DeepSpeed PR #1204",
         "Biases of the QKV projection are rounded to half precision in a model of any dtype.",
         each_attention(each_qkv(lambda one: one if one.bias is None else change(one, bias=_half(one.bias)))),
-        expects=("rounding", "contract"),
+        expects=("contract", "rounding float32"),
     ),
 )
 """Everything here is a wrong description."""

@@ -16,6 +16,7 @@ from .layout import LAYOUT
 from .masks import MASKS
 from .methods import METHODS
 from .positions import POSITIONS
+from .rounding import ROUNDING
 
 FAULTS: tuple[Fault, ...] = (
     *ACTIVATION_NORM,
@@ -24,6 +25,7 @@ FAULTS: tuple[Fault, ...] = (
     *MASKS,
     *CACHE,
     *CALLING,
+    *ROUNDING,
     *DIFFUSION,
     *GRAPHS,
     *METHODS,

@@ -37,6 +37,8 @@ CANARY = 8
 """Examples of each verdict on a faulty harness."""
 SAMPLED = 48
 """Random models from which a case's traits are read."""
+LEAST_SHARE = 0.01
+"""Properties to which a profile gives a smaller share are too dear to be asked of every fault (compiling a model)."""
 USUAL_ORDER = ("model equality", "layer equality", "cache", "contract")
 """Properties that notice most, first."""
 
@@ -100,7 +102,7 @@ class Exam:
         self.seed = seed
         self.shrink = shrink
         self.replacer = replacer
-        asked = [prop for prop in PROPERTIES if prop.applies(case)]
+        asked = [prop for prop in PROPERTIES if prop.applies(case) and prop.share >= LEAST_SHARE]
         self.properties = tuple(sorted(asked, key=lambda prop: -prop.share))
         self.mistaken: list[Alarm] = []
         deepest = max(map(self._depth, self.properties))

@@ -247,9 +247,9 @@ LAYOUT = (
         (FusedAttention, "_finish", _first_group),
     ),
     miscomputing(
-        "F66 unmerged",
-        "F66",
-        "DeepSpeed #1363",
+        "M07 unmerged",
+        "M07 F58",
+        "DeepSpeed #2357",
         "The heads' results are put side by side without putting tokens first.",
         attending(_unmerged),
     ),

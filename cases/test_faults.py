@@ -1,0 +1,197 @@
+"""Seeded faults: the bank is complete and in order, and its exam counts what it should."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import msgspec
+import pytest
+
+from cases import CASES
+from harness.faults import CaseReport, FaultReport, run_faults
+from harness.faults import exam as exam_module
+from harness.faults import ledger as ledger_module
+from harness.faults.bank import FAULTS, UnknownFault, find_faults
+from harness.faults.exam import examine
+from harness.faults.fault import Fault, always, unharmed
+from harness.faults.honest import HONEST
+from harness.faults.ledger import LEDGER, Entry
+from harness.faults.meaningless import MEANINGLESS
+from harness.profiles import Profile
+from harness.properties import BY_NAME, PROPERTIES, Property
+from harness.registry import choose
+from policies import replace_module
+
+ROWS = (
+    *(f"F{number:02}" for number in range(1, 84) if number not in (44, 49, 54)),
+    *(f"M{number:02}" for number in range(1, 27) if number not in (16, 18, 23)),
+)
+"""Every row of the fault list."""
+TINY = Profile("tiny", 12)
+HARMLESS = Fault(
+    id="M99 nothing",
+    rows=("M99",),
+    source="nobody",
+    breaks="Nothing is broken.",
+    seam="engine",
+    applies=always,
+    inject=unharmed,
+)
+OF_EVERY_KIND = (
+    "F10 position",
+    "M06 key value",
+    "M14 first row",
+    "M17 not returned",
+    "F57 in place",
+    "M20 comma",
+    "F82 claimed",
+    "F79 packed copy",
+    "M25 itself",
+)
+
+
+def opt() -> Any:
+    (entry,) = choose(CASES, ["opt"])
+    return entry.load()
+
+
+def exam(*faults: Fault, **options: Any) -> CaseReport:
+    return examine(opt(), faults=faults, profile=TINY, seed=1, honest=False, **options)
+
+
+def report(*cases: CaseReport) -> FaultReport:
+    return FaultReport(profile="tiny", seed=1, seconds=1.0, cases=cases)
+
+
+def test_every_row_of_the_fault_list_is_seeded_or_listed_with_a_reason() -> None:
+    seeded = {row for fault in FAULTS for row in fault.rows}
+    assert seeded | set(MEANINGLESS) == set(ROWS)
+    assert not seeded & set(MEANINGLESS)
+
+
+def test_there_are_at_least_sixty_faults_each_with_a_name_that_begins_with_its_row() -> None:
+    names = [fault.id for fault in FAULTS]
+    assert len(set(names)) == len(names) >= 60
+    assert all(fault.id.split()[0] in fault.rows for fault in FAULTS)
+
+
+def test_every_fault_says_where_it_comes_from_and_what_it_breaks() -> None:
+    for fault in (*FAULTS, *HONEST):
+        assert fault.source
+        assert fault.breaks.endswith(".")
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, *HONEST], ids=lambda fault: fault.id)
+def test_every_fault_finds_the_place_that_it_breaks_and_mends_it_again(fault: Fault) -> None:
+    for _ in range(2):
+        with fault.inject(replace_module) as faulty:
+            assert callable(faulty)
+
+
+def test_faults_expect_properties_that_exist() -> None:
+    named = {name for fault in FAULTS for name in (*fault.expects, *fault.passes)}
+    named |= {name for variant in HONEST for name in variant.passes}
+    assert named <= set(BY_NAME)
+
+
+def test_canaries_are_faults() -> None:
+    assert {name for fault in FAULTS for name in fault.canaries} <= {fault.id for fault in FAULTS}
+
+
+def test_ledger_entries_name_faults_and_cases_that_exist() -> None:
+    assert {entry.fault for entry in LEDGER} <= {fault.id for fault in FAULTS}
+    assert {entry.case for entry in LEDGER} <= {entry.name for entry in CASES}
+    assert all(entry.why for entry in LEDGER)
+
+
+def test_faults_of_every_kind_are_noticed_and_the_clean_policy_is_not() -> None:
+    result = exam(*find_faults(OF_EVERY_KIND))
+    assert {one.fault: one.status for one in result.outcomes} == dict.fromkeys(OF_EVERY_KIND, "killed")
+    assert all(alarm.property is None for alarm in result.control)
+    assert report(result).passed
+
+
+def test_a_fault_that_makes_no_difference_survives_and_fails_the_exam() -> None:
+    result = report(exam(HARMLESS))
+    (survivor,) = result.survivors
+    assert survivor.examples > len(PROPERTIES) / 2
+    assert not result.passed
+
+
+def test_a_ledger_entry_excuses_a_fault_that_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "LEDGER", (Entry("M99 nothing", "opt", "it is nothing"),))
+    result = exam(HARMLESS, *find_faults(("F10 position",)))
+    assert [one.status for one in result.outcomes] == ["excused", "killed"]
+    assert result.outcomes[0].message == "it is nothing"
+    assert report(result).passed
+
+
+def test_a_ledger_entry_for_a_fault_that_is_noticed_fails_the_exam(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "LEDGER", (Entry("F10 position", "opt", "norms are norms"),))
+    result = exam(*find_faults(("F10 position",)))
+    assert [one.status for one in result.outcomes] == ["stale"]
+    assert not report(result).passed
+
+
+def test_a_ledger_entry_for_a_fault_that_does_not_apply_fails_the_exam(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "LEDGER", (Entry("M99 nothing", "opt", "it is nothing"),))
+    result = exam(dataclasses.replace(HARMLESS, applies=lambda traits: False))
+    assert [one.status for one in result.outcomes] == ["stale"]
+
+
+def test_a_fault_that_fits_no_layer_of_the_case_is_not_tried() -> None:
+    assert not exam(*find_faults(("M09 gate", "M13 none", "F73 one graph"))).outcomes
+
+
+def test_what_a_clean_policy_fails_too_is_a_false_alarm_and_no_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(trial: Any) -> None:
+        raise AssertionError("never holds")
+
+    unjust = Property(name="unjust", statement="Nothing holds.", check=never, exact=False)
+    monkeypatch.setattr(exam_module, "PROPERTIES", (BY_NAME["model equality"], unjust))
+    result = exam(HARMLESS, *find_faults(("F10 position",)))
+    assert [one.status for one in result.outcomes] == ["survived", "killed"]
+    assert "unjust" in {alarm.property for alarm in result.control}
+    assert not report(result).passed
+
+
+def test_the_example_of_a_kill_is_simplified_to_the_axes_that_matter() -> None:
+    (outcome,) = exam(*find_faults(("M14 first row",)), shrink=True).outcomes
+    assert outcome.off_simplest is not None
+    assert {"batch", "mask"} <= set(outcome.off_simplest) <= {"batch", "mask", "padding", "attention", "tokens"}
+
+
+def test_an_exam_of_honest_variants_raises_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exam_module, "HONEST", tuple(one for one in HONEST if one.id in ("keys reversed", "unpacked")))
+    result = examine(opt(), faults=(), profile=TINY, seed=1)
+    assert [(alarm.subject, alarm.property) for alarm in result.honest] == [("keys reversed", None), ("unpacked", None)]
+
+
+def test_a_report_without_a_judged_pair_does_not_pass() -> None:
+    assert not report().passed
+    assert report().kill_rate == 0.0
+    assert report().median_examples is None
+
+
+def test_a_report_is_json_with_its_summary_first() -> None:
+    read = msgspec.json.decode(report(exam(*find_faults(("F10 position",)))).to_json())
+    assert (read["passed"], read["pairs"], read["kill_rate"]) == (True, 1, 1.0)
+    assert read["cases"][0]["outcomes"][0]["killer"] == "model equality"
+
+
+def test_a_case_whose_library_is_missing_is_a_problem_of_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    (entry,) = choose(CASES, ["opt"])
+    monkeypatch.setattr(type(entry), "unavailable", "transformers is not installed")
+    result = run_faults((entry,), profile=TINY)
+    assert result.problems == ("opt: transformers is not installed",)
+    assert not result.passed
+
+
+def test_a_row_stands_for_all_of_its_faults() -> None:
+    assert {"M10 style", "M10 offset", "F33 theta"} <= {fault.id for fault in find_faults(("M10",))}
+
+
+def test_an_unknown_fault_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(UnknownFault, match="no fault is called 'F10 positon'; did you mean 'F10 position'"):
+        find_faults(("F10 positon",))

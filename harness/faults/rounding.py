@@ -1,0 +1,171 @@
+"""Faults that exact arithmetic does not show: dtypes that are not the model's, and kernels that run in some dtypes only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.anatomy import ActivationKind
+from policies.fused import onednn
+from policies.fused.attention import FusedAttention
+from policies.fused.transformer import FusedTransformerLayer
+
+from .fault import Applies, Fault, Traits, layered, miscomputing
+
+ROUNDED = ("rounding float32", "rounding bfloat16")
+
+
+def _half_context(honest: Any) -> Any:
+    def wrong(self: FusedAttention, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+        out: Tensor = honest(self, query, key.half().to(key.dtype), value.half().to(value.dtype), *rest)
+        return out
+
+    return wrong
+
+
+def _bfloat_query(honest: Any) -> Any:
+    """Queries rounded to bfloat16: one enum value for all half types."""
+
+    def wrong(self: FusedAttention, query: Tensor, key: Tensor, *rest: Any) -> Tensor:
+        out: Tensor = honest(self, query.bfloat16().to(query.dtype), key, *rest)
+        return out
+
+    return wrong
+
+
+def _lower_sum(honest: Any) -> Any:
+    """The residual stream in half precision."""
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
+        out: Tensor = honest(self, x.half().to(x.dtype), *rest)
+        return out
+
+    return wrong
+
+
+def _not_a_number(honest: Any) -> Any:
+    """Scores beyond the range of half precision."""
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
+        out: Tensor = honest(self, x, *rest)
+        return torch.full_like(out, float("nan"))
+
+    return wrong
+
+
+def _tanh_for_erf(honest: Any) -> Any:
+    def wrong(x: Tensor, weight: Tensor, bias: Tensor | None, kind: ActivationKind) -> Tensor:
+        out: Tensor = honest(x, weight, bias, ActivationKind.GELU_TANH if kind is ActivationKind.GELU else kind)
+        return out
+
+    return wrong
+
+
+def _without_activation(honest: Any) -> Any:
+    return lambda x, weight, bias, kind: onednn.linear(x, weight, bias)
+
+
+def _without_bias(honest: Any) -> Any:
+    return lambda x, weight, bias, residual: honest(x, weight, None, residual)
+
+
+def _without_residual(honest: Any) -> Any:
+    return lambda x, weight, bias, residual: onednn.linear(x, weight, bias)
+
+
+def _into_residual(honest: Any) -> Any:
+    """The sum is written over the residual."""
+    return lambda x, weight, bias, residual: residual.add_(onednn.linear(x, weight, bias))
+
+
+def _post_operation(id: str, source: str, breaks: str, name: str, make: Any, applies: Applies) -> Fault:
+    row = id.split()[0]
+    return miscomputing(id, row, source, breaks, (onednn, name, make), applies=applies, expects=ROUNDED)
+
+
+def _fuses(wanted: Callable[[Any], bool]) -> Applies:
+    """Whether a post-operation runs here, on a layer that is ``wanted``."""
+    return lambda traits: onednn.available() and any(map(wanted, traits.anatomies))
+
+
+def _runs(traits: Traits) -> bool:
+    return layered(traits) and onednn.available()
+
+
+ROUNDING = (
+    miscomputing(
+        "F67 half keys",
+        "F67",
+        "DeepSpeed #2030",
+        "Keys and values pass through half precision, in a model of any dtype.",
+        (FusedAttention, "_finish", _half_context),
+        expects=("rounding float32",),
+    ),
+    miscomputing(
+        "F67 bf16 query",
+        "F67",
+        "DeepSpeed PR #2662",
+        "Queries pass through bfloat16, in a model of any dtype.",
+        (FusedAttention, "_finish", _bfloat_query),
+        expects=("rounding float32",),
+    ),
+    miscomputing(
+        "F67 half residual",
+        "F67",
+        "DeepSpeed PR #4814",
+        "The residual stream passes through half precision, in a model of any dtype.",
+        (FusedTransformerLayer, "__call__", _lower_sum),
+        expects=("rounding float32",),
+    ),
+    miscomputing(
+        "F67 not a number",
+        "F67",
+        "DeepSpeed #2030",
+        "Weights of extreme scale overflow, and the result is not a number.",
+        (FusedTransformerLayer, "__call__", _not_a_number),
+    ),
+    _post_operation(
+        "M01 kernel",
+        "DeepSpeed #3263",
+        "The kernel that joins projection and activation computes tanh-GELU for GELU.",
+        "activate",
+        _tanh_for_erf,
+        _fuses(lambda one: one.mlp.activation.kind is ActivationKind.GELU),
+    ),
+    _post_operation(
+        "F06 kernel",
+        "LightSeq #112",
+        "The kernel that joins projection and activation leaves the activation out.",
+        "activate",
+        _without_activation,
+        _fuses(lambda one: one.mlp.activation.kind in onednn.POST_OPERATIONS),
+    ),
+    _post_operation(
+        "M05 kernel",
+        "DeepSpeed #3604",
+        "The kernel that joins projection and residual leaves the bias out.",
+        "add",
+        _without_bias,
+        _fuses(lambda one: one.mlp.down.bias is not None),
+    ),
+    _post_operation(
+        "M04 kernel",
+        "read in fused residual kernels",
+        "The kernel that joins projection and residual leaves the residual out.",
+        "add",
+        _without_residual,
+        _runs,
+    ),
+    _post_operation(
+        "F57 kernel",
+        "DeepSpeed PR #3256",
+        "The kernel that joins projection and residual writes the sum over the residual.",
+        "add",
+        _into_residual,
+        _runs,
+    ),
+)
+"""Wrong in some dtypes."""
