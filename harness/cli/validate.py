@@ -24,6 +24,7 @@ def validate(
     seed: options.Seed = None,
     out: options.Out = None,
     budget: Annotated[float, typer.Option(help="Seconds for timing; 0 leaves it out.", min=0.0)] = 6.0,
+    faults: Annotated[bool, typer.Option(help="Seed faults into a policy that holds, and count those noticed.")] = True,
     seconds: Annotated[float, typer.Option(help="Seconds that one check may take.", min=1.0)] = 60.0,
     memory: Annotated[float, typer.Option(help="GiB of memory that one check may take.", min=0.1)] = 4.0,
     workers: options.Workers = None,
@@ -45,7 +46,9 @@ def validate(
     folder = out or new_folder(Path("runs"), created, seed or 0)
     _must_be_free(folder)
     limits = Limits(seconds=seconds, memory=int(memory * 2**30), workers=workers)
-    request = Request(path=path, name=name, profile=profile, seed=seed or 0, budget=budget, limits=limits)
+    request = Request(
+        path=path, name=name, profile=profile, seed=seed or 0, budget=budget, faults=faults, limits=limits
+    )
     with Reporter() as reporter:
         done = perform(request, reporter.verdict)
     command = shlex.join(["harness", *sys.argv[1:]])

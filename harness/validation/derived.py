@@ -51,7 +51,7 @@ class Derivation:
 def config_values(derivation: Derivation, example: Example | None = None) -> dict[str, Any]:
     """Arguments of the configuration for ``example`` (default: the simplest)."""
     example = Example({axis.name: axis.simplest for axis in derivation.axes}, 0) if example is None else example
-    values = example.values
+    values: dict[str, Any] = dict(example.values)
     heads = values["kv_heads"] * values["group"] if "kv_heads" in values else values.get("heads", 1)
     size: Any = values["head_size"]
     hidden = heads * 2 * values["hidden_factor"] if values.get("hidden_factor") else heads * size

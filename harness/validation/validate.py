@@ -15,32 +15,22 @@ from typing import Any
 
 from reports.record import Coverage, Run, Timing, Verdict
 
+from ..faults.report import Outcome
 from . import work
 from .derived import Derivation
 from .file import Contents, UnusableFile, look
 from .isolation import Isolated, Limits, Lost, isolated
 from .models import NotDerivable
 
+FAULT_PARTS = 6
+"""Tasks into which the faults are divided."""
 PRELOAD = "harness.validation.preload"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to validate and how deep. ``budget`` are the seconds for timing; 0 leaves it out. ``properties`` limits the
-    check to those of these names."""
-
-    path: str
-    name: str | None = None
-    profile: str = "regression"
-    seed: int = 0
-    budget: float = 6.0
-    limits: Limits = field(default_factory=Limits)
-    properties: tuple[str, ...] | None = None
-
-
-@dataclass
-class Validation:
-    """What came of it. ``derivation`` tells what was drawn and what could not be, where no case was given."""
+    """What to validate and how deep. ``faults``: whether to seed faults into the policy. ``budget`` are the seconds for
+    timing; 0 leaves it out. ``properties`` limits the check to those of these names."""What came of it. ``derivation`` tells what was drawn and what could not be, where no case was given."""
 
     policy: str = "?"
     case: str = "?"
@@ -49,6 +39,7 @@ class Validation:
     timings: tuple[Timing, ...] = ()
     derivation: Derivation | None = None
     untimed: str = ""
+    faults: list[Outcome] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -92,6 +83,7 @@ class _Stages:
         if why_not is None and subject.derivation is not None:
             subject = self._fit(subject)
         self._properties(subject, why_not)
+        self._exam(subject)
         self._time(subject)
 
     def _file(self) -> Contents | None:
@@ -149,6 +141,15 @@ class _Stages:
                 self._say(_verdict(self.done, self.request, task.prop, BY_NAME[task.prop].statement, f"{result}"))
         if drawn:
             self.done.coverage = [self.pool.run(work.covered, subject, drawn)]
+
+    def _exam(self, subject: work.Subject) -> None:
+        """Seed faults into a policy that holds: how well could errors in it be seen?"""
+        if not self.request.faults or self.done.failed:
+            return
+        parts = [work.Exam(subject, place, FAULT_PARTS, self.request.seed) for place in range(FAULT_PARTS)]
+        for _, result in self.quick.run_all(work.exam, parts):
+            if not isinstance(result, Lost):
+                self.done.faults += result
 
     def _time(self, subject: work.Subject) -> None:
         if self.request.budget <= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 from reports.record import Run, Verdict
 from reports.wording import one_line
@@ -57,20 +58,33 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
 
 
 def _more(done: Validation) -> Iterator[str]:
-    rows = [row for row in done.timings if row.ratio is not None]
     lines = list(notes(done))
-    if rows or lines or done.untimed:
+    if done.timings or lines or done.untimed or done.faults:
         yield ""
-    for row in rows:
-        assert row.ratio is not None
-        ratio = f"{row.ratio.estimate:.2f}x [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
-        yield f"- {row.workload}, {row.shape}: {row.subject} against {row.baseline} {row.verdict} {ratio}"
+    yield from _faults(done)
+    for row in done.timings:
+        found = f": {one_line(row.reason)}"
+        if row.ratio is not None:
+            found = f" {row.ratio.estimate:.2f}x [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
+        yield f"- {row.workload}, {row.shape}: {row.subject} against {row.baseline} {row.verdict}{found}"
     if done.untimed:
         yield f"- not timed: {done.untimed}"
     for line in lines[:12]:
         yield f"- {line}"
     if len(lines) > 12:
         yield f"- and {len(lines) - 12} more notes of this kind"
+
+
+def _faults(done: Validation) -> Iterator[str]:
+    """How well errors in this policy can be seen."""
+    judged = [one for one in done.faults if one.status in ("killed", "survived")]
+    if not judged:
+        return
+    killed = [one for one in judged if one.status == "killed"]
+    examples = median(one.examples for one in killed) if killed else 0
+    survivors = ", ".join(one.fault for one in judged if one.status == "survived")
+    missed = f"; not noticed: {survivors}" if survivors else ""
+    yield f"- seeded faults: {len(killed)} of {len(judged)} noticed, median {examples:.0f} examples{missed}"
 
 
 def _example(verdict: Verdict) -> str:

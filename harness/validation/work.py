@@ -16,6 +16,7 @@ from reports.record import Coverage, Timing
 from ..case import Case
 from ..check import Checked, check_property
 from ..coverage import coverage
+from ..faults.report import Outcome
 from ..profiles import PROFILES
 from ..properties import BY_NAME
 from ..properties.base import Property
@@ -78,18 +79,52 @@ def applicable(subject: Subject) -> tuple[str, ...]:
 
 
 def judge(task: Task) -> Checked:
-    """The verdict on one property."""
+    """The verdict on one property. Where the original of a derived case fails, it is asked again of what remains."""
+    subject = task.subject
+    checked = _check(task, subject.case)
+    if subject.derivation is not None and _original_failed(checked):
+        for axis in _suspects(subject.derivation):
+            again = _check(task, DerivedCase(_without(subject.derivation, axis)))
+            if not _original_failed(again):
+                return _with_note(again, axis)
+    return _with_line(checked, subject.path)
+
+
+def _check(task: Task, case: Case) -> Checked:
     subject = task.subject
     prop: Property = reads(subject.policy) if task.prop == READING else BY_NAME[task.prop]
-    checked = check_property(
+    return check_property(
         prop,
-        subject.case,
+        case,
         profile=PROFILES[task.profile],
         seed=task.seed,
         policy=subject.contents.policy,
         replacer=subject.replacer,
     )
-    return _with_line(checked, subject.path)
+
+
+def _original_failed(checked: Checked) -> bool:
+    return checked.verdict.outcome == "error" and checked.verdict.reason.startswith("the original raised")
+
+
+def _suspects(derivation: Derivation) -> list[str]:
+    """Axes that an original may not take everywhere, the likeliest first."""
+    names = [axis.name for axis in derivation.axes if len(axis.values) > 1]
+    return [one for one in ("window", "mask", "rope") if one in names] + [one for one in names if " " in one]
+
+
+def _without(derivation: Derivation, name: str) -> Derivation:
+    axes = tuple(
+        dataclasses.replace(one, values=one.values[:1], claimed=False) if one.name == name else one
+        for one in derivation.axes
+    )
+    return dataclasses.replace(derivation, axes=axes)
+
+
+def _with_note(checked: Checked, axis: str) -> Checked:
+    note = f" (Asked without {axis.removeprefix('config ')}, with which the original itself fails.)"
+    verdict = msgspec.structs.replace(checked.verdict, statement=checked.verdict.statement + note)
+    return dataclasses.replace(checked, verdict=verdict)
 
 
 def _with_line(checked: Checked, path: str) -> Checked:
@@ -148,6 +183,32 @@ class _Entry:
 
     def load(self) -> Case:
         return copy.copy(self.case)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """A share of the seeded faults, to be tried on a subject."""
+
+    subject: Subject
+    place: int
+    of: int
+    seed: int
+
+
+def exam(part: Exam) -> list[Outcome]:
+    """What becomes of faults that are seeded into the subject's policy."""
+    from ..faults.bank import FAULTS
+    from ..faults.exam import examine
+
+    report = examine(
+        part.subject.case,
+        faults=FAULTS[part.place :: part.of],
+        profile=PROFILES["quick"],
+        seed=part.seed,
+        honest=False,
+        replacer=part.subject.replacer,
+    )
+    return list(report.outcomes)
 
 
 def derivation_for(contents: Contents) -> Derivation:

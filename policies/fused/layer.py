@@ -156,7 +156,8 @@ class LayerSwap(Swap):
         self.policy = policy
 
     def install(self) -> None:
-        self.layer.__dict__.pop("forward", None)  # the class's own, bound (see ``patched``); it would hide the fused one
+        # The class's own forward, bound (see ``patched``), would hide the fused one.
+        self.layer.__dict__.pop("forward", None)
         self.layer.__class__ = fused_class(self.original, self.policy)
         assert isinstance(self.layer, FusedLayer)
         self.layer._fused_plan = settle(self.execution)

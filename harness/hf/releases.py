@@ -1,0 +1,16 @@
+"""Which release of a library is installed, for what a case can only ask of newer ones."""
+
+from __future__ import annotations
+
+import re
+from importlib.metadata import version
+
+
+def at_least(distribution: str, least: str) -> bool:
+    """Whether ``distribution`` is installed in release ``least`` or above; a pre-release counts as its release."""
+    return _numbers(version(distribution)) >= _numbers(least)
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    """``5.22.0.dev0`` -> (5, 22)."""
+    return tuple(int(one) for one in re.findall(r"\d+", release)[:2])
