@@ -30,7 +30,21 @@ PRELOAD = "harness.validation.preload"
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """What to validate and how deep. ``faults``: whether to seed faults into the policy. ``budget`` are the seconds for
-    timing; 0 leaves it out. ``properties`` limits the check to those of these names."""What came of it. ``derivation`` tells what was drawn and what could not be, where no case was given."""
+    timing; 0 leaves it out. ``properties`` limits the check to those of these names."""
+
+    path: str
+    name: str | None = None
+    profile: str = "regression"
+    seed: int = 0
+    budget: float = 6.0
+    faults: bool = True
+    limits: Limits = field(default_factory=Limits)
+    properties: tuple[str, ...] | None = None
+
+
+@dataclass
+class Validation:
+    """What came of it. ``derivation`` tells what was drawn and what could not be, where no case was given."""
 
     policy: str = "?"
     case: str = "?"
