@@ -31,7 +31,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     profile: str
     seed: int
     cases: tuple[str, ...]
-    options: dict[str, Any] = {}
+    examples: int | None = None
+    """Examples of a property whose share is 1, where the profile's own number does not hold."""
 
 
 class CheckDone(msgspec.Struct, frozen=True, kw_only=True, tag="check"):

@@ -26,3 +26,9 @@ PROFILES = {
     "regression": Profile("regression", 240),
     "nightly": Profile("nightly", 4000),
 }
+
+
+def depth(name: str, examples: int | None = None) -> Profile:
+    """The profile of this name, with another number of examples where one is given."""
+    profile = PROFILES[name]
+    return profile if examples is None else Profile(name, examples)

@@ -12,6 +12,7 @@ from reports.record import Coverage, Run, Timing, Verdict, write
 
 from .environment import fingerprint
 from .journal import CeilingsDone, CheckDone, Journal, TimingDone
+from .profiles import depth
 from .registry import CaseEntry
 
 
@@ -55,6 +56,7 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
     from .workers import Task, run_tasks
 
     done = {(one.verdict.case, one.verdict.property) for one in journal.done if isinstance(one, CheckDone)}
+    profile = depth(journal.plan.profile, journal.plan.examples)
     tasks = []
     for entry in scope.entries:
         if entry.unavailable is not None:
@@ -63,7 +65,7 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
             continue
         case = entry.load()
         tasks += [
-            Task(entry, prop.name, journal.plan.profile, journal.plan.seed, scope.database)
+            Task(entry, prop.name, profile, journal.plan.seed, scope.database)
             for prop in PROPERTIES
             if prop.applies(case) and (entry.name, prop.name) not in done
         ]

@@ -18,7 +18,7 @@ from pebble import ProcessExpired, ProcessPool
 from reports.record import Verdict
 
 from .check import Checked, check_property
-from .profiles import PROFILES
+from .profiles import Profile
 from .properties import BY_NAME
 from .registry import CaseEntry
 
@@ -32,7 +32,7 @@ class Task:
 
     entry: CaseEntry
     prop: str
-    profile: str
+    profile: Profile
     seed: int
     database: str | None = None
 
@@ -42,7 +42,7 @@ def run_task(task: Task) -> Checked:
     return check_property(
         BY_NAME[task.prop],
         task.entry.load(),
-        profile=PROFILES[task.profile],
+        profile=task.profile,
         seed=task.seed,
         policy=task.entry.policy_class,
         database=task.database,

@@ -16,6 +16,7 @@ import typer
 from ..registry import CaseEntry
 from . import drift as drifting
 from . import explore, perform, show
+from . import faults as examining
 from . import validate as validating
 
 HELP = """Proves or refutes layer-replacement policies for Transformer and diffusion models.
@@ -53,6 +54,8 @@ for command in (
     validating.validate,
     validating.new,
     drifting.drift,
+    examining.faults,
+    show.reproduce,
     show.report,
     show.compare,
     show.history,

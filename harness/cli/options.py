@@ -25,6 +25,10 @@ Cases = Annotated[
     typer.Argument(metavar="[CASE ...]", help="Architectures; all of them by default.", autocompletion=complete_case),
 ]
 Profile = Annotated[str, typer.Option(help="Depth of the check: quick, regression or nightly.", metavar="NAME")]
+Examples = Annotated[
+    int | None,
+    typer.Option(help="Examples of each main property, instead of the profile's number.", min=1, metavar="N"),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random choices (default: 0; nightly: a new one).", min=0)]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<time>-<seed>).", metavar="DIR")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with the unfinished run in this folder.", metavar="DIR")]

@@ -33,6 +33,7 @@ def check(
     ctx: typer.Context,
     cases: options.Cases = None,
     profile: options.Profile = "regression",
+    examples: options.Examples = None,
     seed: options.Seed = None,
     out: options.Out = None,
     resume: options.Resume = None,
@@ -41,7 +42,7 @@ def check(
 ) -> int:
     """Check that replaced layers compute the same function as the originals, on random tiny models."""
     scope = Scope(options.chosen(ctx, cases), check=True, bench=False, workers=workers)
-    return _perform(scope, _journal(ctx, scope, profile, seed, out, resume), json=json)
+    return _perform(scope, _journal(ctx, scope, profile, seed, out, resume, examples), json=json)
 
 
 def bench(
@@ -84,7 +85,13 @@ def run(
 
 
 def _journal(
-    ctx: typer.Context, scope: Scope, profile: str, seed: int | None, out: Path | None, resume: Path | None
+    ctx: typer.Context,
+    scope: Scope,
+    profile: str,
+    seed: int | None,
+    out: Path | None,
+    resume: Path | None,
+    examples: int | None = None,
 ) -> tuple[Journal, Scope]:
     if scope.bench:
         from ..timing.devices import open_device
@@ -105,6 +112,7 @@ def _journal(
         profile=profile,
         seed=seed,
         cases=tuple(entry.name for entry in scope.entries),
+        examples=examples,
     )
     return Journal.start(out or new_folder(Path("runs"), created, seed), plan), scope
 

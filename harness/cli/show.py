@@ -79,3 +79,24 @@ def history(
         record.write_atomically(html, render_history_html(found, trends).encode())
         print(f"page: {html}")
     return 1 if trends.regressions else 0
+
+
+def reproduce(
+    run: options.RunPath,
+    failure: Annotated[str, typer.Argument(metavar="FAILURE", help="Its id in the report, such as bert/cache.")],
+    out: Annotated[Path | None, typer.Option(help="Write the script here (default: print it).", metavar="FILE")] = None,
+) -> int:
+    """Write the self-contained script that shows one failure of a run, without the harness."""
+    failures = {one.failure.id: one.failure for one in record.read(run).verdicts if one.failure is not None}
+    if failure not in failures:
+        known = f"there are: {' '.join(failures)}" if failures else "nothing failed in this run"
+        raise typer.BadParameter(f"{run}: no failure is called {failure!r}; {known}")
+    script = failures[failure].script
+    if script is None:
+        raise typer.BadParameter(f"{run}: the record holds no script for {failure}: {failures[failure].message}")
+    if out is None:
+        sys.stdout.write(script)
+    else:
+        record.write_atomically(out, script.encode())
+        print(f"script: {out}")
+    return 0

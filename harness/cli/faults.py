@@ -1,0 +1,100 @@
+"""The command that examines the harness itself: faults."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..profiles import PROFILES
+from . import options
+
+if TYPE_CHECKING:
+    from ..faults import CaseReport, FaultReport
+
+
+def faults(
+    ctx: typer.Context,
+    cases: options.Cases = None,
+    fault: Annotated[list[str] | None, typer.Option(help="Only this fault or row (F41, M10 ...).", metavar="ID")] = None,
+    profile: options.Profile = "regression",
+    seed: options.Seed = None,
+    shrink: Annotated[bool, typer.Option("--shrink", help="Make each killing example as simple as it can be.")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="List the faults and their sources, and stop.")] = False,
+    workers: options.Workers = None,
+    json: options.Json = False,
+) -> int:
+    """Seed known faults into every policy they fit and count those noticed; honest rewrites must pass."""
+    from ..faults import run_faults
+
+    if listing:
+        return _list()
+    if profile not in PROFILES:
+        raise typer.BadParameter(f"no profile is called {profile!r}; there are: {' '.join(PROFILES)}")
+    console = Console(stderr=True, highlight=False)
+
+    def tell(part: CaseReport) -> None:
+        killed = sum(one.status == "killed" for one in part.outcomes)
+        console.print(f"{part.case}: {killed} of {len(part.outcomes)} faults noticed in this part")
+
+    report = run_faults(
+        options.chosen(ctx, cases),
+        faults=tuple(fault or ()),
+        profile=profile,
+        seed=seed or 0,
+        shrink=shrink,
+        workers=workers,
+        progress=tell,
+    )
+    if json:
+        sys.stdout.write(report.to_json().decode() + "\n")
+    else:
+        _show(report, Console(highlight=False))
+    return 0 if report.passed else 1
+
+
+def _show(report: FaultReport, console: Console) -> None:
+    table = Table("case", "noticed", "excused", "median examples", "seconds", "honest variants", box=None)
+    for case in report.cases:
+        killed = [one for one in case.outcomes if one.status == "killed"]
+        judged = [one for one in case.outcomes if one.status in ("killed", "survived")]
+        examples = sorted(one.examples for one in killed)
+        alarms = sum(one.property is not None for one in case.honest)
+        table.add_row(
+            case.case,
+            f"{len(killed)} of {len(judged)}",
+            str(sum(one.status == "excused" for one in case.outcomes)),
+            str(examples[len(examples) // 2]) if examples else "–",
+            f"{sum(one.seconds for one in case.outcomes):.0f}",
+            f"{len(case.honest)}, {alarms} alarms",
+        )
+    console.print(table)
+    for one in report.survivors:
+        console.print(f"[bold red]survived[/] {escape(one.fault)} on {one.case}")
+    for one in report.stale:
+        console.print(f"[bold red]stale ledger entry[/] {escape(one.fault)} on {one.case}: {escape(one.message)}")
+    for alarm in report.false_alarms:
+        console.print(f"[bold red]false alarm[/] {escape(alarm.subject)} on {alarm.case}: {escape(alarm.message)}")
+    for problem in report.problems:
+        console.print(f"[bold red]not examined[/] {escape(problem)}")
+    axes = "" if report.median_off_simplest is None else f", median {report.median_off_simplest:g} axes off simplest"
+    print(
+        f"{len(report.killed)} of {len(report.judged)} pairs noticed ({report.kill_rate:.1%}), {report.faults} faults, "
+        f"median {report.median_examples or 0:g} examples{axes}, {len(report.false_alarms)} false alarms, "
+        f"{report.seconds:.0f} s, seed {report.seed}"
+    )
+
+
+def _list() -> int:
+    from ..faults.bank import FAULTS
+    from ..faults.meaningless import MEANINGLESS
+
+    for one in FAULTS:
+        print(one.id, one.source, one.breaks, sep="\t")
+    for row, why in MEANINGLESS.items():
+        print(row, "no meaning here", why, sep="\t")
+    return 0
