@@ -1,7 +1,8 @@
 """Graph capture: a call through captured graphs gives what the function itself gives, whatever comes before it.
 
-The emulator stands in for CUDA graphs. Each rule is stated by a test, the state machine looks for sequences of calls that
-break any of them, and wrappers with the field's known faults (FAULTS F73 to F78, M22) show that it finds what it is for.
+The emulator stands in for CUDA graphs. Each rule is stated by a test, the state machine looks for sequences of calls
+that break any of them, and wrappers with the field's known faults (FAULTS F73 to F78, M22) show that it finds what it
+is for.
 """
 
 from __future__ import annotations
@@ -82,9 +83,7 @@ class Calls(RuleBasedStateMachine):
         super().__init__()
         torch.manual_seed(0)
         self.model = Model()
-        self.graphed = self.wrapper(
-            self.model.forward, backend=EmulatorBackend(), modules=(self.model,), limit=LIMIT
-        )
+        self.graphed = self.wrapper(self.model.forward, backend=EmulatorBackend(), modules=(self.model,), limit=LIMIT)
         self.kept: list[tuple[Any, Any]] = []
         self.signature: dict[str, Any] | None = None
 

@@ -14,7 +14,7 @@ from harness.case import Axis, Case, Example, Inputs, Refusal, Workload, flag
 from harness.randomise import randomise
 
 from .unet_inputs import conditioning, image, residuals
-from .unet_refused import refused_unets
+from .unet_refused import refused_diffusion
 from .unet_sizes import SD15, SD21, SDXL
 
 DOWN = {
@@ -156,7 +156,7 @@ class UNetCase(Case):
         return {"sample": result.sample if kwargs["return_dict"] else result[0]}
 
     def refusals(self) -> tuple[Refusal, ...]:
-        return refused_unets(lambda: self.build(self.simplest))
+        return refused_diffusion(lambda: self.build(self.simplest))
 
     def workload_module(self, workload: Workload) -> nn.Module:
         from diffusers import UNet2DConditionModel

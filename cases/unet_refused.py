@@ -15,7 +15,7 @@ class _QuantisedParameter(nn.Parameter):
     """Stands for parameters that are more than their numbers: quantised, sharded."""
 
 
-def refused_unets(build: Callable[[], nn.Module]) -> tuple[Refusal, ...]:
+def refused_diffusion(build: Callable[[], nn.Module]) -> tuple[Refusal, ...]:
     """Refusals of diffusion models made by ``build``."""
     return tuple(
         Refusal(name=name, feature=feature, build=_changed(build, change))
@@ -47,11 +47,17 @@ def _fuse(model: Any) -> None:
 
 
 def _quantise(model: Any) -> None:
-    model.conv_in.weight = _QuantisedParameter(model.conv_in.weight.data)
+    conv = _first_conv(model)
+    conv.weight = _QuantisedParameter(conv.weight.data)
 
 
 def _narrow(model: Any) -> None:
-    model.conv_in.weight = nn.Parameter(model.conv_in.weight.data.to(torch.float8_e4m3fn), requires_grad=False)
+    conv = _first_conv(model)
+    conv.weight = nn.Parameter(conv.weight.data.to(torch.float8_e4m3fn), requires_grad=False)
+
+
+def _first_conv(model: nn.Module) -> nn.Conv2d:
+    return next(one for one in model.modules() if isinstance(one, nn.Conv2d))
 
 
 def _subclass(model: Any) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.case import Axis, Case, Example, Inputs, Refusal, Workload, flag
 from harness.randomise import randomise
 
-from .unet_refused import refused_unets
+from .unet_refused import refused_diffusion
 from .unet_sizes import SD_VAE
 
 DOWN = {"D": "DownEncoderBlock2D", "A": "AttnDownEncoderBlock2D"}
@@ -123,11 +123,7 @@ class VAECase(Case):
         return {"sample": result.sample if as_dict else result[0]}
 
     def refusals(self) -> tuple[Refusal, ...]:
-        return tuple(
-            one
-            for one in refused_unets(lambda: self.build(self.simplest))
-            if one.name not in ("a quantised parameter", "weights in 8 bits")
-        )
+        return refused_diffusion(lambda: self.build(self.simplest))
 
     def workload_module(self, workload: Workload) -> nn.Module:
         from diffusers import AutoencoderKL

@@ -1,8 +1,8 @@
 """Conditional UNets of diffusers (Stable Diffusion 1.x, 2.x, XL, LCM and relatives).
 
-Every call has the original's signature, and every argument is handed on to the original's own forward: what is fused are
-the parts inside, the memory format, and on CUDA the whole call as a graph. Nothing about the arguments is mirrored here,
-so an argument that a later release adds cannot be dropped (FAULTS F70, F75).
+Every call has the original's signature, and every argument is handed on to the original's own forward: what is fused
+are the parts inside, the memory format, and on CUDA the whole call as a graph. Nothing about the arguments is mirrored
+here, so an argument that a later release adds cannot be dropped (FAULTS F70, F75).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Variational autoencoders of diffusers (``AutoencoderKL``: Stable Diffusion 1.x, 2.x, XL).
 
-``encode``, ``decode``, ``forward``, slicing, tiling and sampling stay the original's own methods; what is replaced is the
-encoder and the decoder that all of them call, so none can be forgotten (FAULTS F76).
+``encode``, ``decode``, ``forward``, slicing, tiling and sampling stay the original's own methods; what is replaced is
+the encoder and the decoder that all of them call, so none can be forgotten (FAULTS F76).
 """
 
 from __future__ import annotations

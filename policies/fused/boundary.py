@@ -14,14 +14,15 @@ from typing import Any
 from torch import Tensor, nn
 
 FormatRule = Callable[[Any, bool, int], bool]
-"""Takes a model, whether its input is channels_last, and the batch; says whether what reaches the last convolution is."""
+"""Takes a model, whether its input is channels_last, and the batch; says whether what reaches the last convolution
+is."""
 
 
 def original_gives_channels_last(
     model: nn.Module, strides: Mapping[str, tuple[int, ...]], prefix: str, image: Tensor, rule: FormatRule
 ) -> bool:
-    """Whether the original of ``model`` returns channels_last for ``image``. ``strides`` are those of the weights that the
-    replacement laid out anew, by name after ``prefix``."""
+    """Whether the original of ``model`` returns channels_last for ``image``. ``strides`` are those of the weights
+    that the replacement laid out anew, by name after ``prefix``."""
     relaid = f"{prefix}conv_out.weight" in strides
     if not relaid and suggests_channels_last(model.conv_out.weight):  # type: ignore[arg-type, union-attr]
         return True

@@ -2,7 +2,8 @@
 
 The model and its parts become fused subclasses of their own classes (``swapped``). What the replacement changes besides
 is storage layout: convolution weights to channels_last, attention projections packed. Both keep every parameter object
-and value; both are made again when a parameter was exchanged or moved; ``revert`` gives back strides, storages, classes.
+and value; both are made again when a parameter was exchanged or moved; ``revert`` gives back strides, storages,
+classes.
 
 At the boundary a caller notices nothing of it (``boundary``).
 """
@@ -46,8 +47,8 @@ PARTS: Mapping[str, type[Swapped]] = {
 class DiffusionState:
     """What one replacement derived from its model, and what has happened to it.
 
-    ``calls`` counts calls of the fused path, ``fallbacks`` by reason what ran the original's own code instead, ``graphs``
-    holds the captured graphs by the name of what was captured ("forward", "encoder", "decoder").
+    ``calls`` counts calls of the fused path, ``fallbacks`` by reason what ran the original's own code instead,
+    ``graphs`` holds the captured graphs by the name of what was captured ("forward", "encoder", "decoder").
     """
 
     def __init__(

@@ -26,7 +26,8 @@ _EAGER = "diffusers.models.attention_processor:AttnProcessor"
 
 
 class PackedProjections:
-    """The packed weights of one attention. ``whole`` has the rows of query (where it reads the same input), key, value."""
+    """The packed weights of one attention. ``whole`` has the rows of query (where it reads the same input), key,
+    value."""
 
     def __init__(self, linears: tuple[Linear, ...], plan: Plan) -> None:
         self.linears = linears

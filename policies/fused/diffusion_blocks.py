@@ -25,7 +25,7 @@ CHANNELS_LAST = torch.channels_last
 class FusedConv2d(Swapped):
     """Mixin before ``nn.Conv2d``."""
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the original's name)
+    def forward(self, input: Tensor) -> Tensor:
         if not self._fused_as_product(input):
             result: Tensor = super().forward(input)
             return result
@@ -109,13 +109,13 @@ class FusedTransformer2D(Swapped):
         return image + residual
 
 
-def convert_to_channels_last(conv: nn.Conv2d) -> tuple[int, ...] | None:
+def convert_to_channels_last(conv: FusedConv2d) -> tuple[int, ...] | None:
     """Lay out the weight for channels_last, in place and bit for bit. Returns the strides it had, or None if it is so
     already (or must keep its storage)."""
-    weight = conv.weight
+    weight: Tensor = conv.weight
     if weight.is_contiguous(memory_format=CHANNELS_LAST) or weight.is_inference() or type(weight) is not nn.Parameter:
         return None
-    before = weight.stride()
+    before: tuple[int, ...] = weight.stride()
     weight.data = weight.data.contiguous(memory_format=CHANNELS_LAST)
     return before
 

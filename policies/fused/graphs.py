@@ -3,11 +3,12 @@
 DeepSpeed captured the first call and replayed it for all others, which answered with another prompt's conditioning,
 broadcast a smaller batch, or overwrote results that the caller still held (FAULTS F73 to F78). The rules here:
 
-* one capture per description of everything but tensors' values (``trees``), and per ambient state (default dtype, TF32 ...);
+* one capture per description of everything but tensors' values (``trees``), and per ambient state (default dtype,
+  TF32 ...);
 * at most ``limit`` captures, the least recently used goes first;
 * inputs are copied in, nested ones too, and must fit exactly; outputs are copied out;
-* captures are dropped where a module that the function uses is no longer what it was: a parameter or buffer exchanged or
-  moved, a submodule or attribute set. Updates in place are seen, because the graph reads the same memory;
+* captures are dropped where a module that the function uses is no longer what it was: a parameter or buffer exchanged
+  or moved, a submodule or attribute set. Updates in place are seen, because the graph reads the same memory;
 * what a graph cannot repeat (``inspection``) runs eagerly and is counted, by reason;
 * an exception passes through and leaves nothing behind.
 """
@@ -55,8 +56,8 @@ class Capture:
 class Graphed:
     """``function`` behind captured graphs.
 
-    ``modules`` are those whose parameters, buffers and attributes ``function`` uses. ``veto`` may say, at each call, why
-    this one must run eagerly. ``captures``, ``replays`` and ``eager`` (by reason) count what has happened.
+    ``modules`` are those whose parameters, buffers and attributes ``function`` uses. ``veto`` may say, at each call,
+    why this one must run eagerly. ``captures``, ``replays`` and ``eager`` (by reason) count what has happened.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ _HOST_READS = {Tensor.tolist: "tolist", Tensor.numpy: "numpy", Tensor.__array__:
 _INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default}
 
 
-class NotRepeatable(BaseException):  # noqa: N818  (not an error: it must pass through ``except Exception``)
+class NotRepeatable(BaseException):
     """Stops a trial run. The text is the reason."""
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from .diffusion import DiffusionState
 
 SMALLEST_PRODUCT = 8_000_000
-"""Multiplications from which oneDNN is at least level with the BLAS behind ``F.linear``; below, its call costs more than
-it saves (measured on one x86 server with AVX-512: 0.3x at 10^4, 1.0x at 10^7, 1.2x at 10^8)."""
+"""Multiplications from which oneDNN is at least level with the BLAS behind ``F.linear``; below, its call costs more
+than it saves (measured on one x86 server with AVX-512: 0.3x at 10^4, 1.0x at 10^7, 1.2x at 10^8)."""
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -35,15 +35,28 @@ class Swapped(nn.Module):
     """Attributes that a copy makes anew."""
     _fused_state: DiffusionState
 
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What the original class behind the mixin has."""
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         kept = {name: value for name, value in self.__dict__.items() if name not in self._fused_transient}
         return _rebuild, (self._fused_original, self._fused_mixin), kept
 
 
-@functools.cache
+_CLASSES: dict[tuple[type[nn.Module], type[Swapped]], type[nn.Module]] = {}
+
+
 def swapped_class(original: type[nn.Module], mixin: type[Swapped]) -> type[nn.Module]:
-    """The subclass of ``original`` behind ``mixin``. It keeps the original's name, because libraries write a class's
-    name into what they save; its qualified name differs."""
+    """The one subclass of ``original`` behind ``mixin``. It keeps the original's name, because libraries write a
+    class's name into what they save; its qualified name differs."""
+    if (original, mixin) not in _CLASSES:
+        _CLASSES[original, mixin] = _make_class(original, mixin)
+    return _CLASSES[original, mixin]
+
+
+def _make_class(original: type[nn.Module], mixin: type[Swapped]) -> type[nn.Module]:
     namespace = {
         "__module__": original.__module__,
         "__qualname__": f"Fused{original.__qualname__}",
@@ -66,10 +79,11 @@ def _calling(forward: Any) -> Any:
 
 def restore_class(module: nn.Module) -> None:
     """Undo a swap; a module that is not swapped stays as it is."""
-    if isinstance(module, Swapped):
+    original: type[nn.Module] | None = getattr(type(module), "_fused_original", None)
+    if original is not None:
         for name in [name for name in module.__dict__ if name.startswith("_fused_")]:
             del module.__dict__[name]
-        module.__class__ = module._fused_original
+        module.__class__ = original
 
 
 def is_plain(module: Any, cls: type[nn.Module]) -> bool:

@@ -2,7 +2,7 @@
 
 A graph may only be replayed for a call that differs from the captured one in nothing but tensors' values. So the
 description holds, of a tensor: shape, strides, dtype, device and whether it requires a gradient; of anything else its
-type and value; of containers their type, keys and order. Two calls may share a graph where their descriptions are equal.
+type and value; of containers their type, keys and order. Two calls may share a graph where these are equal.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ def unflatten(spec: Spec, leaves: Iterator[Tensor]) -> Any:
     if not dataclasses.is_dataclass(spec.kind):
         return _rebuild_named(spec, children)
     if issubclass(spec.kind, OrderedDict):
-        return spec.kind(**dict(zip((key for _, key in spec.names), children, strict=True)))
-    rebuilt = object.__new__(spec.kind)
+        constructor: Any = spec.kind
+        return constructor(**dict(zip((key for _, key in spec.names), children, strict=True)))
+    rebuilt: Any = object.__new__(spec.kind)
     for name, child in zip(spec.names, children, strict=True):
         object.__setattr__(rebuilt, name, child)
     return rebuilt

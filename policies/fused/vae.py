@@ -40,9 +40,7 @@ class FusedCoder(Swapped):
             state.fallbacks["training mode"] += 1
             return original(sample, *args, **kwargs)
         name = "encoder" if self is state.root.encoder else "decoder"
-        channels_last = original_gives_channels_last(
-            self, state.strides, f"{name}.", sample, coder_keeps_channels_last
-        )
+        channels_last = original_gives_channels_last(self, state.strides, f"{name}.", sample, coder_keeps_channels_last)
         run = state.graph(name, self, original, sample)
         result = run(sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
         state.calls += 1

@@ -1,0 +1,428 @@
+"""Replaced UNets and VAEs are good citizens: same function, same surface, no trace after a revert, nothing silent."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, SlicedAttnProcessor
+from hypothesis import HealthCheck, given, settings
+from torch import Tensor, nn
+
+from harness.case import Case, Example, Inputs
+from harness.exact import exact_mode
+from harness.trial import cast
+from policies.base import UnsupportedLayer
+from policies.fused.capture import EmulatorBackend
+from policies.replace import replace_module
+from policies.unet import UNetPolicy
+from policies.vae import VAEPolicy
+
+from .unet import UNetCase
+from .vae import VAECase
+
+UNET, VAE = UNetCase(), VAECase()
+CASES = (UNET, VAE)
+EXAMPLES = settings(max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def example(case: Case, **values: Any) -> Example:
+    return Example({**case.simplest.values, **values}, 3)
+
+
+def pair(case: Case, **values: Any) -> tuple[Any, Any, Inputs]:
+    """The original, a replaced copy of it, and inputs."""
+    one = example(case, **values)
+    original = case.build(one)
+    replaced = copy.deepcopy(original)
+    replace_module(replaced)
+    return original, replaced, case.inputs(one)
+
+
+def assert_close(mine: dict[str, Tensor], its: dict[str, Tensor], tolerance: float) -> None:
+    for name, tensor in its.items():
+        assert mine[name].dtype == tensor.dtype
+        error = (mine[name] - tensor).abs().max() / tensor.abs().max()
+        assert error <= tolerance, f"{name} differs by {error}"
+
+
+def assert_same_state(mine: nn.Module, its: nn.Module) -> None:
+    for (name, parameter), (other_name, other) in zip(mine.named_parameters(), its.named_parameters(), strict=True):
+        assert name == other_name
+        assert torch.equal(parameter, other)
+        assert parameter.stride() == other.stride()
+        assert parameter.untyped_storage().nbytes() == other.untyped_storage().nbytes()
+    for one, other in zip(mine.modules(), its.modules(), strict=True):
+        assert type(one) is type(other)
+        assert one.__dict__.keys() == other.__dict__.keys()
+
+
+def _agrees(case: Case, drawn: Example) -> None:
+    original = case.build(drawn).double()
+    replaced = copy.deepcopy(original)
+    handle = replace_module(replaced)
+    inputs = Inputs(kwargs=cast(case.inputs(drawn).kwargs, torch.float64))
+    with exact_mode():
+        expected = case.run(original, inputs)
+        result = case.run(replaced, inputs)
+    assert_close(result, expected, 1e-10)
+    assert replaced.fused.calls > 0
+    assert len(handle.replaced) == 1
+
+
+@EXAMPLES
+@given(UNET.strategy)
+def test_a_replaced_unet_computes_the_same_function(drawn: Example) -> None:
+    _agrees(UNET, drawn)
+
+
+@EXAMPLES
+@given(VAE.strategy)
+def test_a_replaced_vae_computes_the_same_function(drawn: Example) -> None:
+    _agrees(VAE, drawn)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+def test_a_large_enough_model_in_float32_agrees_on_every_plan(case: Case) -> None:
+    """Large enough for oneDNN's product and for convolutions as products."""
+    if case is UNET:
+        config = {**UNET.config(example(UNET, blocks="CC", layers=2)), "block_out_channels": (64, 128)}
+        model: Any = UNet2DConditionModel(**{**config, "norm_num_groups": 8, "cross_attention_dim": 48})
+        inputs = {"sample": torch.randn(2, 4, 16, 16), "timestep": 3, "encoder_hidden_states": torch.randn(2, 40, 48)}
+    else:
+        model = AutoencoderKL(**{**VAE.config(example(VAE, blocks="DD")), "block_out_channels": (64, 128)})
+        inputs = {"sample": torch.randn(2, 3, 32, 32)}
+    model.eval()
+    expected = model(**inputs).sample
+    for plan in ("plain", "auto"):
+        handle = replace_module(model, plan=plan)
+        assert_close({"sample": model(**inputs).sample}, {"sample": expected}, 1e-4)
+        handle.revert()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+@pytest.mark.parametrize("weights", ["contiguous", "channels_last"])
+def test_reverting_leaves_no_trace(case: Case, weights: str) -> None:
+    original, _, inputs = pair(case, weights=weights)
+    model = copy.deepcopy(original)
+    handle = replace_module(model)
+    case.run(model, inputs)
+    handle.revert()
+    handle.revert()
+    assert_same_state(model, original)
+    assert torch.equal(case.run(model, inputs)["sample"], case.run(original, inputs)["sample"])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+def test_no_weight_is_held_twice(case: Case) -> None:
+    original, replaced, inputs = pair(case)
+    case.run(replaced, inputs)
+    storages = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in replaced.parameters()}
+    held = [
+        value.whole.weight.untyped_storage().data_ptr()
+        for module in replaced.modules()
+        for name, value in vars(module).items()
+        if name == "_fused_packed"
+    ]
+    assert held
+    assert set(held) <= storages.keys()
+    assert sum(storages.values()) == sum(one.untyped_storage().nbytes() for one in original.parameters())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+def test_the_surface_stays_the_originals(case: Case) -> None:
+    original, replaced, _ = pair(case)
+    cls = type(original)
+    assert isinstance(replaced, cls)
+    assert type(replaced).__name__ == cls.__name__
+    assert inspect.signature(type(replaced).forward) == inspect.signature(cls.forward)
+    assert replaced.config == original.config
+    assert (replaced.dtype, replaced.device) == (original.dtype, original.device)
+    assert list(replaced.state_dict()) == list(original.state_dict())
+    assert f"replaced by {type(replaced)._fused_policy.fget(replaced).__name__}" in repr(replaced)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("given_as", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("weights", ["contiguous", "channels_last"])
+def test_an_image_comes_back_in_the_originals_memory_format(
+    case: Case, batch: int, given_as: str, weights: str
+) -> None:
+    original, replaced, inputs = pair(case, batch=batch, format=given_as, weights=weights)
+    assert case.run(replaced, inputs)["sample"].stride() == case.run(original, inputs)["sample"].stride()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_and_pickles_are_replaced_too_and_stand_alone(case: Case, copied: Any) -> None:
+    original, replaced, inputs = pair(case)
+    twin = copied(replaced)
+    replaced.requires_grad_(False)
+    for parameter in replaced.parameters():
+        parameter.zero_()
+    assert_close(case.run(twin, inputs), case.run(original, inputs), 1e-4)
+    assert (twin.fused.calls, replaced.fused.calls) == (1, 0)
+    assert twin.fused is not replaced.fused
+
+
+def test_saved_files_are_the_originals(tmp_path: Path) -> None:
+    original, replaced, inputs = pair(UNET)
+    original.save_pretrained(tmp_path / "original")
+    replaced.save_pretrained(tmp_path / "replaced")
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        mine, its = (tmp_path / side / name for side in ("replaced", "original"))
+        assert mine.read_bytes() == its.read_bytes()
+    assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
+
+
+def _edits() -> dict[str, Any]:
+    def exchange(model: Any) -> None:
+        attention = next(one for one in model.modules() if type(one).__name__ == "Attention")
+        attention.to_k.weight = nn.Parameter(attention.to_k.weight * 2)
+
+    def assign(model: Any) -> None:
+        model.load_state_dict({name: value * 0.5 for name, value in model.state_dict().items()}, assign=True)
+
+    def load(model: Any) -> None:
+        model.load_state_dict({name: value.clone() * 0.5 for name, value in model.state_dict().items()})
+
+    def in_place(model: Any) -> None:
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+
+    def there_and_back(model: Any) -> None:
+        model.double().float()
+
+    def contiguous(model: Any) -> None:
+        model.to(memory_format=torch.contiguous_format)
+
+    return {one.__name__: one for one in (exchange, assign, load, in_place, there_and_back, contiguous)}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+@pytest.mark.parametrize("edit", _edits().values(), ids=_edits().keys())
+def test_weights_that_change_after_the_replacement_are_seen(case: Case, edit: Any) -> None:
+    original, replaced, inputs = pair(case)
+    for _ in range(2):
+        case.run(replaced, inputs)
+        edit(original)
+        edit(replaced)
+        assert_close(case.run(replaced, inputs), case.run(original, inputs), 1e-4)
+    assert not replaced.fused.fallbacks
+
+
+def test_training_runs_the_originals_forward_and_says_so() -> None:
+    original, replaced, inputs = pair(UNET)
+    with torch.enable_grad():
+        for model in (original, replaced):
+            model.train()
+            UNET.run(model, inputs)["sample"].square().mean().backward()
+    for mine, its in zip(replaced.parameters(), original.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, its.grad, rtol=1e-3, atol=1e-4)
+    assert replaced.fused.fallbacks["training mode"] == 1
+    assert replaced.fused.calls == 0
+
+
+def test_gradients_in_eval_mode_reach_every_parameter() -> None:
+    original, replaced, inputs = pair(UNET)
+    with torch.enable_grad():
+        for model in (original, replaced):
+            UNET.run(model, inputs)["sample"].square().mean().backward()
+    for mine, its in zip(replaced.parameters(), original.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, its.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("processor", [AttnProcessor(), SlicedAttnProcessor(1)])
+def test_another_processor_set_later_is_honoured(processor: Any) -> None:
+    original, replaced, inputs = pair(UNET)
+    for model in (original, replaced):
+        model.set_attn_processor(processor)
+    assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
+    refused = {"attention: processor SlicedAttnProcessor"} if type(processor) is SlicedAttnProcessor else set()
+    assert set(replaced.fused.fallbacks) == refused
+
+
+def test_a_processor_of_the_users_own_is_called() -> None:
+    class Doubling(AttnProcessor2_0):
+        def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+            return 2 * super().__call__(*args, **kwargs)
+
+    original, replaced, inputs = pair(UNET)
+    for model in (original, replaced):
+        model.set_attn_processor(Doubling())
+    assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
+    assert set(replaced.fused.fallbacks) == {"attention: processor Doubling"}
+
+
+@pytest.mark.parametrize("kind", ["Linear", "Conv2d", "Attention", "GEGLU", "FeedForward"])
+def test_hooks_on_inner_modules_fire_and_may_change_the_result(kind: str) -> None:
+    original, replaced, inputs = pair(UNET)
+    seen: list[nn.Module] = []
+
+    def double(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        seen.append(module)
+        return 2 * output
+
+    for model in (original, replaced):
+        [one for one in model.modules() if type(one).__name__ == kind][-1].register_forward_hook(double)
+    assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
+    assert len(seen) > 0 and len(seen) % 2 == 0
+
+
+def test_an_adapter_around_a_projection_is_used() -> None:
+    class Adapted(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + x.sum(-1, keepdim=True)
+
+    original, replaced, inputs = pair(UNET)
+    for model in (original, replaced):
+        for module in list(model.modules()):
+            for name in ("to_q", "to_v"):
+                if hasattr(module, name):
+                    plain = getattr(module, name)
+                    adapted = Adapted(plain.in_features, plain.out_features, bias=plain.bias is not None)
+                    adapted.load_state_dict(plain.state_dict())
+                    setattr(module, name, adapted.eval())
+    assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
+
+
+def test_shared_projections_stay_shared() -> None:
+    original = UNET.build(example(UNET))
+    first, second = [one for one in original.modules() if type(one).__name__ == "Attention"][:2:1]
+    second.to_q.weight = first.to_q.weight
+    replaced: Any = copy.deepcopy(original)
+    replace_module(replaced)
+    mine = [one for one in replaced.modules() if type(one).__name__ == "Attention"]
+    assert mine[0].to_q.weight is mine[1].to_q.weight
+    inputs = UNET.inputs(example(UNET))
+    assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
+
+
+def test_freeu_and_feed_forward_chunks_work_as_before() -> None:
+    original, replaced, inputs = pair(UNET, blocks="CC")
+    for model in (original, replaced):
+        model.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
+    for model in (original, replaced):
+        model.disable_freeu()
+        for module in model.modules():
+            if hasattr(module, "set_chunk_feed_forward"):
+                module.set_chunk_feed_forward(2, dim=1)
+    assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
+
+
+def test_a_self_attention_mask_is_applied() -> None:
+    original, replaced, inputs = pair(UNET, batch=2)
+    tokens = 16
+    mask = (torch.arange(tokens) % 3 > 0).expand(2, tokens).float()
+    masked = Inputs(kwargs={**inputs.kwargs, "attention_mask": mask})
+    assert_close(UNET.run(replaced, masked), UNET.run(original, masked), 1e-4)
+    assert not torch.allclose(UNET.run(replaced, masked)["sample"], UNET.run(replaced, inputs)["sample"])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+def test_models_that_must_be_refused_are_refused_by_name_and_untouched(case: Case) -> None:
+    assert case.refusals()
+    for refusal in case.refusals():
+        model = refusal.build()
+        classes = [type(one) for one in model.modules()]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            handle = replace_module(model)
+        assert not handle.replaced
+        assert any(refusal.feature in one.reason for one in handle.left), refusal.name
+        assert [type(one) for one in model.modules()] == classes
+
+
+@pytest.mark.parametrize(("policy", "case"), [(UNetPolicy, UNET), (VAEPolicy, VAE)], ids=["unet", "vae"])
+def test_deepspeeds_surface(policy: Any, case: Case) -> None:
+    model = case.build(example(case))
+    assert policy().match(model)
+    assert not policy().match(nn.Linear(2, 2))
+    assert policy().apply(model, enable_cuda_graph=False) is model
+    assert isinstance(model, policy._orig_layer_class)
+    with pytest.raises(UnsupportedLayer, match="Linear: not a"):
+        policy().apply(nn.Linear(2, 2))
+
+
+def _graphed_unet(**values: Any) -> tuple[Any, Any, Inputs]:
+    original, _, inputs = pair(UNET, **values)
+    return original, UNetPolicy.apply(copy.deepcopy(original), backend=EmulatorBackend), inputs
+
+
+def test_a_loop_over_timesteps_captures_one_graph() -> None:
+    original, replaced, inputs = _graphed_unet()
+    for step in range(1000, 0, -100):
+        for timestep in (step, torch.tensor(step)):
+            call = Inputs(kwargs={**inputs.kwargs, "timestep": timestep})
+            assert_close(UNET.run(replaced, call), UNET.run(original, call), 1e-4)
+    graph = replaced.fused.graphs["forward"]
+    assert (graph.captures, graph.replays, dict(graph.eager)) == (1, 20, {})
+
+
+def test_a_graphed_unet_follows_everything_that_may_change() -> None:
+    original, replaced, inputs = _graphed_unet(addition="text_time", blocks="CC", batch=2)
+    inputs.kwargs["timestep"] = 3
+
+    def compare() -> None:
+        assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
+
+    compare()
+    for tensor in inputs.kwargs["added_cond_kwargs"].values():
+        tensor.add_(1.0)
+    compare()
+    for edit in _edits().values():
+        edit(original)
+        edit(replaced)
+        compare()
+    for model in (original, replaced):
+        model.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    compare()
+    for model in (original, replaced):
+        model.set_attn_processor(SlicedAttnProcessor(1))
+    compare()
+    assert dict(replaced.fused.graphs["forward"].eager) == {"attention processor SlicedAttnProcessor": 1}
+
+
+@pytest.mark.parametrize("way", ["decode", "encode", "forward", "sample"])
+@pytest.mark.parametrize("tiling", [False, True])
+def test_a_graphed_vae_gives_what_the_original_gives(way: str, tiling: bool) -> None:
+    values = {"way": way, "tiling": tiling, "height": 12, "width": 10, "batch": 2, "slicing": True}
+    original, _, inputs = pair(VAE, **values)
+    replaced: Any = VAEPolicy.apply(copy.deepcopy(original), backend=EmulatorBackend)
+    for _ in range(2):
+        assert_close(VAE.run(replaced, inputs), VAE.run(original, inputs), 1e-4)
+    graphs = replaced.fused.graphs.values()
+    assert sum(one.replays for one in graphs) > sum(one.captures for one in graphs)
+    assert not any(one.eager for one in graphs)
+
+
+def test_a_compiled_replacement_computes_the_same() -> None:
+    original, replaced, inputs = pair(UNET)
+    compiled = torch.compile(replaced, backend="eager")
+    assert_close(UNET.run(compiled, inputs), UNET.run(original, inputs), 1e-4)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+def test_published_sizes_are_as_large_as_stated(case: Case) -> None:
+    cls = UNet2DConditionModel if case is UNET else AutoencoderKL
+    for workload in case.workloads:
+        with torch.device("meta"):
+            model = cls(**workload.config)
+        size = sum(4 * one.numel() for one in model.parameters())
+        assert size == pytest.approx(workload.weight_bytes, rel=0.01), workload.name
