@@ -64,6 +64,8 @@ class Isolated:
                 yield futures[future], self._result(future)
             except Lost as loss:
                 yield futures[future], loss
+            except Exception as problem:
+                yield futures[future], Lost(f"raised {type(problem).__name__}: {' '.join(str(problem).split())}")
 
     def close(self) -> None:
         self.pool.stop()

@@ -54,6 +54,7 @@ class Validation:
     derivation: Derivation | None = None
     untimed: str = ""
     faults: list[Outcome] = field(default_factory=list)
+    unexamined: str = ""
     seconds: float = 0.0
 
     @property
@@ -162,7 +163,9 @@ class _Stages:
             return
         parts = [work.Exam(subject, place, FAULT_PARTS, self.request.seed) for place in range(FAULT_PARTS)]
         for _, result in self.quick.run_all(work.exam, parts):
-            if not isinstance(result, Lost):
+            if isinstance(result, Lost):
+                self.done.unexamined = f"trying seeded faults {result}"
+            else:
                 self.done.faults += result
 
     def _time(self, subject: work.Subject) -> None:

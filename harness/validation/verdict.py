@@ -59,7 +59,7 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
 
 def _more(done: Validation) -> Iterator[str]:
     lines = list(notes(done))
-    if done.timings or lines or done.untimed or done.faults:
+    if done.timings or lines or done.untimed or done.faults or done.unexamined:
         yield ""
     yield from _faults(done)
     for row in done.timings:
@@ -77,6 +77,8 @@ def _more(done: Validation) -> Iterator[str]:
 
 def _faults(done: Validation) -> Iterator[str]:
     """How well errors in this policy can be seen."""
+    if done.unexamined:
+        yield f"- not all faults were tried: {done.unexamined}"
     judged = [one for one in done.faults if one.status in ("killed", "survived")]
     if not judged:
         return
