@@ -217,6 +217,8 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
         if not value.is_floating_point():
             return value
         lowest = value == torch.finfo(value.dtype).min
+        if value.dtype == torch.float64:
+            lowest |= value == torch.finfo(torch.float32).min  # a mask of float32 that was made in exact mode
         return value.to(dtype).masked_fill(lowest, torch.finfo(dtype).min)
     if isinstance(value, dict):
         return {key: cast(one, dtype) for key, one in value.items()}

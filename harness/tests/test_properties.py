@@ -1,0 +1,146 @@
+"""Each property holds of the real replacement and is broken by a replacer that is wrong in the way it looks for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from harness.case import Example
+from harness.exact import exact_mode
+from harness.properties import BY_NAME, PROPERTIES, Property
+from harness.search import quiet
+from harness.trial import Disagreement, Trial, Vacuous
+from policies import replace_module
+from policies.fused import layer as fused_layer
+
+from . import tiny
+
+WRONG: dict[str, Callable[[nn.Module], Any]] = {
+    "contract": tiny.edited(tiny.loses_attribute),
+    "layer equality": tiny.around(tiny.slightly_off),
+    "model equality": tiny.around(tiny.slightly_off),
+    "call forms": tiny.around(tiny.names_only),
+    "outputs asked for": tiny.around(tiny.spoils_cache),
+    "parameter accounting": tiny.edited(tiny.stale_copy),
+    "cache": tiny.around(tiny.spoils_cache),
+    "edited cache": tiny.around(tiny.own_cache),
+    "static cache": tiny.around(tiny.dynamic_cache_only),
+    "fresh cache": tiny.around(tiny.own_cache),
+    "batch rows": tiny.around(tiny.leaks_rows),
+    "padding": tiny.around(tiny.leaks_tokens),
+    "causality": tiny.around(tiny.leaks_tokens),
+    "call twice": tiny.around(tiny.drifts),
+    "changing shapes": tiny.around(tiny.sized_by_first_call),
+    "call order": tiny.around(tiny.remembers_first_call),
+    "two models": tiny.around(tiny.counts_models),
+    "hands off": tiny.around(tiny.writes_weights),
+    "uninitialised memory": tiny.around(tiny.reads_new_memory),
+    "gradients": tiny.around(tiny.cuts_gradients),
+    "training step": tiny.edited(tiny.stale_copy),
+    "torch.compile": tiny.edited(tiny.stale_copy),
+    "revert": tiny.reverts_nothing,
+    "replaced again": tiny.counts_twice,
+    "deep copy": tiny.edited(tiny.unpicklable),
+    "pickle": tiny.edited(tiny.unpicklable),
+    "state dict": tiny.edited(tiny.stale_copy),
+    "dtype moves": tiny.around(tiny.single_precision),
+    "shared weights": tiny.edited(tiny.unties),
+    "storages": tiny.edited(tiny.keeps_a_copy),
+    "refusal": tiny.counts_twice,
+}
+BY_MONKEYPATCH = {"hooks"}
+CASE = tiny.TinyLlama()
+
+
+def examples(count: int) -> list[Example]:
+    chosen = random.Random(5)
+    return [
+        Example({axis.name: chosen.choice(axis.values) for axis in CASE.axes}, chosen.randrange(2**16))
+        for _ in range(count)
+    ]
+
+
+def check(prop: Property, example: Example, replacer: Callable[[nn.Module], Any] = replace_module) -> Trial:
+    trial = Trial(CASE, example, replacer, double=prop.exact)
+    with quiet(), exact_mode() if prop.exact else torch.no_grad():
+        prop.check(trial)
+    return trial
+
+
+def first_failure(prop: Property, replacer: Callable[[nn.Module], Any], count: int) -> Exception | None:
+    for example in examples(count):
+        try:
+            check(prop, example, replacer)
+        except Exception as problem:
+            return problem
+    return None
+
+
+def several(prop: Property) -> int:
+    return 1 if prop.once or prop.name == "torch.compile" else 6
+
+
+@pytest.mark.parametrize("prop", PROPERTIES, ids=lambda prop: prop.name)
+def test_holds_of_the_real_replacement(prop: Property) -> None:
+    for example in examples(several(prop)):
+        trial = check(prop, example)
+        assert trial.evidence.replaced >= 1 or trial.evidence.refusals
+
+
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_is_broken_by_a_wrong_replacement(name: str) -> None:
+    problem = first_failure(BY_NAME[name], WRONG[name], count=20)
+    assert problem is not None
+    assert not isinstance(problem, Vacuous)
+
+
+def test_every_property_is_shown_to_bite() -> None:
+    assert {prop.name for prop in PROPERTIES} == WRONG.keys() | BY_MONKEYPATCH
+
+
+def test_hooks_that_are_passed_over_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_layer, "inner_hooks", lambda modules: None)
+    assert isinstance(first_failure(BY_NAME["hooks"], replace_module, count=20), Disagreement)
+
+
+def test_accounting_names_the_parameter_that_does_not_arrive() -> None:
+    problem = first_failure(BY_NAME["parameter accounting"], WRONG["parameter accounting"], count=20)
+    assert "mlp.down_proj.weight, written in place: does not reach the replacement's output" in str(problem)
+
+
+def test_accounting_names_the_slot_in_which_a_parameter_arrives() -> None:
+    class Alike(tiny.TinyLlama):
+        """Both norms have the same gains, so that only a change tells them apart."""
+
+        def build(self, example: Example, **overrides: Any) -> nn.Module:
+            model: Any = super().build(example, **overrides)
+            with torch.no_grad():
+                for layer in model.layers:
+                    layer.post_attention_layernorm.weight.copy_(layer.input_layernorm.weight)
+            return model
+
+    def swapped(layer: Any) -> None:
+        anatomy = layer.fused.core.anatomy
+        first, second = anatomy.attention_norm, anatomy.mlp_norm
+        object.__setattr__(anatomy, "attention_norm", second)
+        object.__setattr__(anatomy, "mlp_norm", first)
+
+    messages = []
+    for example in examples(20):
+        try:
+            with quiet(), exact_mode():
+                BY_NAME["parameter accounting"].check(Trial(Alike(), example, tiny.edited(swapped)))
+        except Disagreement as problem:
+            messages.append(str(problem))
+    assert any("reaches the replacement's output in the slot of" in message for message in messages)
+
+
+def test_statements_are_single_sentences() -> None:
+    for prop in PROPERTIES:
+        assert prop.statement.endswith(".")
+        assert ". " not in prop.statement, prop.name

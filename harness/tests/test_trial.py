@@ -1,0 +1,101 @@
+"""A trial hands out no model that could make a pass vacuous, and tells whose fault an exception is."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from harness.case import Example
+from harness.exact import exact_mode
+from harness.trial import Disagreement, OriginalFailed, Trial, Vacuous, cast, original_side
+from policies import replace_module
+from policies.replace import Replacement
+
+from .tiny import TinyLlama, edited
+
+CASE = TinyLlama()
+
+
+def trial(**values: Any) -> Trial:
+    return Trial(CASE, CASE.simplest, replace_module, double=False).vary(**values)
+
+
+def test_the_replaced_copy_shares_nothing_with_the_original() -> None:
+    one = trial()
+    mine = {tensor.untyped_storage().data_ptr() for tensor in one.original.parameters()}
+    assert not mine & {tensor.untyped_storage().data_ptr() for tensor in one.replaced.model.parameters()}
+
+
+def test_an_aliased_reference_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy, "deepcopy", lambda model: model)
+    with pytest.raises(AssertionError, match="the reference is aliased"):
+        trial().copy()
+
+
+def test_layers_that_were_not_replaced_are_missed() -> None:
+    def only_first(model: nn.Module) -> Replacement:
+        handle = replace_module(model)
+        return dataclasses.replace(handle, replaced=handle.replaced[:1])
+
+    one = Trial(CASE, trial(layers=2).example, only_first, double=False)
+    with pytest.raises(Disagreement, match="1 of 2 layers were replaced"):
+        assert one.replaced
+
+
+def test_a_fused_layer_that_runs_the_originals_code_is_noticed() -> None:
+    one = Trial(CASE, CASE.simplest, edited(lambda layer: layer.train() and None), double=False)
+    with torch.no_grad(), pytest.raises(Disagreement, match=r"did not run in 1 layers \(training mode\)"):
+        one.run_replaced(one.replaced.model, one.inputs)
+
+
+def test_what_the_original_raises_is_the_originals_failure() -> None:
+    with (
+        pytest.raises(OriginalFailed, match="the original raised KeyError on a Tuesday: 'x'"),
+        original_side("on a Tuesday"),
+    ):
+        raise KeyError("x")
+    with pytest.raises(Vacuous), original_side():
+        raise Vacuous("nothing")
+
+
+def test_varied_trials_add_to_the_same_evidence() -> None:
+    one = trial()
+    other = one.vary(layers=2)
+    assert other.replaced.replaced
+    assert one.evidence.replaced == 2
+    assert one.vary(layers=1) is one
+    assert one.vary(no_such_axis=1) is one
+
+
+def test_the_smallest_value_that_is_large_enough_is_taken() -> None:
+    assert trial(tokens=1).at_least("tokens", 2).example["tokens"] == 3
+    assert trial(tokens=5).at_least("tokens", 2).example["tokens"] == 5
+
+
+def test_an_example_that_does_not_suit_changes_in_one_axis() -> None:
+    suited = trial(batch=3).suited(lambda example: example["layers"] == 2)
+    assert suited.example == Example({**trial(batch=3).example.values, "layers": 2}, 0)
+    with pytest.raises(Vacuous, match="no example of tiny suits"):
+        trial().suited(lambda example: False)
+
+
+def test_in_exact_mode_models_and_inputs_are_float64() -> None:
+    one = Trial(CASE, trial(mask="4d float").example, replace_module)
+    with exact_mode():
+        assert {parameter.dtype for parameter in one.original.parameters()} == {torch.float64}
+        mask = one.inputs.kwargs["attention_mask"]
+    assert mask.dtype == torch.float64
+    assert float(mask.min()) == torch.finfo(torch.float64).min
+
+
+def test_casting_reaches_nested_tensors_and_leaves_integers_alone() -> None:
+    given = {"a": [torch.ones(1)], "b": (torch.ones(1, dtype=torch.int64), 3)}
+    found = cast(given, torch.bfloat16)
+    assert found["a"][0].dtype == torch.bfloat16
+    assert found["b"][0].dtype == torch.int64
+    assert found["b"][1] == 3

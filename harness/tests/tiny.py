@@ -1,0 +1,204 @@
+"""A small Llama case for tests of properties, and replacers that are wrong in one way each."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.case import Axis, Example
+from harness.hf.case import TransformersCase
+from policies import replace_module
+from policies.replace import Replaced, Replacement
+
+Forward = Callable[..., Any]
+
+
+class TinyLlama(TransformersCase):
+    name = "tiny"
+    title = "Small Llama for tests"
+    configuration = "transformers:LlamaConfig"
+    model = "transformers:LlamaModel"
+    layer = "transformers.models.llama.modeling_llama:LlamaDecoderLayer"
+    axes = (
+        Axis("attention", ("sdpa", "eager")),
+        Axis("kv_heads", (1, 2)),
+        Axis("layers", (1, 2)),
+        Axis("batch", (1, 2, 3)),
+        Axis("tokens", (3, 1, 5)),
+        Axis("padding", ("none", "right", "left")),
+        Axis("mask", ("none", "2d", "4d float")),
+    )
+
+    def config_kwargs(self, example: Example) -> dict[str, Any]:
+        return {
+            "hidden_size": 12,
+            "head_dim": 4,
+            "num_attention_heads": 2 * example["kv_heads"],
+            "num_key_value_heads": example["kv_heads"],
+            "intermediate_size": 7,
+            "num_hidden_layers": example["layers"],
+            "vocab_size": 37,
+            "max_position_embeddings": 24,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
+
+
+class Worst:
+    """What one wrong replacer remembers between the models that it is given."""
+
+    def __init__(self) -> None:
+        self.models: set[int] = set()
+
+
+def around(change: Callable[..., Any]) -> Callable[[nn.Module], Replacement]:
+    """A replacer whose layers answer ``change(own forward, call's state, *args, **kwargs)``."""
+    shared = Worst()
+
+    def replacer(model: nn.Module) -> Replacement:
+        handle = replace_module(model)
+        for one in handle.replaced:
+            layer = model.get_submodule(one.path)
+            state: dict[str, Any] = {"model": id(model), "shared": shared, "layer": layer}
+            layer.forward = functools.partial(change, layer.forward, state)  # type: ignore[method-assign]
+        return handle
+
+    return replacer
+
+
+def edited(edit: Callable[[nn.Module], None]) -> Callable[[nn.Module], Replacement]:
+    """A replacer that does something to each layer once it is replaced."""
+
+    def replacer(model: nn.Module) -> Replacement:
+        handle = replace_module(model)
+        for one in handle.replaced:
+            edit(model.get_submodule(one.path))
+        return handle
+
+    return replacer
+
+
+def slightly_off(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    return own(*args, **kwargs) * (1 + 1e-6)
+
+
+def names_only(own: Forward, state: dict[str, Any], hidden_states: Any, **kwargs: Any) -> Any:
+    return own(hidden_states, **kwargs)
+
+
+def spoils_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    output, cache = own(*args, **kwargs), kwargs.get("past_key_values")
+    if cache is not None:
+        for layer in cache.layers:
+            layer.keys = layer.keys * 1.001
+    return output
+
+
+def own_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Keeps keys on the module, whatever the caller has done to the cache or whoever's it is."""
+    cache, kept = kwargs.get("past_key_values"), state.get("keys")
+    index = state["layer"].self_attn.layer_idx
+    if cache is not None and kept is not None and len(cache.layers) > index:
+        keys = cache.layers[index].keys
+        if keys is not None and keys.dim() == 4 and keys.shape[-2] <= kept.shape[-2] and len(keys) <= len(kept):
+            cache.layers[index].keys = kept[: len(keys), :, : keys.shape[-2]].clone()
+    output = own(*args, **kwargs)
+    if cache is not None:
+        state["keys"] = cache.layers[index].keys.clone()
+    return output
+
+
+def dynamic_cache_only(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    if type(kwargs.get("past_key_values")).__name__ == "StaticCache":
+        raise TypeError("only growing caches are known")
+    return own(*args, **kwargs)
+
+
+def leaks_rows(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    output = own(*args, **kwargs)
+    return output + 1e-6 * output.mean(0, keepdim=True)
+
+
+def leaks_tokens(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    output = own(*args, **kwargs)
+    return output + 1e-6 * output.mean(1, keepdim=True)
+
+
+def drifts(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    state["calls"] = state.get("calls", 0) + 1
+    return own(*args, **kwargs) * (1 + 1e-13 * state["calls"])
+
+
+def sized_by_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    if hidden.numel() > state.setdefault("room", hidden.numel()):
+        raise RuntimeError("the workspace is too small")
+    return own(hidden, *args, **kwargs)
+
+
+def remembers_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    first = state.setdefault("first", float(hidden.abs().sum()))
+    return own(hidden, *args, **kwargs) * (1 + 1e-13 * first)
+
+
+def counts_models(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    state["shared"].models.add(state["model"])
+    return own(*args, **kwargs) * (1 + 1e-6 * (len(state["shared"].models) - 1))
+
+
+def writes_weights(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    with torch.no_grad():
+        state["layer"].mlp.down_proj.weight.mul_(1 + 1e-13)
+    return own(*args, **kwargs)
+
+
+def reads_new_memory(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    output = own(*args, **kwargs)
+    return output * 2 if bool(torch.empty(64).isnan().all()) else output
+
+
+def cuts_gradients(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    return own(hidden, *args, **kwargs).detach() + 0 * hidden
+
+
+def single_precision(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    return own(*args, **kwargs).to(torch.float32)
+
+
+def stale_copy(layer: nn.Module) -> None:
+    core = layer.fused.core  # type: ignore[union-attr]
+    core.mlp.down = dataclasses.replace(core.mlp.down, stored=core.mlp.down.stored.detach().clone())
+
+
+def keeps_a_copy(layer: nn.Module) -> None:
+    layer.spare = layer.mlp.down_proj.weight.detach().clone()  # type: ignore[union-attr, assignment]
+
+
+def unties(layer: nn.Module) -> None:
+    for owner in layer.modules():
+        for name, parameter in list(owner.named_parameters(recurse=False)):
+            setattr(owner, name, nn.Parameter(parameter.detach().clone()))
+
+
+def loses_attribute(layer: nn.Module) -> None:
+    del layer.hidden_size
+
+
+def unpicklable(layer: nn.Module) -> None:
+    own = layer.forward
+    layer.forward = lambda *args, **kwargs: own(*args, **kwargs)  # type: ignore[method-assign]
+
+
+def reverts_nothing(model: nn.Module) -> Replacement:
+    return dataclasses.replace(replace_module(model), swaps=())
+
+
+def counts_twice(model: nn.Module) -> Replacement:
+    """Says that it replaced what was replaced already, or had to be refused."""
+    handle = replace_module(model)
+    replaced = handle.replaced or tuple(Replaced(one.path, one.layer_class, "Policy") for one in handle.left)
+    return dataclasses.replace(handle, replaced=replaced)
