@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -13,7 +14,7 @@ from ..properties import Property
 from ..search import tell
 from ..trial import Replacer
 from .localise import localise
-from .minimise import nearest_passing
+from .minimise import NEIGHBOURS, nearest_passing
 from .script import script
 
 Part = TypeVar("Part")
@@ -46,7 +47,8 @@ def gather(prop: Property, case: Case, example: Example, replacer: Replacer) -> 
 
     if prop.once:
         return Evidence(missing=("The property does not depend on an example: there is none to take apart.",))
-    nearest = attempt("nearest passing example", lambda: nearest_passing(example, case.axes, fails))
+    few = max(8, round(NEIGHBOURS / math.sqrt(case.effort)))
+    nearest = attempt("nearest passing example", lambda: nearest_passing(example, case.axes, fails, budget=few))
     stages = attempt("departing stage", lambda: localise(case, example, replacer))
     written = attempt("script", lambda: script(prop, case, example, replacer))
     if nearest is None and not missing:

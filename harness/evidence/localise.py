@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,10 @@ from ..numerics import EXACT_TOLERANCE, gap
 from ..trial import Replacer, Trial
 from .stages import Heard, fused_layers, listening, main_tensor, nothing_heard, recorded
 
-MOST_STAGES = 24
-"""Stages that a failure keeps: those of the first departing layer, or around the first departing stage."""
+MOST_STAGES = 40
+"""Stages of one layer that a failure keeps."""
+NEARBY = 4
+"""Stages kept before and after one that departs outside all layers."""
 Drive = Callable[[nn.Module, Inputs], Any]
 
 
@@ -48,7 +50,7 @@ def localise(case: Case, example: Example, replacer: Replacer) -> tuple[Stage, .
             judge = _by_emission if fused_layers(model) else _part_by_part
             stages = judge(trial, model, drive)
             if first_departing(stages) is not None:
-                return _around(stages)
+                return _around(stages, fused_layers(model))
     return ()
 
 
@@ -82,7 +84,11 @@ def _by_emission(trial: Trial, model: nn.Module, drive: Drive) -> tuple[Stage, .
     ordinary = compare.run(model, drive, trial.fresh_inputs(), correct=False)
     corrected = compare.run(model, drive, trial.fresh_inputs(), correct=True)
     return tuple(
-        Stage(name=name, own_error=own, inherited_error=max(ordinary.get((name, turn), own) - own, 0.0))
+        Stage(
+            name=name or "the whole model",
+            own_error=own,
+            inherited_error=max(ordinary.get((name, turn), own) - own, 0.0),
+        )
         for (name, turn), own in corrected.items()
     )
 
@@ -97,7 +103,7 @@ class _Comparison:
 
     def run(self, model: nn.Module, drive: Drive, inputs: Inputs, *, correct: bool) -> dict[tuple[str, int], float]:
         """Errors by stage, in order. With ``correct``, each stage is overwritten with what was expected. A run that
-        breaks ends where it broke."""
+        breaks ends in a stage with an infinite error."""
         errors: dict[tuple[str, int], float] = {}
         passes: Counter[str] = Counter()
 
@@ -115,8 +121,8 @@ class _Comparison:
             try:
                 drive(model, inputs)
             except Exception:
-                if not any(error > EXACT_TOLERANCE for error in errors.values()):
-                    raise
+                last = next(reversed(errors), ("the beginning", 0))[0]
+                errors[f"after {last}", 0] = float("inf")
         return errors
 
     def _expected(self, name: str, turn: int, actual: Tensor) -> Tensor | None:
@@ -180,8 +186,11 @@ def _own_error(path: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[s
     return Stage(name=path or "the whole model", own_error=error, inherited_error=0.0)
 
 
-def _around(stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """At most ``MOST_STAGES``, from a little before the first departing one."""
+def _around(stages: tuple[Stage, ...], layers: Iterable[str]) -> tuple[Stage, ...]:
+    """The stages of the layer in which the first departing one lies; or else some before and after it."""
     first = next(i for i, stage in enumerate(stages) if stage.own_error > EXACT_TOLERANCE)
-    start = max(0, first - MOST_STAGES // 4)
-    return stages[start : start + MOST_STAGES]
+    layer = next((path for path in layers if stages[first].name.removeprefix("after ").startswith(path)), None)
+    if layer is not None:
+        stages = tuple(stage for stage in stages if stage.name.removeprefix("after ").startswith(layer))
+        return stages[:MOST_STAGES]
+    return stages[max(0, first - NEARBY) : first + NEARBY + 1]

@@ -15,7 +15,10 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+from policies import replace_module
+
 from ..case import Case, Example
+from ..exact import exact_mode
 from ..numerics import EXACT_TOLERANCE
 from ..properties import Property
 from ..rounding.calibration import multiple
@@ -163,8 +166,9 @@ def _written_out(prop: Property, case: Case, example: Example) -> str:
     """A script of one call of the model, with nothing in it but what this example needs."""
     if not prop.exact:
         raise CannotWriteError("not a question of one call in float64")
-    body, imports = construction(case, example)
-    inputs = Trial(case, example, lambda model: model).fresh_inputs()  # type: ignore[arg-type, return-value]
+    with case.surroundings(), exact_mode():
+        body, imports = construction(case, example)
+        inputs = Trial(case, example, replace_module).fresh_inputs()
     bundle = Bundle()
     bundle.imports |= {*imports, "import copy", "import functools", "import logging", "import runpy", "import sys"}
     bundle.imports |= {"import warnings", "import torch"}

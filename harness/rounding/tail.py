@@ -1,10 +1,10 @@
 """From an observed tail to a level that 10^5 examples do not reach.
 
-Ratios beyond a high threshold follow a generalised Pareto distribution (Balkema and de Haan, 1974; Pickands, 1975).
-The level that one example exceeds with probability p is threshold + scale / shape * ((p / share)^-shape - 1), where
-share is the share of examples beyond the threshold (Coles, An Introduction to Statistical Modeling of Extreme Values, 2001,
-section 4.3). Three choices are conservative: the shape is never taken below zero (no tail ends), the level is the
-upper end of a bootstrap interval, and no smaller than the largest ratio seen with a margin.
+Ratios beyond a high threshold follow a generalised Pareto distribution (Balkema and de Haan, 1974; Pickands, 1975). The
+level that an example exceeds with probability p is threshold + scale / shape * ((p / share)^-shape - 1), where share is
+the share of examples beyond the threshold (Coles, An Introduction to Statistical Modeling of Extreme Values, 2001,
+section 4.3). Three choices are conservative: the shape is never taken below zero (no tail ends), the level is the upper
+end of a bootstrap interval, and it is no smaller than the largest ratio seen with a margin.
 """
 
 from __future__ import annotations
