@@ -1,4 +1,4 @@
-"""One example under judgement: the original, a replaced copy of it, and the evidence that both are what they seem.
+"""One example under judgement: the original, a replaced copy of it, and evidence that both are what they seem.
 
 A property receives a ``Trial`` and asks it for models. Every replaced model it hands out has passed the checks that keep
 a pass from being vacuous: the copy is bit-identical and shares no storage with the original, and as many layers were
@@ -47,11 +47,11 @@ class Disagreement(AssertionError):
         self.stages = stages
 
 
-class Vacuous(Exception):  # noqa: N818  (it is a verdict, not a fault of the program)
+class Vacuous(Exception):
     """An example that shows nothing: the original's output is dead, or nothing was there to replace."""
 
 
-class OriginalFailed(Exception):  # noqa: N818
+class OriginalFailed(Exception):
     """The original itself raised: nothing can be judged."""
 
 
@@ -212,7 +212,7 @@ def _known(values: dict[str, Value], example: Example) -> dict[str, Value]:
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """``value`` with every float tensor, however deep, as ``dtype``; additive masks get that dtype's smallest number."""
+    """``value`` with each float tensor, however deep, as ``dtype``; additive masks get that dtype's smallest number."""
     if isinstance(value, Tensor):
         if not value.is_floating_point():
             return value

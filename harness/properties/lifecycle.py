@@ -100,8 +100,8 @@ def _replaced_already(trial: Trial, model: nn.Module) -> Handle:
 
 REVERT = Property(
     name="revert",
-    statement="Reverting gives back the original model with the values that its parameters have by then: classes, names, "
-    "bits, strides and results.",
+    statement="Reverting gives back the original model with the values that its parameters have by then: classes, "
+    "names, bits, strides and results.",
     check=_revert,
     exact=False,
     share=0.1,
