@@ -16,7 +16,6 @@ from cases import CASES
 from harness.bench.columns import Column, original_columns, replaced_column
 from harness.case import Case, Workload
 from harness.numerics import gap
-from harness.registry import CaseEntry
 from harness.timing.devices import open_device
 from harness.timing.paired import compare
 

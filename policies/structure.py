@@ -145,7 +145,7 @@ class Structure:
 
     def all_parameters_read(self, anatomy: LayerAnatomy) -> None:
         """Match or refuse, in general: raise unless the anatomy accounts for each of the layer's parameters."""
-        own = {name: p for name, p in self.layer.named_parameters(remove_duplicate=False)}
+        own = dict(self.layer.named_parameters(remove_duplicate=False))
         read = anatomy.parameters
         if own.keys() != read.keys() or any(own[name] is not read[name] for name in own):
             unread = sorted(own.keys() ^ read.keys()) or sorted(n for n in own if own[n] is not read[n])

@@ -6,6 +6,7 @@ Shapes: B batch, H heads, T queries, S keys, E head size.
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def _without(*names: str) -> Patch:
 
 def _in_new_classes(patch: Patch) -> Inject:
     """``patch`` of a mixin's forward, with swapped classes made anew: those that exist have theirs already."""
-    fresh = functools.cache(swapped.swapped_class.__wrapped__)
+    fresh = functools.cache(inspect.unwrap(swapped.swapped_class))
     return patched(
         patch, (swapped, "swapped_class", lambda honest: fresh), (diffusion, "swapped_class", lambda honest: fresh)
     )

@@ -13,7 +13,7 @@ from unittest import mock
 
 from torch import Tensor
 
-from policies.fused import diffusion
+from policies.fused import diffusion, trees
 from policies.fused import graphs as fused_graphs
 from policies.fused.capture import EmulatorBackend
 from policies.fused.graphs import Capture, Graphed
@@ -50,11 +50,11 @@ class _OneGraph(Graphed):
         capture = next((one for one in self._kept.values() if isinstance(one, Capture)), None)
         if capture is None:
             return super()._replayed(args, kwargs)
-        leaves, _ = fused_graphs.flatten((args, {name: kwargs[name] for name in sorted(kwargs)}))
+        leaves, _ = trees.flatten((args, {name: kwargs[name] for name in sorted(kwargs)}))
         for static, leaf in zip(capture.inputs, leaves, strict=False):
             static._base.copy_(leaf)
         capture.recording.replay()
-        return fused_graphs.unflatten(capture.spec, iter(fused_graphs.clone_leaves(capture.leaves)))
+        return trees.unflatten(capture.spec, iter(trees.clone_leaves(capture.leaves)))
 
 
 class _ShallowRefresh(Graphed):
@@ -81,7 +81,7 @@ class _InputsNotCopied(Graphed):
     """The tensors of the first call are the graph's inputs: later calls write into them."""
 
     def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves, spec = fused_graphs.flatten((args, {name: kwargs[name] for name in sorted(kwargs)}))
+        leaves, spec = trees.flatten((args, {name: kwargs[name] for name in sorted(kwargs)}))
         first = self.__dict__.setdefault("_first", {}).setdefault(spec, leaves)
         result = super()._replayed(args, kwargs)
         for mine, leaf in zip(first, leaves, strict=True):
@@ -102,12 +102,12 @@ class _TwoBuffers(Graphed):
     """Results lie in two buffers by turns: the last but one is overwritten."""
 
     def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves, spec = fused_graphs.flatten(super()._replayed(args, kwargs))
+        leaves, spec = trees.flatten(super()._replayed(args, kwargs))
         turn = self.__dict__["_turn"] = 1 - self.__dict__.get("_turn", 0)
         kept = self.__dict__.setdefault("_buffers", {}).setdefault((spec, turn), leaves)
         for buffer, leaf in zip(kept, leaves, strict=True):
             buffer.copy_(leaf)
-        return fused_graphs.unflatten(spec, iter(kept))
+        return trees.unflatten(spec, iter(kept))
 
 
 class _Blind:

@@ -18,7 +18,7 @@ from .. import check as check_module
 from .. import randomise as randomise_module
 from .. import search as search_module
 from .. import trial as trial_module
-from ..case import Case, Inputs
+from ..case import Axis, Case, Example, Inputs
 from ..numerics import Gap
 from ..trial import Trial
 from .fault import Fault, Patch, layered, patched
@@ -115,6 +115,13 @@ def _library_defaults(honest: Any) -> Any:
 
 def _simplest_only(_: Any) -> Any:
     return property(lambda self: st.just(self.simplest))
+
+
+def _simplest_each_time(_: Any) -> Any:
+    def wrong(axes: tuple[Axis, ...], seed: int, most: int) -> list[Example]:
+        return [Example({axis.name: axis.simplest for axis in axes}, 0)] * most
+
+    return wrong
 
 
 def _own(
@@ -227,6 +234,7 @@ HARNESS_OWN = (
         "M25 simplest",
         "Every example is the simplest one.",
         (Case, "strategy", _simplest_only),
+        (search_module, "covering_examples", _simplest_each_time),
         source="tests with one mask and one shape",
         canaries=("F58 batch stride",),
     ),

@@ -50,7 +50,8 @@ def _resolved(edit: Callable[[Tensor | None, bool, Tensor, int], tuple[Tensor | 
 
     def make(honest: Any) -> Any:
         def wrong(attention: Attention, mask: Any, bias: Any, query: Tensor, keys: int, causal: Any) -> Any:
-            return edit(*honest(attention, mask, bias, query, keys, causal), query, keys)
+            resolved, flag = honest(attention, mask, bias, query, keys, causal)
+            return edit(resolved, flag, query, keys)
 
         return wrong
 

@@ -18,7 +18,7 @@ class Struct(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the report's parts."""
 
 
-class Outcome(Struct):
+class Outcome(Struct, frozen=True, kw_only=True):
     """What became of one fault on one case. ``examples`` are counted over all properties that were asked."""
 
     fault: str
@@ -35,7 +35,7 @@ class Outcome(Struct):
     """Axes of the simplified example that are off their simplest value; None where nothing was simplified."""
 
 
-class Alarm(Struct):
+class Alarm(Struct, frozen=True, kw_only=True):
     """What one harmless subject (the clean policy, or an honest variant) was taken for, on one case."""
 
     subject: str
@@ -48,7 +48,7 @@ class Alarm(Struct):
     example: str | None = None
 
 
-class CaseReport(Struct):
+class CaseReport(Struct, frozen=True, kw_only=True):
     """The exam of one case."""
 
     case: str
@@ -60,7 +60,7 @@ class CaseReport(Struct):
     """How many faults were looked at, applicable or not."""
 
 
-class FaultReport(Struct):
+class FaultReport(Struct, frozen=True, kw_only=True):
     """The whole exam."""
 
     profile: str

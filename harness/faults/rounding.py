@@ -1,4 +1,4 @@
-"""Faults that exact arithmetic does not show: dtypes that are not the model's, and kernels that run in some dtypes only."""
+"""Faults that exact arithmetic does not show: dtypes that are not the model's, kernels that run in some dtypes only."""
 
 from __future__ import annotations
 

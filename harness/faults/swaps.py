@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -156,6 +157,10 @@ def wraps(handle: Handle, model: nn.Module) -> None:
         setattr(model.get_submodule(parent), name, _Wrapper(model.get_submodule(one.path)))
 
 
+def _shared_core(cores: dict[str, Any], path: str, state: object) -> Any:
+    return cores[path]
+
+
 def shared_cores(replacer: Replacer) -> Replacer:
     """What a layer derived from its weights is kept under its path, for the whole process."""
     cores: dict[str, Any] = {}
@@ -170,7 +175,9 @@ def shared_cores(replacer: Replacer) -> Replacer:
             cores[one.path] = state.core
             del state.core
             shared = type(state)
-            state.__class__ = type("GlobalState", (shared,), {"core": property(lambda self, path=one.path: cores[path])})
+            state.__class__ = type(
+                "GlobalState", (shared,), {"core": property(functools.partial(_shared_core, cores, one.path))}
+            )
         return handle
 
     return wrong

@@ -93,4 +93,4 @@ def _patch(layer: nn.Module) -> None:
     """What libraries that hook into a model do: wrap one instance's forward."""
     _, _, linear = _first_linear(layer)
     own = linear.forward
-    linear.forward = lambda *args: 2.0 * own(*args)  # type: ignore[method-assign]
+    linear.forward = lambda *args: 2.0 * own(*args)

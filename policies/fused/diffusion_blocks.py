@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from .boundary import suggests_channels_last
 from .swapped import Swapped, apply, gradients_wanted, linear
 
 CHANNELS_LAST = torch.channels_last
@@ -54,6 +55,7 @@ class FusedConv2d(Swapped):
             or torch.compiler.is_compiling()
             or not weight.is_contiguous(memory_format=CHANNELS_LAST)
             or not x.is_contiguous(memory_format=CHANNELS_LAST)
+            or not suggests_channels_last(x)
         ):
             return False
         if weight.shape[2:] == (1, 1):

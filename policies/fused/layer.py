@@ -158,7 +158,7 @@ class LayerSwap(Swap):
     def install(self) -> None:
         # The class's own forward, bound (see ``patched``), would hide the fused one.
         self.layer.__dict__.pop("forward", None)
-        self.layer.__class__ = fused_class(self.original, self.policy)
+        self.layer.__class__ = fused_class(self.original, self.policy)  # type: ignore[arg-type]  # classes do hash
         assert isinstance(self.layer, FusedLayer)
         self.layer._fused_plan = settle(self.execution)
         if self.shared:
@@ -175,7 +175,7 @@ class LayerSwap(Swap):
             self.layer.__dict__.pop("forward", None)
         for name in ("_fused_state", "_fused_shared", "_fused_plan"):
             self.layer.__dict__.pop(name, None)
-        self.layer.__class__ = self.original
+        self.layer.__class__ = self.original  # type: ignore[assignment]  # it is no FusedLayer any more
 
 
 @functools.cache
@@ -201,5 +201,5 @@ def fused_class(original: type[nn.Module], policy: type[AnatomyPolicy]) -> type[
 
 
 def _rebuild(original: type[nn.Module], policy: type[AnatomyPolicy]) -> nn.Module:
-    cls = fused_class(original, policy)
+    cls = fused_class(original, policy)  # type: ignore[arg-type]  # classes do hash
     return cls.__new__(cls)

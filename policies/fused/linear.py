@@ -20,7 +20,6 @@ from ..anatomy import Activation, ActivationKind, Linear
 from ..plans import Plan
 from . import onednn
 
-
 Emit = Callable[[str, Tensor], None]
 """Receives each named stage's tensor, for whoever wants to see where two layers part."""
 

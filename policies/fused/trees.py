@@ -95,7 +95,8 @@ def unflatten(spec: Spec, leaves: Iterator[Tensor]) -> Any:
 def _rebuild_named(spec: ContainerSpec, children: list[Any]) -> Any:
     if issubclass(spec.kind, tuple):
         return spec.kind(*children)
-    return spec.kind(zip((key for _, key in spec.names), children, strict=True))
+    mapping: Any = spec.kind
+    return mapping(zip((key for _, key in spec.names), children, strict=True))
 
 
 def _describe(tree: Any, leaves: list[Tensor]) -> Spec:
