@@ -103,13 +103,16 @@ def _parts(things: Iterable[Definition]) -> Iterator[str]:
     for thing in things:
         for node in ast.walk(thing):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "").startswith("register_"):
-                yield from (f"{thing.name}.{one.value}" for one in node.args[:1] if isinstance(one, ast.Constant))
+                yield from (f"{thing.name}.{one.value!s}" for one in node.args[:1] if isinstance(one, ast.Constant))
             if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-                yield from (f"{thing.name}.{one.attr}" for one in node.targets if _is_own(one))
+                yield from (f"{thing.name}.{name}" for name in map(_own_attribute, node.targets) if name)
 
 
-def _is_own(target: ast.expr) -> bool:
-    return isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self"
+def _own_attribute(target: ast.expr) -> str:
+    """The attribute of ``self`` that is assigned to, or nothing."""
+    if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self":
+        return target.attr
+    return ""
 
 
 def _config(module: str, tree: ast.Module) -> dict[str, str]:

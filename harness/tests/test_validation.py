@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from harness.validation.derive import derive
+from harness.validation.invent import invent
 from harness.validation.isolation import Limits
+from harness.validation.models import NotDerivable
 from harness.validation.validate import Request, Validation, validate
 
 BAD = Path(__file__).parent / "bad_policies"
@@ -108,3 +111,47 @@ def test_syntax_errors_name_their_line(tmp_path: Path) -> None:
     path.write_text("class Policy(\n    layer_classes = (\n")
     done = validate(Request(path=str(path), limits=LIMITS), lambda verdict: None)
     assert "SyntaxError" in reason(done, "file") and "(line " in reason(done, "file")
+
+
+MODELING = "transformers.models.{0}.modeling_{0}:{1}"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layer", "refused"),
+    [
+        ("mistral", "MistralDecoderLayer", ()),
+        ("cohere", "CohereDecoderLayer", ("use_qk_norm=True",)),
+        ("electra", "ElectraLayer", ()),
+    ],
+)
+def test_a_policy_is_written_that_computes_the_same_or_refuses(
+    architecture: str, layer: str, refused: tuple[str, ...]
+) -> None:
+    """RMS norms and grouped queries; parallel residual and rotary pairs; post-norm with a decoder's cache."""
+    invented = invent("WrittenPolicy", MODELING.format(architecture, layer))
+    assert invented.wrong == ()
+    assert invented.refused == refused
+    assert "TODO" not in invented.source
+
+
+def test_what_cannot_be_found_out_is_left_to_the_author_by_name() -> None:
+    """Gemma 2 norms the output of each block, which no anatomy expresses."""
+    invented = invent("WrittenPolicy", MODELING.format("gemma2", "Gemma2DecoderLayer"))
+    assert invented.wrong == (
+        "norms that stand where no anatomy has one: post_attention_layernorm, post_feedforward_layernorm",
+    )
+    assert "TODO: norms that stand where no anatomy has one" in invented.source
+
+
+def test_a_derived_case_says_what_could_not_be_drawn() -> None:
+    """Falcon's heads are not free with one key and value head, and its ALiBi takes no mask of four dimensions."""
+    derivation = derive(MODELING.format("falcon", "FalconDecoderLayer"))
+    assert any("config alibi=True" in one for one in derivation.dropped)
+    assert "num_ln_in_parallel_attn stays None" in derivation.undrawn
+    assert derivation.causal and derivation.cached
+
+
+def test_a_layer_class_that_is_not_there_is_answered_with_the_nearest() -> None:
+    """A mistyped class costs one look at the message."""
+    with pytest.raises(NotDerivable, match="did you mean MistralDecoderLayer"):
+        derive(MODELING.format("mistral", "MistralDecoderLayr"))
