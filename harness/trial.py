@@ -1,8 +1,8 @@
 """One example under judgement: the original, a replaced copy of it, and evidence that both are what they seem.
 
-A property receives a ``Trial`` and asks it for models. Every replaced model it hands out has passed the checks that keep
-a pass from being vacuous: the copy is bit-identical and shares no storage with the original, and as many layers were
-replaced as the case says there are.
+A property receives a ``Trial`` and asks it for models. Every replaced model it hands out has passed the checks that
+keep a pass from being vacuous: the copy is bit-identical and shares no storage with the original, and as many layers
+were replaced as the case says there are.
 """
 
 from __future__ import annotations

@@ -119,5 +119,5 @@ CACHE = Property(
     "and the cache that either side leaves serves the other.",
     check=_cache,
     applies=cached,
-    share=0.25,
+    share=0.2,
 )

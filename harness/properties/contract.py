@@ -140,5 +140,5 @@ CONTRACT = Property(
     check=_contract,
     applies=lambda case: case.layered,
     exact=False,
-    share=0.125,
+    share=0.05,
 )
