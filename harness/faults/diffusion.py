@@ -39,9 +39,7 @@ def _without(*names: str) -> Patch:
 def _in_new_classes(patch: Patch) -> Inject:
     """``patch`` of a mixin's forward, with swapped classes made anew: those that exist have theirs already."""
     fresh = functools.cache(inspect.unwrap(swapped.swapped_class))
-    return patched(
-        patch, (swapped, "swapped_class", lambda honest: fresh), (diffusion, "swapped_class", lambda honest: fresh)
-    )
+    return patched(patch, (swapped, "swapped_class", lambda honest: fresh), (diffusion, "swapped_class", lambda honest: fresh))
 
 
 def _other_form(honest: Any) -> Any:

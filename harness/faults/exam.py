@@ -1,8 +1,9 @@
 """One case's exam: every fault that fits is tried until a property notices it.
 
-The same examples serve all faults. Properties are asked in two rounds: a first look of a few examples each, the likeliest
-noticer first, then each to the depth of the profile. Examples are counted over all properties, so a fault that only the
-tenth property notices pays for the nine before it. A kill counts only if the clean policy holds on the same example.
+The same examples serve all faults. Properties are asked in two rounds: a first look of a few examples each, the
+likeliest noticer first, then each to the depth of the profile. Examples are counted over all properties, so a fault that
+only the tenth property notices pays for the nine before it. A kill counts only if the clean policy holds on the same
+example.
 """
 
 from __future__ import annotations
@@ -192,9 +193,7 @@ class Exam:
                 return noticed
         return None
 
-    def _look(
-        self, prop: Property, replacer: Replacer, examples: tuple[Example, ...], count: list[int]
-    ) -> Noticed | None:
+    def _look(self, prop: Property, replacer: Replacer, examples: tuple[Example, ...], count: list[int]) -> Noticed | None:
         """Whether ``prop`` does not hold on one of ``examples``, in order."""
         for example in examples:
             count[0] += 1
@@ -243,9 +242,7 @@ class Exam:
 
     def _verdict(self, prop: Property, replacer: Replacer, count: list[int]) -> tuple[str, str]:
         few = Profile("canary", round(CANARY * self.case.effort / prop.share))
-        checked = check_property(
-            prop, self.case, profile=few, seed=self.seed, policy="", replacer=replacer, explain=False
-        )
+        checked = check_property(prop, self.case, profile=few, seed=self.seed, policy="", replacer=replacer, explain=False)
         count[0] += checked.verdict.examples
         return checked.verdict.outcome, checked.verdict.reason
 

@@ -1,12 +1,12 @@
 """What a seeded fault is, and the few ways in which one gets into a replacement.
 
-A fault is a mistake that somebody's layer replacement has really made, made again on purpose. It must reach every case it
-can matter for without being written for any: so it changes the neutral description of a layer, or one function of the
-fused computation, or the replace engine, or the harness's own machinery, for as long as a context manager is open.
+A fault is a mistake that somebody's layer replacement has really made, made again on purpose. It must reach every case
+it can matter for without being written for any: so it changes the neutral description of a layer, or one function of
+the fused computation, or the replace engine, or the harness's own machinery, for as long as a context manager is open.
 Policies and fused code know nothing of it.
 
-Where a fault can matter is derived, never listed: a misreading applies to a case if it changes any description among the
-case's random layers; the other kinds say what they need in terms of ``Traits``.
+Where a fault can matter is derived, never listed: a misreading applies to a case if it changes any description among
+the case's random layers; the other kinds say what they need in terms of ``Traits``.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ Applies = Callable[[Traits], bool]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fault:
-    """One mistake. ``id`` begins with the row of the fault list that it comes from; ``rows`` are all rows it stands for.
+    """One mistake. ``id`` begins with the row of the fault list that it comes from; ``rows`` are all it stands for.
 
     ``source`` is where the mistake was made; ``breaks`` says in one sentence what it does to a replacement. ``expects``
     names the properties most likely to notice, to be asked first: it saves time and decides nothing. ``canaries`` are

@@ -1,7 +1,7 @@
 """Faults of graph capture: what a replay takes for granted.
 
-Models on a CPU are not captured, so these faults (and the honest variant beside them) have the policies use the emulator,
-which follows the contract of CUDA graphs.
+Models on a CPU are not captured, so these faults (and the honest variant beside them) have the policies use the
+emulator, which follows the contract of CUDA graphs.
 """
 
 from __future__ import annotations

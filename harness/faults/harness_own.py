@@ -124,9 +124,7 @@ def _simplest_each_time(_: Any) -> Any:
     return wrong
 
 
-def _own(
-    id: str, breaks: str, *patches: Patch, rows: str = "M25", source: str, canaries: tuple[str, ...] = ()
-) -> Fault:
+def _own(id: str, breaks: str, *patches: Patch, rows: str = "M25", source: str, canaries: tuple[str, ...] = ()) -> Fault:
     return Fault(
         id=id,
         rows=tuple(rows.split()),

@@ -235,9 +235,7 @@ def _math_kernel(replacer: Replacer) -> Iterator[Replacer]:
         yield replacer
 
 
-def _variant(
-    id: str, breaks: str, inject: Inject | Patch, applies: Applies = layered, passes: tuple[str, ...] = ()
-) -> Fault:
+def _variant(id: str, breaks: str, inject: Inject | Patch, applies: Applies = layered, passes: tuple[str, ...] = ()) -> Fault:
     return Fault(
         id=id,
         rows=(),

@@ -11,5 +11,5 @@ MEANINGLESS = MappingProxyType(
         "self-test of its own",
     }
 )
-"""Faults of tensor parallelism (F15, F20, F22, F23, F43), of quantised kernels (F67) and of training (F83) are seeded by
-what they do to one rank, one dtype, one switch; the machinery around them is not here."""
+"""Faults of tensor parallelism (F15, F20, F22, F23, F43), of quantised kernels (F67) and of training (F83) are seeded
+by what they do to one rank, one dtype, one switch; the machinery around them is not here."""

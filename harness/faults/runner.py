@@ -58,9 +58,7 @@ def run_faults(
     depth = PROFILES[profile] if isinstance(profile, str) else profile
     here = [entry for entry in entries if entry.unavailable is None]
     problems = [f"{entry.name}: {entry.unavailable}" for entry in entries if entry.unavailable is not None]
-    parts = [
-        Part(entry, chosen[place::PARTS], place == 0, depth, seed, shrink) for place in range(PARTS) for entry in here
-    ]
+    parts = [Part(entry, chosen[place::PARTS], place == 0, depth, seed, shrink) for place in range(PARTS) for entry in here]
     done: dict[str, list[CaseReport]] = {entry.name: [] for entry in here}
     for part, result in _in_parallel([part for part in parts if part.faults or part.first], workers):
         if isinstance(result, str):

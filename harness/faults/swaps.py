@@ -175,9 +175,7 @@ def shared_cores(replacer: Replacer) -> Replacer:
             cores[one.path] = state.core
             del state.core
             shared = type(state)
-            state.__class__ = type(
-                "GlobalState", (shared,), {"core": property(functools.partial(_shared_core, cores, one.path))}
-            )
+            state.__class__ = type("GlobalState", (shared,), {"core": property(functools.partial(_shared_core, cores, one.path))})
         return handle
 
     return wrong

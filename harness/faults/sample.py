@@ -1,0 +1,55 @@
+"""What an exam is held on: a case's examples, and what the layers in them are made of."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as with_seed
+
+from ..case import Case, Example
+from ..covering import covering_examples
+from ..trial import Replacer
+from .fault import Traits
+
+
+def draw(case: Case, number: int, seed: int) -> tuple[Example, ...]:
+    """``number`` examples as a search would try them: those that meet every pair of axis values, then random ones."""
+    planned = covering_examples(case.axes, seed, number)
+    drawn: list[Example] = []
+    if number > len(planned):
+
+        @with_seed(seed)
+        @settings(
+            max_examples=number - len(planned),
+            deadline=None,
+            database=None,
+            phases=(Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case.strategy)
+        def take(example: Example) -> None:
+            drawn.append(example)
+
+        take()
+    return (*planned, *drawn)
+
+
+def traits_of(case: Case, examples: tuple[Example, ...], replacer: Replacer) -> Traits:
+    """The descriptions of the layers in the models of ``examples``, as clean policies read them."""
+    policies, layers, anatomies, calls = set(), [], [], []
+    for example in examples:
+        model = case.build(example)
+        for one in replacer(model).replaced:
+            policies.add(one.policy)
+            layer = model.get_submodule(one.path)
+            layers.append(layer)
+            state = getattr(layer, "fused", None)
+            if state is not None and hasattr(state, "core"):
+                anatomies.append(state.core.anatomy)
+                calls.append(state.policy.call)
+    return Traits(
+        case=case,
+        policies=frozenset(policies),
+        layers=tuple(layers),
+        anatomies=tuple(anatomies),
+        calls=tuple(dict.fromkeys(calls)),
+    )
