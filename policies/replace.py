@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import catalogue
 from .base import DSPolicy, Swap, UnsupportedLayer
@@ -121,9 +121,9 @@ def _near_miss(module: nn.Module, policies: tuple[type[DSPolicy], ...]) -> str |
     for cls in type(module).__mro__[1:]:
         for policy in policies:
             if policy.knows(cls):
-                replaced_by = getattr(type(module), "_fused_policy", None)
-                if replaced_by is not None:
-                    return f"already replaced by {replaced_by.__name__}"
+                if hasattr(type(module), "_fused_policy"):
+                    policy_class: Any = module._fused_policy
+                    return f"already replaced by {policy_class.__name__}"
                 return f"a subclass of {cls.__name__}, which may compute something else"
     return None
 
