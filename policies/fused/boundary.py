@@ -3,7 +3,8 @@
 A convolution gives channels_last where its input or its weight is laid out so. Between convolutions an original loses
 that format in a transformer (which copies to contiguous), gains it in an attention over pixels (whose transposed tokens
 are channels_last, which torch recognises in batches of two and more), and keeps it through a concatenation only where
-both sides have it.
+both sides have it. Only layout is at stake here, never a value. Where strides are ambiguous these rules may miss: an
+image of one pixel, and a batch of one behind several attentions over pixels.
 """
 
 from __future__ import annotations
