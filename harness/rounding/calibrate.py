@@ -26,32 +26,78 @@ from ..case import Case, Example, Inputs
 from ..search import quiet
 from ..trial import cast
 from .calibration import FILE, SCHEMA, Calibration, Multiple, write
-from .statistic import DTYPES, FLOOR, Allowance, allowances
-from .tail import ALARM, extrapolate
+from .statistic import DTYPES, FLOOR, Allowance, Measured, allowances, other_numbers, pooled
+from .tail import EXCEEDED, extrapolate
 from .variants import VARIANTS, Variant
 
 EXAMPLES = 20_000
 SEED = 20_000
 STEP = 0.1
 """Multiples are rounded up to this."""
+ASKED_AGAIN = 50
+"""Examples of the largest ratios that are asked again with other numbers."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One honest variant on one example."""
+
+    case: Case
+    example: Example
+    dtype: str
+    variant: Variant
+
+    def measured(self, original: torch.nn.Module, allowed: dict[str, Allowance]) -> Measured | None:
+        """The output with the largest ratio; None where the variant does not exist. ``original`` stays as it is."""
+        other = self.variant.example(self.case, self.example)
+        if other is None:
+            return None
+        same = other == self.example
+        model = self.variant.prepare(copy.deepcopy(original) if same else self._built(other))
+        with self.variant.around():
+            outputs = self.case.run(model, inputs_in(self.case, self.example, self.dtype))
+        return max((one.measure(outputs[name]) for name, one in allowed.items()), key=lambda one: one.ratio)
+
+    def allowed(self) -> tuple[torch.nn.Module, dict[str, Allowance]]:
+        """The original and what it allows."""
+        original = self._built(self.example)
+        return original, allowances(self.case, original, inputs_in(self.case, self.example, self.dtype), self.example)
+
+    def again(self) -> Measured | None:
+        """The same with other numbers, pooled; None where those ask nothing."""
+        found = []
+        with self.case.surroundings(), torch.no_grad():
+            for example in other_numbers(self.example):
+                asked = Asked(self.case, example, self.dtype, self.variant)
+                original, allowed = asked.allowed()
+                measured = asked.measured(original, allowed) if allowed else None
+                found += [] if measured is None else [measured]
+        return pooled(found) if found else None
+
+    def _built(self, example: Example) -> torch.nn.Module:
+        return self.case.build(example).to(DTYPES[self.dtype])
+
+    def __str__(self) -> str:
+        return f"{self.case.name}, {self.variant.name}: {self.example}"
 
 
 @dataclass
 class Seen:
-    """Ratios of one dtype, with the largest by variant and case."""
+    """Ratios of one dtype with what was asked, and how many examples they come from."""
 
     examples: int = 0
-    ratios: list[float] = field(default_factory=list)
-    worst_example: str = "none"
-    by_variant: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    by_case: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    ratios: list[tuple[float, Asked]] = field(default_factory=list)
 
-    def add(self, case: Case, example: Example, variant: str, ratio: float) -> None:
-        if ratio > max(self.ratios, default=0.0):
-            self.worst_example = f"{case.name}, {variant}: {example}"
-        self.ratios.append(ratio)
-        self.by_variant[variant] = max(self.by_variant[variant], ratio)
-        self.by_case[case.name] = max(self.by_case[case.name], ratio)
+    @property
+    def worst(self) -> float:
+        return max((ratio for ratio, _ in self.ratios), default=0.0)
+
+    def largest(self, name: Callable[[Asked], str]) -> dict[str, float]:
+        """The largest ratio by something."""
+        found: dict[str, float] = defaultdict(float)
+        for ratio, asked in self.ratios:
+            found[name(asked)] = max(found[name(asked)], ratio)
+        return dict(sorted(found.items()))
 
 
 def calibrate(
@@ -75,7 +121,7 @@ def calibrate(
         packages={name: version(name) for name in ("torch", "transformers", "diffusers")},
         processor=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         floor=FLOOR,
-        false_alarm=ALARM,
+        exceeded=EXCEEDED,
         dtypes={dtype: _fitted(one, seed) for dtype, one in seen.items()},
     )
 
@@ -93,7 +139,7 @@ def measure(
             dtype = tuple(DTYPES)[index % len(DTYPES)]
             _measure_one(case, drawn(case, generator), dtype, index, seen[dtype])
             if progress is not None and (index + 1) % 500 == 0:
-                worst = ", ".join(f"{name} {max(one.ratios, default=0.0):.2f}" for name, one in seen.items())
+                worst = ", ".join(f"{name} {one.worst:.2f}" for name, one in seen.items())
                 progress(f"{index + 1} of {examples}; largest ratio so far: {worst}")
     return seen
 
@@ -104,27 +150,15 @@ def drawn(case: Case, generator: random.Random) -> Example:
 
 
 def _measure_one(case: Case, example: Example, dtype: str, index: int, seen: Seen) -> None:
-    original = case.build(example).to(DTYPES[dtype])
+    variants = (VARIANTS[0], VARIANTS[1 + index % (len(VARIANTS) - 1)])
     with case.surroundings(), torch.no_grad():
-        allowed = allowances(case, original, inputs_in(case, example, dtype), example)
-        if not allowed:
-            return
-        seen.examples += 1
-        for variant in (VARIANTS[0], VARIANTS[1 + index % (len(VARIANTS) - 1)]):
-            other = variant.example(case, example)
-            if other is None:
-                continue
-            model = copy.deepcopy(original) if other == example else case.build(other).to(DTYPES[dtype])
-            seen.add(case, example, variant.name, _ratio(case, example, dtype, variant, model, allowed))
-
-
-def _ratio(
-    case: Case, example: Example, dtype: str, variant: Variant, model: torch.nn.Module, allowed: dict[str, Allowance]
-) -> float:
-    model = variant.prepare(model)
-    with variant.around():
-        outputs = case.run(model, inputs_in(case, example, dtype))
-    return max(allowance.ratio(outputs[name]) for name, allowance in allowed.items())
+        original, allowed = Asked(case, example, dtype, variants[0]).allowed()
+        seen.examples += bool(allowed)
+        for variant in variants if allowed else ():
+            asked = Asked(case, example, dtype, variant)
+            measured = asked.measured(original, allowed)
+            if measured is not None:
+                seen.ratios.append((measured.ratio, asked))
 
 
 def inputs_in(case: Case, example: Example, dtype: str) -> Inputs:
@@ -134,20 +168,25 @@ def inputs_in(case: Case, example: Example, dtype: str) -> Inputs:
 
 
 def _fitted(seen: Seen, seed: int) -> Multiple:
-    tail = extrapolate(seen.ratios, seed)
-    ordered = sorted(seen.ratios)
+    ordered = sorted(seen.ratios, key=lambda one: one[0])
+    tail = extrapolate([ratio for ratio, _ in ordered], seed)
+    multiple = round(math.ceil(tail.level / STEP) * STEP, 6)
+    with quiet():
+        again = [asked.again() for _, asked in ordered[-ASKED_AGAIN:]]
     return Multiple(
-        multiple=round(math.ceil(tail.level / STEP) * STEP, 6),
+        multiple=multiple,
         examples=seen.examples,
         ratios=len(ordered),
-        median=ordered[len(ordered) // 2],
-        worst=ordered[-1],
-        worst_example=seen.worst_example,
+        median=ordered[len(ordered) // 2][0],
+        worst=ordered[-1][0],
+        worst_example=str(ordered[-1][1]),
         threshold=tail.threshold,
         shape=tail.shape,
         scale=tail.scale,
-        worst_by_variant=dict(seen.by_variant),
-        worst_by_case=dict(seen.by_case),
+        asked_again=len(again),
+        confirmed=sum(one is not None and one.ratio > multiple for one in again),
+        worst_by_variant=seen.largest(lambda asked: asked.variant.name),
+        worst_by_case=seen.largest(lambda asked: asked.case.name),
     )
 
 
@@ -166,5 +205,6 @@ def main(cases: Iterable[Case], arguments: list[str] | None = None) -> int:
         print(problem, file=sys.stderr)
         return 2
     for dtype, one in made.dtypes.items():
-        print(f"{dtype}: multiple {one.multiple}, largest ratio {one.worst:.2f} in {one.ratios}")
+        again = f"{one.confirmed} of the {one.asked_again} largest exceed it with other numbers"
+        print(f"{dtype}: multiple {one.multiple}, largest ratio {one.worst:.2f} in {one.ratios}, {again}")
     return 0

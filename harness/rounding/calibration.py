@@ -17,6 +17,7 @@ from .statistic import DTYPES, FLOOR
 FILE = Path(__file__).with_name("calibration.json")
 SCHEMA = 1
 
+Ratio = Annotated[float, msgspec.Meta(ge=0.0)]
 Positive = Annotated[float, msgspec.Meta(gt=0.0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -36,8 +37,12 @@ class Multiple(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     worst_example: str
     threshold: Positive
     """Ratio beyond which the tail was fitted."""
-    shape: Annotated[float, msgspec.Meta(ge=0.0)]
+    shape: Ratio
     scale: Positive
+    asked_again: Annotated[int, msgspec.Meta(ge=0)]
+    confirmed: Annotated[int, msgspec.Meta(ge=0)]
+    """Of the examples with the largest ratios, how many were asked again with other numbers, and how many exceeded the
+    multiple there as well."""
     worst_by_variant: dict[str, float]
     worst_by_case: dict[str, float]
     """The two last: largest ratio seen, by honest variant and by case."""
@@ -55,8 +60,8 @@ class Calibration(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     processor: str
     floor: Positive
     """``statistic.FLOOR`` when this was made: a multiple belongs to its statistic."""
-    false_alarm: Positive
-    """Probability that one honest example exceeds its multiple, by extrapolation."""
+    exceeded: Positive
+    """Probability that one honest example exceeds its multiple, by extrapolation, before it is asked again."""
     dtypes: dict[str, Multiple]
 
 

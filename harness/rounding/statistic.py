@@ -9,17 +9,22 @@ float64. All errors are root mean squares over the positions that count, divided
     allowance   sqrt(own^2 + propagated^2 + floor^2)
     used        error of the replacement / (multiple x allowance)
 
+An example over its budget is asked again with ``CONFIRMATIONS`` other seeds, that is, the same configuration with other
+numbers, and counts only if it is over the budget there as well, errors and allowances pooled (root mean square). Honest
+excesses come from an original that was lucky with one set of numbers; a careless computation is careless with any.
+
 Why not the original's own error alone: on a tiny model it is a single draw from a wide distribution, and an original
 that was lucky would leave an honest replacement no room. ``propagated`` is what one rounding of each parameter does to
 the result, so it measures how ill-conditioned the example is, by the same reasoning as backward error analysis (Higham,
 Accuracy and Stability of Numerical Algorithms, 2002, chapter 1). The root mean square is used, and not the largest
-error, because its ratio has a short tail: a multiple of two or three then holds for 10^5 examples.
+error, because its ratio has the shorter tail.
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +38,34 @@ from ..trial import cast, original_side
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOOR = 0.25
 """In units of the dtype's epsilon. Below this an error is that of rounding the output itself."""
+CONFIRMATIONS = 4
+"""Other seeds that have to confirm an excess."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Error of one output and what was allowed for it."""
+
+    error: float
+    allowed: float
+
+    @property
+    def ratio(self) -> float:
+        return self.error / self.allowed
+
+
+def pooled(measured: Iterable[Measured]) -> Measured:
+    """Root mean squares of errors and allowances."""
+    every = tuple(measured)
+    return Measured(
+        math.sqrt(sum(one.error**2 for one in every) / len(every)),
+        math.sqrt(sum(one.allowed**2 for one in every) / len(every)),
+    )
+
+
+def other_numbers(example: Example) -> tuple[Example, ...]:
+    """The same configuration with other weights and inputs."""
+    return tuple(Example(example.values, (example.seed + 1 + i) % 2**16) for i in range(CONFIRMATIONS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +88,8 @@ class Allowance:
         error = _rms(actual.double() - self.exact, self.valid) / self.scale
         return error if math.isfinite(error) else math.inf
 
-    def ratio(self, actual: Tensor) -> float:
-        """Error of ``actual`` in allowances; over the multiple it is ``used``."""
-        return self.error(actual) / self.total
+    def measure(self, actual: Tensor) -> Measured:
+        return Measured(self.error(actual), self.total)
 
 
 def allowances(case: Case, model: nn.Module, inputs: Inputs, example: Example) -> dict[str, Allowance]:

@@ -1,10 +1,10 @@
-"""From an observed tail to a level that 10^5 examples do not reach.
+"""From an observed tail to a level that one honest example in ten thousand reaches.
 
 Ratios beyond a high threshold follow a generalised Pareto distribution (Balkema and de Haan, 1974; Pickands, 1975). The
 level that an example exceeds with probability p is threshold + scale / shape * ((p / share)^-shape - 1), where share is
 the share of examples beyond the threshold (Coles, An Introduction to Statistical Modeling of Extreme Values, 2001,
-section 4.3). Three choices are conservative: the shape is never taken below zero (no tail ends), the level is the upper
-end of a bootstrap interval, and it is no smaller than the largest ratio seen with a margin.
+section 4.3). Two choices are conservative: the shape is never taken below zero (no tail ends), and the level is the upper
+end of a bootstrap interval.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from dataclasses import dataclass
 
 BEYOND = 0.02
 """Share of examples that count as the tail."""
-ALARM = 1e-7
-"""Probability that one honest example exceeds the level: 1 % for one alarm in 10^5 examples."""
+EXCEEDED = 1e-4
+"""Probability that one honest example exceeds the level. It is asked again then, so that alarms are rarer still."""
 CONFIDENCE = 0.95
 RESAMPLES = 200
-MARGIN = 1.15
-"""Over the largest ratio seen."""
 LEAST = 100
 """Examples in the tail below which nothing is extrapolated."""
 
@@ -48,8 +46,7 @@ def extrapolate(ratios: Sequence[float], seed: int) -> Tail:
     shape, scale = _fit(excess)
     generator = np.random.default_rng(seed)
     levels = [_level(threshold, *_fit(generator.choice(excess, size=beyond, replace=True))) for _ in range(RESAMPLES)]
-    level = max(float(np.quantile(levels, CONFIDENCE)), MARGIN * float(values[-1]))
-    return Tail(threshold=threshold, shape=shape, scale=scale, level=level)
+    return Tail(threshold=threshold, shape=shape, scale=scale, level=float(np.quantile(levels, CONFIDENCE)))
 
 
 def _fit(excess: object) -> tuple[float, float]:
@@ -67,6 +64,6 @@ def _fit(excess: object) -> tuple[float, float]:
 
 
 def _level(threshold: float, shape: float, scale: float) -> float:
-    rarity = BEYOND / ALARM
+    rarity = BEYOND / EXCEEDED
     growth = math.log(rarity) if shape == 0.0 else (rarity**shape - 1.0) / shape
     return threshold + scale * growth
