@@ -144,3 +144,14 @@ def test_results_unpack_in_deepspeeds_order() -> None:
     assert dense.shape == (8, 8)
     assert policy.get_hidden_heads() == (8, 2)
     assert policy.get_param_names()[-2:] == (False, False)
+
+
+def test_what_a_build_of_torch_can_do_is_not_asked_in_exact_mode() -> None:
+    """The probe's answer is kept for the process, so it must come out the same inside exact mode."""
+    from harness.exact import exact_mode
+    from policies.fused import onednn
+
+    honest = onednn.available()
+    onednn.available.cache_clear()
+    with exact_mode():
+        assert onednn.available() is honest

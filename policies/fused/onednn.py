@@ -30,8 +30,16 @@ POST_OPERATIONS: dict[ActivationKind, tuple[str, str]] = {
 
 @functools.cache
 def available() -> bool:
-    """True where the operators exist and give what they should on a small example."""
-    x, weight, bias = torch.ones(2, 3), torch.full((4, 3), 0.25), torch.ones(4)
+    """True where the operators exist and give what they should on a small example.
+
+    The answer is kept, so it must not depend on who asks first: modes that change dtypes are off while it is found.
+    """
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        return _works(torch.ones(2, 3, dtype=torch.float32))
+
+
+def _works(x: Tensor) -> bool:
+    weight, bias = torch.full((4, 3), 0.25, dtype=x.dtype), torch.ones(4, dtype=x.dtype)
     expected = F.linear(x, weight, bias)
     try:
         plain, summed = linear(x, weight, bias), add(x, weight, bias, expected)
