@@ -23,6 +23,7 @@ from .metamorphic import CAUSALITY, PADDING, ROWS
 from .moves import MOVES
 from .outputs import OUTPUTS
 from .refusal import REFUSAL
+from .rounding import ROUNDING
 from .sharing import SHARING
 from .training import GRADIENTS, TRAINING
 
@@ -59,6 +60,7 @@ PROPERTIES: tuple[Property, ...] = (
     SHARING,
     STORAGES,
     REFUSAL,
+    *ROUNDING,
 )
 BY_NAME = {one.name: one for one in PROPERTIES}
 

@@ -45,7 +45,8 @@ def _unpacked(model: nn.Module) -> nn.Module:
     """Replaced, with each projection on its own."""
     replace_module(model)
     for state in fused_states(model):
-        state.core.unpack()
+        if hasattr(state, "core"):
+            state.core.unpack()
     return model
 
 
