@@ -9,4 +9,6 @@ from harness.rounding.calibrate import main
 from . import CASES
 
 if __name__ == "__main__":
-    sys.exit(main([entry.load() for entry in CASES if entry.unavailable is None]))
+    loaded = [entry.load() for entry in CASES if entry.unavailable is None]
+    # Originals of whole diffusion models do not all run in every dtype: diffusers' upcast attention raises in bfloat16.
+    sys.exit(main([case for case in loaded if case.layered]))

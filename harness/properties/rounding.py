@@ -62,6 +62,7 @@ ROUNDING = tuple(
         statement=f"In {dtype} the replacement's error against the exact result stays within a calibrated multiple of "
         "what the original's own rounding and one rounding of its parameters cause.",
         check=_within_budget(dtype),
+        applies=lambda case: case.layered,
         exact=False,
         share=0.25,
     )

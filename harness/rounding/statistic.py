@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from ..case import Case, Example, Inputs
 from ..exact import exact_mode
 from ..numerics import alive
-from ..trial import cast, original_side
+from ..trial import OriginalFailed, cast, original_side
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOOR = 0.25
@@ -95,12 +95,18 @@ class Allowance:
 def allowances(case: Case, model: nn.Module, inputs: Inputs, example: Example) -> dict[str, Allowance]:
     """The allowance of each output of ``model``, an original already in its dtype, on ``inputs`` in the same dtype.
 
-    Empty where the original's own result is not finite or constant: such an example asks nothing of a replacement.
-    Call it inside the case's surroundings. Raises ``OriginalFailed``.
+    Empty where the original's own result is not finite or constant, or where it cannot run in a half precision at all
+    (an operator that is missing there, operands of two dtypes): such an example asks nothing of a replacement. Call it
+    inside the case's surroundings. Raises ``OriginalFailed``.
     """
     dtype = next(model.parameters()).dtype
-    with original_side(f"in {dtype}"), torch.no_grad():
-        own = case.run(model, inputs)
+    try:
+        with original_side(f"in {dtype}"), torch.no_grad():
+            own = case.run(model, inputs)
+    except OriginalFailed:
+        if dtype is torch.float32:
+            raise
+        return {}
     exact, shifted = _exact_outputs(case, model, inputs, example, dtype)
     if alive(own, inputs.valid) is not None or alive(exact, inputs.valid) is not None:
         return {}
