@@ -38,9 +38,7 @@ class BloomCase(common.TransformersCase):
     )
     workloads = (
         Workload(name="bloom-560m", phase="prefill", batch=1, tokens=128, config=BLOOM_560M, weight_bytes=50_400_000),
-        Workload(
-            name="bloom-560m", phase="decode", batch=1, tokens=1, past=512, config=BLOOM_560M, weight_bytes=50_400_000
-        ),
+        Workload(name="bloom-560m", phase="decode", batch=1, tokens=1, past=512, config=BLOOM_560M, weight_bytes=50_400_000),
         Workload(name="bloom-1b7", phase="prefill", batch=1, tokens=128, config=BLOOM_1700M, weight_bytes=201_500_000),
     )
 

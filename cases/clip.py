@@ -36,9 +36,7 @@ class CLIPCase(common.TransformersCase):
         *common.COMMON,
     )
     workloads = (
-        Workload(
-            name="clip-vit-l/14", phase="encoder", batch=1, tokens=257, config=VISION_L14, weight_bytes=50_400_000
-        ),
+        Workload(name="clip-vit-l/14", phase="encoder", batch=1, tokens=257, config=VISION_L14, weight_bytes=50_400_000),
         Workload(name="clip-l/14 text", phase="encoder", batch=2, tokens=77, config=TEXT_L14, weight_bytes=28_400_000),
     )
 

@@ -39,9 +39,7 @@ class GPTNeoCase(common.TransformersCase):
     )
     workloads = (
         Workload(name="gpt-neo-125m", phase="prefill", batch=1, tokens=128, config=NEO_125M, weight_bytes=28_400_000),
-        Workload(
-            name="gpt-neo-125m", phase="decode", batch=1, tokens=1, past=512, config=NEO_125M, weight_bytes=28_400_000
-        ),
+        Workload(name="gpt-neo-125m", phase="decode", batch=1, tokens=1, past=512, config=NEO_125M, weight_bytes=28_400_000),
         Workload(name="gpt-neo-1.3b", phase="prefill", batch=1, tokens=128, config=NEO_1300M, weight_bytes=201_500_000),
     )
 

@@ -34,9 +34,7 @@ class GPTJCase(common.TransformersCase):
     )
     workloads = (
         Workload(name="gpt-j-6b", phase="prefill", batch=1, tokens=64, config=SIX_BILLION, weight_bytes=805_000_000),
-        Workload(
-            name="gpt-j-6b", phase="decode", batch=1, tokens=1, past=512, config=SIX_BILLION, weight_bytes=805_000_000
-        ),
+        Workload(name="gpt-j-6b", phase="decode", batch=1, tokens=1, past=512, config=SIX_BILLION, weight_bytes=805_000_000),
     )
 
     def config_kwargs(self, example: Example) -> dict[str, Any]:

@@ -48,12 +48,8 @@ class LlamaCase(common.TransformersCase):
     )
     workloads = (
         Workload(name="llama-3.2-1b", phase="prefill", batch=1, tokens=128, config=LLAMA_1B, weight_bytes=243_300_000),
-        Workload(
-            name="llama-3.2-1b", phase="decode", batch=1, tokens=1, past=512, config=LLAMA_1B, weight_bytes=243_300_000
-        ),
-        Workload(
-            name="tinyllama-1.1b", phase="prefill", batch=1, tokens=128, config=TINY_LLAMA, weight_bytes=176_200_000
-        ),
+        Workload(name="llama-3.2-1b", phase="decode", batch=1, tokens=1, past=512, config=LLAMA_1B, weight_bytes=243_300_000),
+        Workload(name="tinyllama-1.1b", phase="prefill", batch=1, tokens=128, config=TINY_LLAMA, weight_bytes=176_200_000),
     )
 
     def config_kwargs(self, example: Example) -> dict[str, Any]:

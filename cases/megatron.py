@@ -101,9 +101,7 @@ class MegatronCase(Case):
     def build(self, example: Example, **overrides: Any) -> nn.Module:
         """See ``Case.build``; ``overrides`` go to the configuration."""
         with megatron_on_cpu(), quietly():
-            config = core("transformer.transformer_config").TransformerConfig(
-                **{**self._config_kwargs(example), **overrides}
-            )
+            config = core("transformer.transformer_config").TransformerConfig(**{**self._config_kwargs(example), **overrides})
             block = core("transformer.transformer_block").TransformerBlock(
                 config, _spec(example, config), pg_collection=process_groups()
             )

@@ -83,9 +83,7 @@ class OlderMegatronCase(Case):
     def refusals(self) -> tuple[Refusal, ...]:
         several = self.simplest.with_value("groups", 3)
         return (
-            Refusal(
-                name="alternating QKV rows", feature="its own forward", build=lambda: self.build(several, version=1)
-            ),
+            Refusal(name="alternating QKV rows", feature="its own forward", build=lambda: self.build(several, version=1)),
             Refusal(name="cross-attention", feature="inter_attention", build=self._with_cross_attention),
             Refusal(name="a forward of its own", feature="its own forward", build=self._with_other_forward),
             Refusal(name="a tuple returned", feature="returns a tuple", build=self._with_tuple),

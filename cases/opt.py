@@ -34,9 +34,7 @@ class OPTCase(common.TransformersCase):
     )
     workloads = (
         Workload(name="opt-125m", phase="prefill", batch=1, tokens=128, config=OPT_125M, weight_bytes=28_400_000),
-        Workload(
-            name="opt-125m", phase="decode", batch=1, tokens=1, past=512, config=OPT_125M, weight_bytes=28_400_000
-        ),
+        Workload(name="opt-125m", phase="decode", batch=1, tokens=1, past=512, config=OPT_125M, weight_bytes=28_400_000),
         Workload(name="opt-1.3b", phase="prefill", batch=1, tokens=128, config=OPT_1300M, weight_bytes=201_500_000),
     )
 

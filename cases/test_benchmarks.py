@@ -58,9 +58,7 @@ def test_latency(columns: tuple[Column, Column], side: str, benchmark: Any, requ
     original, replaced = columns
     benchmark.group = request.node.callspec.id.removesuffix(f"-{side}").removeprefix(f"{side}-")
     if side == "replaced":
-        result = compare(
-            original.call, replaced.call, device=open_device("cpu"), budget_seconds=PAIRED_SECONDS, seed=0
-        )
+        result = compare(original.call, replaced.call, device=open_device("cpu"), budget_seconds=PAIRED_SECONDS, seed=0)
         benchmark.extra_info |= {
             "paired_verdict": result.verdict,
             "paired_ratio": None if result.ratio is None else result.ratio.estimate,

@@ -160,9 +160,7 @@ def test_the_surface_stays_the_originals(case: Case) -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("given_as", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("weights", ["contiguous", "channels_last"])
-def test_an_image_comes_back_in_the_originals_memory_format(
-    case: Case, batch: int, given_as: str, weights: str
-) -> None:
+def test_an_image_comes_back_in_the_originals_memory_format(case: Case, batch: int, given_as: str, weights: str) -> None:
     original, replaced, inputs = pair(case, batch=batch, format=given_as, weights=weights)
     assert case.run(replaced, inputs)["sample"].stride() == case.run(original, inputs)["sample"].stride()
 

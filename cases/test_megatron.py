@@ -129,9 +129,7 @@ def test_separate_angles_for_queries_and_keys_go_to_the_original() -> None:
     angles = (torch.randn(5, 1, 1, 8).double(), torch.randn(5, 1, 1, 8).double())
     expected, actual, twin = both(layer, hidden_for(layer).double(), causal(5), rotary_pos_emb=angles)
     assert torch.equal(actual[0], expected[0])
-    assert list(twin.fused.fallbacks) == [
-        "rotary_pos_emb that is not one (T, B or 1, 1, R) tensor for queries and keys"
-    ]
+    assert list(twin.fused.fallbacks) == ["rotary_pos_emb that is not one (T, B or 1, 1, R) tensor for queries and keys"]
 
 
 @pytest.mark.parametrize("argument", ["attention_bias", "packed_seq_params"])
@@ -151,9 +149,7 @@ def test_the_fused_bias_and_gelu_keeps_its_rounded_constant() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("normalization", ["LayerNorm", "RMSNorm"])
-def test_lower_precision_stays_within_a_few_roundings_of_the_exact_result(
-    dtype: torch.dtype, normalization: str
-) -> None:
+def test_lower_precision_stays_within_a_few_roundings_of_the_exact_result(dtype: torch.dtype, normalization: str) -> None:
     layer = layer_of(drawn(normalization=normalization, groups=3, queries_per_group=2, head_size=8)).to(dtype)
     x = hidden_for(layer).to(dtype)
     original = layer(x, causal(5))[0].double()
@@ -181,9 +177,7 @@ def test_every_field_that_is_let_pass_exists() -> None:
 def test_a_field_of_a_later_release_refuses_and_a_field_of_a_project_does_not() -> None:
     config_class = type(layer_of(drawn()).config)
     field = [("rope_base", float, dataclasses.field(default=1.0))]
-    later = dataclasses.make_dataclass(
-        "Later", field, bases=(config_class,), namespace={"__module__": "megatron.core.x"}
-    )
+    later = dataclasses.make_dataclass("Later", field, bases=(config_class,), namespace={"__module__": "megatron.core.x"})
     project = dataclasses.make_dataclass("Own", field, bases=(config_class,), namespace={"__module__": "project"})
     sizes = {"num_layers": 1, "hidden_size": 4, "num_attention_heads": 1, "cuda_graph_scope": []}
     assert unknown_feature(later(**sizes)) is None
@@ -269,9 +263,7 @@ def test_the_older_layer_is_known_from_any_module_and_once_replaced_is_not_repla
 
 
 def test_a_policy_whose_package_has_no_parent_is_unavailable_and_says_how_to_get_it() -> None:
-    entry = Entry(
-        "megatron", "policies.megatron:MegatronLayerPolicy", "no_such.core", "megatron-core", extra="megatron"
-    )
+    entry = Entry("megatron", "policies.megatron:MegatronLayerPolicy", "no_such.core", "megatron-core", extra="megatron")
     assert entry.unavailable == "megatron-core is not installed: pip install 'replace-policy-harness[megatron]'"
 
 

@@ -90,9 +90,7 @@ def residuals(example: Example, channels: tuple[int, ...], generator: torch.Gene
     }
 
 
-def _shapes(
-    example: Example, channels: tuple[int, ...]
-) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
+def _shapes(example: Example, channels: tuple[int, ...]) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
     """Shapes of what the down path puts aside, and of what an adapter adds to each block: before its downsampler where
     the block has cross-attention, behind it where not."""
     height, width = sides(example)

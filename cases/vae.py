@@ -99,9 +99,7 @@ class VAECase(Case):
             made = made.contiguous(memory_format=torch.channels_last)
         elif example["format"] == "transposed":
             made = made.transpose(2, 3).contiguous().transpose(2, 3)
-        return Inputs(
-            kwargs={"image": made, "way": example["way"], "seed": example.seed, "return_dict": example["return_dict"]}
-        )
+        return Inputs(kwargs={"image": made, "way": example["way"], "seed": example.seed, "return_dict": example["return_dict"]})
 
     def expected(self, example: Example) -> int:
         return 1

@@ -57,9 +57,7 @@ class Found:
         return "".join(traceback.format_exception(self.failure[1]))
 
 
-def search(
-    prop: Property, case: Case, replacer: Replacer, *, examples: int, seed: int, database: str | None = None
-) -> Found:
+def search(prop: Property, case: Case, replacer: Replacer, *, examples: int, seed: int, database: str | None = None) -> Found:
     """Check ``prop`` on up to ``examples`` examples of ``case``; stops at the first failure and makes it simple."""
     found = Found()
     start = time.perf_counter()

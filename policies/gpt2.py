@@ -22,9 +22,7 @@ class HFGPT2LayerPolicy(AnatomyPolicy):
         return LayerAnatomy(
             attention=_attention(layer, "attn", FusedQKV(linear=layer.linear("attn.c_attn"), layout=QKVLayout.BLOCKED)),
             cross_attention=_cross_attention(layer) if crossing else None,
-            mlp=MLP(
-                up=layer.linear("mlp.c_fc"), down=layer.linear("mlp.c_proj"), activation=layer.activation("mlp.act")
-            ),
+            mlp=MLP(up=layer.linear("mlp.c_fc"), down=layer.linear("mlp.c_proj"), activation=layer.activation("mlp.act")),
             attention_norm=layer.norm("ln_1"),
             cross_norm=layer.norm("ln_cross_attn") if crossing else None,
             mlp_norm=layer.norm("ln_2"),
@@ -60,9 +58,7 @@ def _scale(own: Any) -> float:
     scale = own.head_dim**-0.5
     if own.config._attn_implementation == "sdpa":
         return scale
-    return (scale if own.scale_attn_weights else 1.0) / (
-        own.layer_idx + 1 if own.scale_attn_by_inverse_layer_idx else 1
-    )
+    return (scale if own.scale_attn_weights else 1.0) / (own.layer_idx + 1 if own.scale_attn_by_inverse_layer_idx else 1)
 
 
 def _causality(own: Any) -> Causality:

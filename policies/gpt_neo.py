@@ -20,9 +20,7 @@ class HFGPTNEOLayerPolicy(AnatomyPolicy):
         layer.module("mlp", f"{_MODELING}:GPTNeoMLP")
         return LayerAnatomy(
             attention=_attention(layer),
-            mlp=MLP(
-                up=layer.linear("mlp.c_fc"), down=layer.linear("mlp.c_proj"), activation=layer.activation("mlp.act")
-            ),
+            mlp=MLP(up=layer.linear("mlp.c_fc"), down=layer.linear("mlp.c_proj"), activation=layer.activation("mlp.act")),
             attention_norm=layer.norm("ln_1"),
             mlp_norm=layer.norm("ln_2"),
             norm_position=NormPosition.PRE,

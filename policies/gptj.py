@@ -13,18 +13,14 @@ _MODELING = "transformers.models.gptj.modeling_gptj"
 
 class HFGPTJLayerPolicy(AnatomyPolicy):
     layer_classes = (f"{_MODELING}:GPTJBlock",)
-    call = CallConvention(
-        returns=Returns.TENSOR_AND_WEIGHTS, cache="layer_past", rotary=RotarySource.TABLE, ignored=HF_IGNORED
-    )
+    call = CallConvention(returns=Returns.TENSOR_AND_WEIGHTS, cache="layer_past", rotary=RotarySource.TABLE, ignored=HF_IGNORED)
 
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:
         layer.module("mlp", f"{_MODELING}:GPTJMLP")
         return LayerAnatomy(
             attention=_attention(layer),
-            mlp=MLP(
-                up=layer.linear("mlp.fc_in"), down=layer.linear("mlp.fc_out"), activation=layer.activation("mlp.act")
-            ),
+            mlp=MLP(up=layer.linear("mlp.fc_in"), down=layer.linear("mlp.fc_out"), activation=layer.activation("mlp.act")),
             attention_norm=layer.norm("ln_1"),
             mlp_norm=None,
             norm_position=NormPosition.PRE,
@@ -36,9 +32,7 @@ class HFGPTJLayerPolicy(AnatomyPolicy):
 def _attention(layer: Any) -> Attention:
     own = layer.module("attn", f"{_MODELING}:GPTJAttention")
     return Attention(
-        qkv=SplitQKV(
-            query=layer.linear("attn.q_proj"), key=layer.linear("attn.k_proj"), value=layer.linear("attn.v_proj")
-        ),
+        qkv=SplitQKV(query=layer.linear("attn.q_proj"), key=layer.linear("attn.k_proj"), value=layer.linear("attn.v_proj")),
         out=layer.linear("attn.out_proj"),
         heads=own.num_attention_heads,
         kv_heads=own.num_attention_heads,

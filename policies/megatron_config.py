@@ -153,9 +153,7 @@ def _looked_at(config_class: type) -> tuple[tuple[str, Any], ...]:
     fields = {field.name: field for cls in own if dataclasses.is_dataclass(cls) for field in dataclasses.fields(cls)}
     known = _READ_FROM_THE_LAYER | _NOT_IN_THE_FORWARD
     return tuple(
-        (name, _default(field))
-        for name, field in fields.items()
-        if name not in known and not name.startswith(_OF_OTHER_MODULES)
+        (name, _default(field)) for name, field in fields.items() if name not in known and not name.startswith(_OF_OTHER_MODULES)
     )
 
 

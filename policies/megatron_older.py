@@ -223,8 +223,4 @@ def _activations(layer: Any) -> tuple[Activation, ...]:
         from torch.nn import functional as F  # noqa: N812
 
         return fused, Activation(kind=ActivationKind.GELU, function=F.gelu)
-    return (
-        (fused,)
-        if getattr(layer.get("mlp"), "bias_gelu_fusion", False)
-        else (activation(layer, "mlp.activation_func"),)
-    )
+    return (fused,) if getattr(layer.get("mlp"), "bias_gelu_fusion", False) else (activation(layer, "mlp.activation_func"),)

@@ -23,9 +23,7 @@ class UNetPolicy(DSPolicy):
     layer_classes = ("diffusers.models.unets.unet_2d_condition:UNet2DConditionModel",)
 
     @classmethod
-    def plan(
-        cls, module: nn.Module, *, enable_cuda_graph: bool = True, backend: type[CaptureBackend] | None = None
-    ) -> Swap:
+    def plan(cls, module: nn.Module, *, enable_cuda_graph: bool = True, backend: type[CaptureBackend] | None = None) -> Swap:
         """``enable_cuda_graph`` captures calls on CUDA; ``backend`` is another way to capture (tests: the emulator)."""
         from .fused.unet import unet_swap
 
@@ -37,9 +35,7 @@ class UNetPolicy(DSPolicy):
         return cls.matches(module)
 
     @classmethod
-    def apply(
-        cls, module: nn.Module, enable_cuda_graph: bool = True, backend: type[CaptureBackend] | None = None
-    ) -> nn.Module:
+    def apply(cls, module: nn.Module, enable_cuda_graph: bool = True, backend: type[CaptureBackend] | None = None) -> nn.Module:
         """Replace ``module`` and return it: the same object. Raises ``UnsupportedLayer``. ``replace_module`` does the
         same and can take it back."""
         if not cls.matches(module):

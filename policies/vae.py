@@ -22,9 +22,7 @@ class VAEPolicy(DSPolicy):
     layer_classes = ("diffusers.models.autoencoders.autoencoder_kl:AutoencoderKL",)
 
     @classmethod
-    def plan(
-        cls, module: nn.Module, *, enable_cuda_graph: bool = True, backend: type[CaptureBackend] | None = None
-    ) -> Swap:
+    def plan(cls, module: nn.Module, *, enable_cuda_graph: bool = True, backend: type[CaptureBackend] | None = None) -> Swap:
         """``enable_cuda_graph`` captures calls on CUDA; ``backend`` is another way to capture (tests: the emulator)."""
         from .fused.vae import vae_swap
 
@@ -36,9 +34,7 @@ class VAEPolicy(DSPolicy):
         return cls.matches(module)
 
     @classmethod
-    def apply(
-        cls, module: nn.Module, enable_cuda_graph: bool = True, backend: type[CaptureBackend] | None = None
-    ) -> nn.Module:
+    def apply(cls, module: nn.Module, enable_cuda_graph: bool = True, backend: type[CaptureBackend] | None = None) -> nn.Module:
         """Replace ``module`` and return it: the same object. Raises ``UnsupportedLayer``. ``replace_module`` does the
         same and can take it back."""
         if not cls.matches(module):

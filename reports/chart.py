@@ -107,8 +107,7 @@ def sparkline(
     """
     step = max(1, math.ceil(len(values) / most))
     binned = [
-        (i + (min(step, len(values) - i) - 1) / 2, statistics.median(values[i : i + step]))
-        for i in range(0, len(values), step)
+        (i + (min(step, len(values) - i) - 1) / 2, statistics.median(values[i : i + step])) for i in range(0, len(values), step)
     ]
     logs = [math.log(v) for _, v in binned] + [math.log(level.value) for level in levels]
     # Half a span of 10 % at least, or the noise of a steady series would fill the drawing.

@@ -238,11 +238,7 @@ def _newly_refused(old: Verdict, new: Verdict) -> str | None:
 def _timing_changes(old: Timing, new: Timing, margin: float) -> list[Change]:
     def change(kind: Kind, sentence: str, effect: float | None = None) -> list[Change]:
         subject = f"{wording.where(new)}, {wording.pair(new)}"
-        return [
-            Change(
-                kind=kind, case=new.case, subject=subject, sentence=f"{new.case}: {subject}: {sentence}", effect=effect
-            )
-        ]
+        return [Change(kind=kind, case=new.case, subject=subject, sentence=f"{new.case}: {subject}: {sentence}", effect=effect)]
 
     if new.verdict == "FAILED":
         return change("still wrong" if old.verdict == "FAILED" else "wrong", f"not timed: {new.reason}")

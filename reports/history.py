@@ -140,9 +140,7 @@ def read_history(folder: Path) -> History:
     timings, properties = _series(ordered)
     return History(
         folder=str(folder),
-        runs=tuple(
-            PastRun(id=r.id, created=r.created, complete=r.complete, environment=r.environment) for r in ordered
-        ),
+        runs=tuple(PastRun(id=r.id, created=r.created, complete=r.complete, environment=r.environment) for r in ordered),
         problems=tuple(problems),
         timings=timings,
         properties=properties,
@@ -179,9 +177,7 @@ def _read(file: Path) -> _PartialRun:
     return record.decode(data, _PartialRun, file)
 
 
-def _better(
-    new: tuple[_PartialRun, Path], old: tuple[_PartialRun, Path]
-) -> tuple[tuple[_PartialRun, Path], str | None]:
+def _better(new: tuple[_PartialRun, Path], old: tuple[_PartialRun, Path]) -> tuple[tuple[_PartialRun, Path], str | None]:
     """The record to keep of two with the same id, and a line when they are not copies of each other."""
     if new[0].complete != old[0].complete:
         # One was copied while its run was still going, or before it was resumed: the complete one holds it all.

@@ -123,10 +123,7 @@ def _cell(verdict: Verdict | None) -> str:
 def _slower(summary: Summary) -> list[str]:
     if not summary.slower:
         return []
-    rows = [
-        [escape(t.case), escape(wording.where(t)), escape(wording.pair(t)), _ratio(t)]
-        for t in summary.slower[:MOST_LINES]
-    ]
+    rows = [[escape(t.case), escape(wording.where(t)), escape(wording.pair(t)), _ratio(t)] for t in summary.slower[:MOST_LINES]]
     title = f"### Slower than the original: {len(summary.slower)}"
     return [title, _table(["case", "workload", "columns", "ratio"], rows)]
 
@@ -151,8 +148,7 @@ def _evidence(run: Run, summary: Summary) -> Iterator[str]:
         if verdict.failure is not None:
             passing = verdict.failure.nearest_passing or {}
             rows = [
-                [escape(axis), escape(value), escape(passing.get(axis, "–"))]
-                for axis, value in verdict.failure.example.items()
+                [escape(axis), escape(value), escape(passing.get(axis, "–"))] for axis, value in verdict.failure.example.items()
             ]
             yield _table(["axis", "fails", "nearest passing"], rows[:MOST_LINES])
             yield f"Again: {escape(wording.reproduce(verdict.failure.id, run.id))}"

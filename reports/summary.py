@@ -150,9 +150,7 @@ def _matrix(run: Run) -> tuple[tuple[str, ...], tuple[Row, ...]]:
     return properties, rows
 
 
-def _headline(
-    run: Run, wrong: int, wrong_timings: int, unavailable: int
-) -> tuple[Literal["good", "bad", "unsure"], str]:
+def _headline(run: Run, wrong: int, wrong_timings: int, unavailable: int) -> tuple[Literal["good", "bad", "unsure"], str]:
     judged = len(run.verdicts) - unavailable
     if wrong or wrong_timings:
         parts = []

@@ -67,9 +67,7 @@ def run_lines(run: Run) -> Iterator[str]:
     yield from map(_clean, summary.remarks)
     for verdict in run.verdicts:
         layers = f"{verdict.layers_replaced} of {wording.count(verdict.layers_expected, 'layer')}"
-        judged = (
-            f"{wording.count(verdict.examples, 'example')}, {layers}, worst error {wording.error(verdict.worst_error)}"
-        )
+        judged = f"{wording.count(verdict.examples, 'example')}, {layers}, worst error {wording.error(verdict.worst_error)}"
         reason = f": {verdict.reason}" if verdict.reason else ""
         yield _clean(f"{verdict.case}: {verdict.property}: {verdict.outcome}, {judged}{reason}")
     for timing in run.timings:
@@ -113,9 +111,7 @@ def history_lines(history: History, trends: Trends) -> Iterator[str]:
     for found in trends.regressions:
         start = f"after run {found.last_good.id}, " if found.last_good else "with the first there is, "
         yield _clean(
-            " ".join(
-                [f"{found.subject}: {found.sentence}. Began {start}in run {found.first_bad.id}.", *found.differences]
-            )
+            " ".join([f"{found.subject}: {found.sentence}. Began {start}in run {found.first_bad.id}.", *found.differences])
         )
     yield from (_clean(f"left out: {line}") for line in history.problems)
 
@@ -132,9 +128,7 @@ def _table(title: str, *names: str) -> Table:
 
 
 def _matrix(summary: Summary) -> Table:
-    table = _table(
-        "Verdicts (✓ held, with the examples judged; – unavailable here)", "case", *summary.properties, "layers"
-    )
+    table = _table("Verdicts (✓ held, with the examples judged; – unavailable here)", "case", *summary.properties, "layers")
     for row in summary.rows:
         layers = sum(cell.layers_replaced for cell in row.cells if cell is not None)
         table.add_row(Text(_clean(row.case)), *map(_cell, row.cells), f"{layers:,}")

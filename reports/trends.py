@@ -110,9 +110,7 @@ def _regression(key: TimingKey, good: PastRun, bad: PastRun, before: float, afte
         subject=describe(key),
         last_good=good,
         first_bad=bad,
-        sentence=(
-            f"{wording.ratio(before)}, then {wording.ratio(after)} ({wording.change(effect)}){still}; not recovered"
-        ),
+        sentence=(f"{wording.ratio(before)}, then {wording.ratio(after)} ({wording.change(effect)}){still}; not recovered"),
         effect=effect,
         differences=environment_differences(good.environment, bad.environment),
     )

@@ -77,9 +77,7 @@ def _rows(
             rows.append(_row(job, device, baseline.name, subject.name, verdict="FAILED", reason=wrong))
             continue
         with device.pinned():
-            result = compare(
-                baseline.call, subject.call, device=device, budget_seconds=seconds_a_pair, seed=seed + number
-            )
+            result = compare(baseline.call, subject.call, device=device, budget_seconds=seconds_a_pair, seed=seed + number)
         rows.append(_timed(job, device, light, baseline, subject, result, error=wrong, flops=flops, moved=moved))
     return tuple(rows)
 

@@ -47,9 +47,7 @@ def doctor(
     json: options.Json = False,
     timing: Annotated[bool, typer.Option("--timing", help="Test this machine's timing: A/A alarms and power.")] = False,
     device: options.Device = "cpu",
-    limit: Annotated[float, typer.Option(help="Seconds that --timing may take.", min=10.0, metavar="SECONDS")] = float(
-        "inf"
-    ),
+    limit: Annotated[float, typer.Option(help="Seconds that --timing may take.", min=10.0, metavar="SECONDS")] = float("inf"),
 ) -> int:
     """Tell versions and devices, and what cannot be measured here."""
     if timing:

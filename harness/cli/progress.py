@@ -59,9 +59,7 @@ class Reporter:
 
     def timed(self, timings: tuple[Timing, ...]) -> None:
         for row in timings:
-            ratio = (
-                "" if row.ratio is None else f" {row.ratio.estimate:.2f}x [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
-            )
+            ratio = "" if row.ratio is None else f" {row.ratio.estimate:.2f}x [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
             reason = f": {one_line(row.reason)}" if row.verdict in ("FAILED", "VOID") else ""
             line = f"{row.case} · {row.workload} {row.phase}, {row.shape}, {row.dtype}: {row.subject} against {row.baseline}"
             self._print(f"{line}: {row.verdict}{ratio}{reason}", wrong=row.verdict == "FAILED")

@@ -46,9 +46,7 @@ def validate(
     folder = out or new_folder(Path("runs"), created, seed or 0)
     _must_be_free(folder)
     limits = Limits(seconds=seconds, memory=int(memory * 2**30), workers=workers)
-    request = Request(
-        path=path, name=name, profile=profile, seed=seed or 0, budget=budget, faults=faults, limits=limits
-    )
+    request = Request(path=path, name=name, profile=profile, seed=seed or 0, budget=budget, faults=faults, limits=limits)
     with Reporter() as reporter:
         done = perform(request, reporter.verdict)
     command = shlex.join(["harness", *sys.argv[1:]])

@@ -54,7 +54,5 @@ def gather(prop: Property, case: Case, example: Example, replacer: Replacer) -> 
     if nearest is None and not missing:
         missing.append("No example nearby passes.")
     if stages == ():
-        missing.append(
-            "In an ordinary call no stage departs: the fault is in how calls follow each other, or around them."
-        )
+        missing.append("In an ordinary call no stage departs: the fault is in how calls follow each other, or around them.")
     return Evidence(nearest=nearest, stages=stages or (), script=written, missing=tuple(missing))

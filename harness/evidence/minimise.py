@@ -82,9 +82,7 @@ def _small_seed(example: Example, probe: Probe) -> Example:
     return next((one for seed in seeds if probe(one := Example(example.values, seed))), example)
 
 
-def nearest_passing(
-    example: Example, axes: tuple[Axis, ...], fails: Fails, *, budget: int = NEIGHBOURS
-) -> Example | None:
+def nearest_passing(example: Example, axes: tuple[Axis, ...], fails: Fails, *, budget: int = NEIGHBOURS) -> Example | None:
     """The nearest example that passes: fewest axes changed, and back to their simplest values where that is enough.
 
     None where none was found within ``budget``.

@@ -39,9 +39,7 @@ def tampered_layers(build: Callable[[], nn.Module], layer_class: str) -> tuple[R
     )
 
 
-def _tampered(
-    build: Callable[[], nn.Module], layer_class: str, tamper: Callable[[nn.Module], None]
-) -> Callable[[], nn.Module]:
+def _tampered(build: Callable[[], nn.Module], layer_class: str, tamper: Callable[[nn.Module], None]) -> Callable[[], nn.Module]:
     def made() -> nn.Module:
         module, _, name = layer_class.partition(":")
         cls = getattr(import_module(module), name)

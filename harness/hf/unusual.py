@@ -24,12 +24,7 @@ def make_unusual(model: nn.Module, example: Example) -> nn.Module:
                 weight = module.get_parameter("weight")
                 weight.data = weight.data.t().contiguous().t()
     if example.values.get(NORM_EPS.name) == "different":
-        names = [
-            (module, name)
-            for module in model.modules()
-            for name in ("eps", "variance_epsilon")
-            if hasattr(module, name)
-        ]
+        names = [(module, name) for module in model.modules() for name in ("eps", "variance_epsilon") if hasattr(module, name)]
         for module, name in names[::2]:
             setattr(module, name, getattr(module, name) * FACTOR)
     return model

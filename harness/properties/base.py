@@ -45,9 +45,7 @@ class Property:
     once: bool = False
 
 
-def same_outputs(
-    trial: Trial, expected: dict[str, Tensor], actual: dict[str, Tensor], valid: Tensor | None, what: str
-) -> None:
+def same_outputs(trial: Trial, expected: dict[str, Tensor], actual: dict[str, Tensor], valid: Tensor | None, what: str) -> None:
     """Raise unless every output agrees to the exact tolerance at every position that counts."""
     living(expected, valid)
     if expected.keys() != actual.keys():

@@ -42,9 +42,7 @@ def _same(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: st
         expected: Tensor = main_output(mine(*call.args, **call.kwargs))
     difference = gap(expected, main_output(compiled(*call.args, **call.kwargs)), valid_positions(trial, expected))
     if not difference.within(TOLERANCE):
-        raise Disagreement(
-            f"{what}: {difference.problem or f'relative error {difference.error:.1e}'}", error=difference.error
-        )
+        raise Disagreement(f"{what}: {difference.problem or f'relative error {difference.error:.1e}'}", error=difference.error)
 
 
 def _change(mine: nn.Module, its: nn.Module, *, assign: bool) -> None:

@@ -33,9 +33,7 @@ def _deepcopy(trial: Trial) -> None:
     identical(before, trial.run_replaced(twin, trial.fresh_inputs()), "a copy, after its own copy's weights changed")
     handle.revert()
     same_classes(trial.original, model, "reverted after a deep copy was made")
-    identical(
-        before, trial.run_replaced(twin, trial.fresh_inputs()), "a copy, after the model it was made from was reverted"
-    )
+    identical(before, trial.run_replaced(twin, trial.fresh_inputs()), "a copy, after the model it was made from was reverted")
 
 
 def _shared_by_copies(trial: Trial) -> set[int]:
@@ -109,8 +107,7 @@ DEEPCOPY = Property(
 
 PICKLED = Property(
     name="pickle",
-    statement="A replaced model that is saved and loaded computes bit for bit the same and takes no more room than the "
-    "original.",
+    statement="A replaced model that is saved and loaded computes bit for bit the same and takes no more room than the original.",
     check=_pickled,
     exact=False,
     share=0.03,
@@ -118,8 +115,7 @@ PICKLED = Property(
 
 STATE_DICT = Property(
     name="state dict",
-    statement="State dicts go from original to replacement and back, copied or assigned, and what was loaded is what "
-    "computes.",
+    statement="State dicts go from original to replacement and back, copied or assigned, and what was loaded is what computes.",
     check=_state_dict,
     share=0.05,
 )

@@ -32,8 +32,7 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self._hooks = [
-            self.model.get_submodule(path).register_forward_hook(self._hook(path), with_kwargs=True)
-            for path in self.paths
+            self.model.get_submodule(path).register_forward_hook(self._hook(path), with_kwargs=True) for path in self.paths
         ]
         return self
 

@@ -65,9 +65,7 @@ def _same_storages(original: nn.Module, other: nn.Module) -> None:
     for (name, mine), its in zip(original.named_parameters(), other.parameters(), strict=True):
         sizes = mine.untyped_storage().nbytes(), its.untyped_storage().nbytes()
         if sizes[0] != sizes[1]:
-            raise Disagreement(
-                f"after revert: {name} lies in a storage of {sizes[1]} bytes, the original's of {sizes[0]}"
-            )
+            raise Disagreement(f"after revert: {name} lies in a storage of {sizes[1]} bytes, the original's of {sizes[0]}")
 
 
 def _again(trial: Trial) -> None:
@@ -83,9 +81,7 @@ def _again(trial: Trial) -> None:
     handle.revert()
     same_classes(trial.original, model, "after reverting twice")
     same_state(trial.original, model, "after reverting twice")
-    identical(
-        before, trial.run_replaced(trial.replace(model).model, trial.fresh_inputs()), "replaced, reverted, replaced"
-    )
+    identical(before, trial.run_replaced(trial.replace(model).model, trial.fresh_inputs()), "replaced, reverted, replaced")
 
 
 def _replaced_already(trial: Trial, model: nn.Module) -> Handle:

@@ -84,9 +84,7 @@ def _poisoned(trial: Trial) -> None:
     with _nan_in_empty():
         actual = trial.run_replaced(trial.replace(trial.copy()).model, trial.fresh_inputs())
     same_outputs(trial, expected, actual, trial.inputs.valid, "with NaN in all memory that was not initialised")
-    identical(
-        actual, trial.run_replaced(trial.replaced.model, trial.fresh_inputs()), "with and without NaN in new memory"
-    )
+    identical(actual, trial.run_replaced(trial.replaced.model, trial.fresh_inputs()), "with and without NaN in new memory")
 
 
 @contextlib.contextmanager

@@ -67,9 +67,7 @@ def _cache_tensors(expected: Any, actual: Any) -> list[tuple[str, Tensor, Any]]:
     if len(expected.layers) != len(actual.layers):
         raise Disagreement(f"a cache of {len(actual.layers)} layers, the original's of {len(expected.layers)}")
     pairs = list(enumerate(zip(expected.layers, actual.layers, strict=True)))
-    return [
-        (f"layer {i} {name}", getattr(a, name), getattr(b, name)) for i, (a, b) in pairs for name in ("keys", "values")
-    ]
+    return [(f"layer {i} {name}", getattr(a, name), getattr(b, name)) for i, (a, b) in pairs for name in ("keys", "values")]
 
 
 def _same_tensor(trial: Trial, expected: Tensor, actual: Any, path: str) -> None:

@@ -72,9 +72,7 @@ def test_a_finished_run_is_not_overwritten(finished: Path, capsys: pytest.Captur
     assert (finished / record.RECORD_NAME).read_bytes() == before
 
 
-def test_a_device_that_is_not_there_is_said_before_anything_runs(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_a_device_that_is_not_there_is_said_before_anything_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     import torch
 
     if torch.cuda.is_available():
@@ -122,9 +120,7 @@ def test_comparing_a_run_with_itself_finds_nothing(finished: Path) -> None:
     assert harness("compare", finished, finished) == 0
 
 
-def test_comparing_with_nothing_is_refused(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_comparing_with_nothing_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert harness("compare", finished, tmp_path) == 2
     assert str(tmp_path) in one_line(capsys)
 

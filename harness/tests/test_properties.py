@@ -59,10 +59,7 @@ CASE = tiny.TinyLlama()
 
 def examples(count: int) -> list[Example]:
     chosen = random.Random(5)
-    return [
-        Example({axis.name: chosen.choice(axis.values) for axis in CASE.axes}, chosen.randrange(2**16))
-        for _ in range(count)
-    ]
+    return [Example({axis.name: chosen.choice(axis.values) for axis in CASE.axes}, chosen.randrange(2**16)) for _ in range(count)]
 
 
 def check(prop: Property, example: Example, replacer: Callable[[nn.Module], Any] = replace_module) -> Trial:

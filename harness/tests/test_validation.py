@@ -20,9 +20,7 @@ LIMITS = Limits(seconds=8.0, memory=2**30, workers=1)
 def judged(name: str, *properties: str, policy: str | None = None) -> Validation:
     """The validation of one bad policy, limited to ``properties``."""
     path = str(BAD / f"{name}.py")
-    request = Request(
-        path=path, name=policy, profile="quick", budget=0.0, limits=LIMITS, properties=properties or ("contract",)
-    )
+    request = Request(path=path, name=policy, profile="quick", budget=0.0, limits=LIMITS, properties=properties or ("contract",))
     return validate(request, lambda verdict: None)
 
 
@@ -41,9 +39,7 @@ def reason(done: Validation, prop: str) -> str:
         ("is_not_there", None, "there is no such file"),
     ],
 )
-def test_a_file_without_the_policy_that_is_meant_says_what_is_missing(
-    name: str, policy: str | None, words: str
-) -> None:
+def test_a_file_without_the_policy_that_is_meant_says_what_is_missing(name: str, policy: str | None, words: str) -> None:
     """What cannot be taken from a file ends the validation with one line that says what to do."""
     done = judged(name, policy=policy)
     assert [one.property for one in done.verdicts] == ["file"]
@@ -124,9 +120,7 @@ MODELING = "transformers.models.{0}.modeling_{0}:{1}"
         ("electra", "ElectraLayer", ()),
     ],
 )
-def test_a_policy_is_written_that_computes_the_same_or_refuses(
-    architecture: str, layer: str, refused: tuple[str, ...]
-) -> None:
+def test_a_policy_is_written_that_computes_the_same_or_refuses(architecture: str, layer: str, refused: tuple[str, ...]) -> None:
     """RMS norms and grouped queries; parallel residual and rotary pairs; post-norm with a decoder's cache."""
     invented = invent("WrittenPolicy", MODELING.format(architecture, layer))
     assert invented.wrong == ()
@@ -137,9 +131,7 @@ def test_a_policy_is_written_that_computes_the_same_or_refuses(
 def test_what_cannot_be_found_out_is_left_to_the_author_by_name() -> None:
     """Gemma 2 norms the output of each block, which no anatomy expresses."""
     invented = invent("WrittenPolicy", MODELING.format("gemma2", "Gemma2DecoderLayer"))
-    assert invented.wrong == (
-        "norms that stand where no anatomy has one: post_attention_layernorm, post_feedforward_layernorm",
-    )
+    assert invented.wrong == ("norms that stand where no anatomy has one: post_attention_layernorm, post_feedforward_layernorm",)
     assert "TODO: norms that stand where no anatomy has one" in invented.source
 
 

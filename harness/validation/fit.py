@@ -20,9 +20,7 @@ def fitted(derivation: Derivation, policy: type[DSPolicy]) -> Derivation:
     case = DerivedCase(derivation)
     axes, refused = [], []
     for axis in derivation.axes:
-        reasons = {
-            value: _refusal(case, case.simplest.with_value(axis.name, value), policy) for value in axis.values[1:]
-        }
+        reasons = {value: _refusal(case, case.simplest.with_value(axis.name, value), policy) for value in axis.values[1:]}
         kept = (axis.simplest, *(value for value in axis.values[1:] if reasons[value] is None))
         refused += [(axis.name, value, reason) for value, reason in reasons.items() if reason is not None]
         axes.append(replace(axis, values=kept, claimed=axis.claimed and len(kept) > 1))

@@ -96,10 +96,7 @@ def _mentions(text: str, name: str) -> bool:
 def _plain(plain: dict[str, Any]) -> str | None:
     if not plain:
         return None
-    return (
-        f"_PLAIN = {plain!r}\n"
-        '"""Configuration fields that change what a layer computes, at the values described here."""'
-    )
+    return f'_PLAIN = {plain!r}\n"""Configuration fields that change what a layer computes, at the values described here."""'
 
 
 def _todo_function(body: list[str]) -> str:

@@ -81,9 +81,7 @@ def validate(request: Request, progress: Progress) -> Validation:
 class _Stages:
     """The stages of one validation, in order. Processes are shared only by what has shown that it leaves them clean."""
 
-    def __init__(
-        self, request: Request, fresh: Isolated, quick: Isolated, done: Validation, progress: Progress
-    ) -> None:
+    def __init__(self, request: Request, fresh: Isolated, quick: Isolated, done: Validation, progress: Progress) -> None:
         self.request, self.pool, self.quick, self.done, self.progress = request, fresh, quick, done, progress
 
     def all(self) -> None:

@@ -115,8 +115,7 @@ def _suspects(derivation: Derivation) -> list[str]:
 
 def _without(derivation: Derivation, name: str) -> Derivation:
     axes = tuple(
-        dataclasses.replace(one, values=one.values[:1], claimed=False) if one.name == name else one
-        for one in derivation.axes
+        dataclasses.replace(one, values=one.values[:1], claimed=False) if one.name == name else one for one in derivation.axes
     )
     return dataclasses.replace(derivation, axes=axes)
 

@@ -58,9 +58,7 @@ class FusedAttention:
             key, value = call.cache.update(key, value, self.attention.cache_index, *_cache_extras(call))
         return self.out.plus(self._finish(query, key, value, call, emit), residual, emit)
 
-    def attend_to_encoder(
-        self, residual: Tensor, x: Tensor, encoder: Tensor, call: AttentionCall, emit: Emit
-    ) -> Tensor:
+    def attend_to_encoder(self, residual: Tensor, x: Tensor, encoder: Tensor, call: AttentionCall, emit: Emit) -> Tensor:
         """``residual`` plus attention of ``x`` (B, T, D) to ``encoder`` (B, S, D); an encoder-decoder cache keeps keys and
         values after the first call."""
         qkv = self.attention.qkv

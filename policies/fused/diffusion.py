@@ -51,9 +51,7 @@ class DiffusionState:
     ``graphs`` holds the captured graphs by the name of what was captured ("forward", "encoder", "decoder").
     """
 
-    def __init__(
-        self, root: nn.Module, *, backend: type[CaptureBackend] | None, shared: frozenset[str], execution: Plan
-    ) -> None:
+    def __init__(self, root: nn.Module, *, backend: type[CaptureBackend] | None, shared: frozenset[str], execution: Plan) -> None:
         self.root = root
         self.execution = execution
         self.backend = backend

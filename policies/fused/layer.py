@@ -62,9 +62,7 @@ class FusedState:
         else:
             self.refusal = None
             with torch.inference_mode(False), torch.no_grad():
-                self.core = FusedTransformerLayer(
-                    anatomy, self.execution, packing=self.packing, shared=self.shared
-                )
+                self.core = FusedTransformerLayer(anatomy, self.execution, packing=self.packing, shared=self.shared)
         self.watch = Watch(layer)
 
     @property

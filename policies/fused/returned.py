@@ -46,7 +46,6 @@ def _returns_tuple(original: type[nn.Module]) -> bool:
     assigned = [
         node.value
         for node in ast.walk(tree)
-        if isinstance(node, ast.Assign)
-        and any(isinstance(target, ast.Name) and target.id in names for target in node.targets)
+        if isinstance(node, ast.Assign) and any(isinstance(target, ast.Name) and target.id in names for target in node.targets)
     ]
     return any(isinstance(one, ast.Tuple) for one in (*returned, *assigned))

@@ -126,9 +126,7 @@ def runs(names: st.SearchStrategy[str] = hostile) -> st.SearchStrategy[record.Ru
         pairs_claimed=counts,
         missed=st.lists(names, max_size=2).map(tuple),
     )
-    ceilings = st.builds(
-        record.Ceilings, device=names, gemm_flops=st.dictionaries(names, finite, max_size=2), copy_bytes=finite
-    )
+    ceilings = st.builds(record.Ceilings, device=names, gemm_flops=st.dictionaries(names, finite, max_size=2), copy_bytes=finite)
     return st.builds(
         record.Run,
         schema=st.just(record.SCHEMA_VERSION),

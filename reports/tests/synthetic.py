@@ -183,9 +183,7 @@ def full_run(
         verdicts=tuple(_verdicts(source, faulty)),
         coverage=tuple(_coverage(case, source) for case in CASES),
         timings=tuple(_timings(source, faulty, factors or {})),
-        ceilings=(
-            record.Ceilings(device="cpu", gemm_flops={"float32": 1.9e11, "bfloat16": 6.0e11}, copy_bytes=2.1e10),
-        ),
+        ceilings=(record.Ceilings(device="cpu", gemm_flops={"float32": 1.9e11, "bfloat16": 6.0e11}, copy_bytes=2.1e10),),
         null_lane=record.NullLane(comparisons=24, alarms=0, smallest_effect=0.017),
     )
 
@@ -207,9 +205,7 @@ def _verdicts(source: random.Random, faulty: bool):
                     worst_error=None,
                 )
             elif (case, name) == ("bloom", "layer equality") and faulty:
-                yield verdict(
-                    case, name, outcome="failed", reason="An example disagreed.", worst_error=3.2e-2, failure=failure()
-                )
+                yield verdict(case, name, outcome="failed", reason="An example disagreed.", worst_error=3.2e-2, failure=failure())
             elif (case, name) == ("gptj", "cache") and faulty:
                 yield verdict(
                     case,

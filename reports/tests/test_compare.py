@@ -171,9 +171,7 @@ def test_runs_that_share_only_timings_of_different_machines_are_an_error_that_sa
         synthetic.run("a", verdicts=()),
         synthetic.run("b", verdicts=(), environment=synthetic.environment("other")),
     )
-    with pytest.raises(
-        compare.ComparisonError, match=r"nothing in common: 1 timing would match, but the machines differ"
-    ):
+    with pytest.raises(compare.ComparisonError, match=r"nothing in common: 1 timing would match, but the machines differ"):
         compare.compare(base, head)
 
 
@@ -208,9 +206,7 @@ def test_every_rendering_of_a_comparison_holds_every_change():
     found = compare.compare(synthetic.full_run(), synthetic.full_run(faulty=True, factors={"gpt2": 0.8}))
     assert json.loads(compare.render_json(found))["changes"][0]["kind"] == "wrong"
     lines = list(terminal.comparison_lines(found))
-    assert sum(line.startswith(("wrong: ", "slower: ", "faster: ", "unavailable: ")) for line in lines) == len(
-        found.changes
-    )
+    assert sum(line.startswith(("wrong: ", "slower: ", "faster: ", "unavailable: ")) for line in lines) == len(found.changes)
     assert f"**Slower: {len(found.of('slower'))}**" in markdown.render_comparison_markdown(found)
 
 

@@ -70,9 +70,7 @@ def test_bad_records_cost_one_line_each_and_the_good_ones_are_used(tmp_path):
     assert len(past.problems) == len(bad)
     assert all(sum(name in line for line in past.problems) == 1 for name in bad)
     assert not any("\n" in line for line in past.problems)
-    assert sum(line.startswith("left out: ") for line in terminal.history_lines(past, trends.find_trends(past))) == len(
-        bad
-    )
+    assert sum(line.startswith("left out: ") for line in terminal.history_lines(past, trends.find_trends(past))) == len(bad)
 
 
 def test_a_run_that_was_copied_twice_counts_once(tmp_path):

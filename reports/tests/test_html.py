@@ -224,9 +224,7 @@ def test_a_real_browser_loads_the_page_without_a_word_on_its_console(tmp_path):
     )
     run = replace(synthetic.full_run("b", faulty=True), command='"><script>console.error("escaped")</script>')
     page = tmp_path / "index.html"
-    page.write_text(
-        html.render_html(replace(run, verdicts=(*run.verdicts, verdict)), synthetic.full_run("a")), encoding="utf-8"
-    )
+    page.write_text(html.render_html(replace(run, verdicts=(*run.verdicts, verdict)), synthetic.full_run("a")), encoding="utf-8")
     quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     quiet += "--disable-background-networking --disable-component-update --disable-sync"
     done = subprocess.run(

@@ -47,9 +47,7 @@ def test_any_text_in_a_sentence_is_shown_as_it_is_and_nothing_more(text):
 def test_no_script_closes_its_own_fence(script):
     verdict = synthetic.verdict(outcome="failed", failure=_failing(script=script or "x"))
     tokens = PARSER.parse(markdown.render_markdown(synthetic.run(verdicts=(verdict,))))
-    assert [t.content for t in tokens if t.type == "fence"] == [
-        wording.plain(script or "x").replace("\r\n", "\n") + "\n"
-    ]
+    assert [t.content for t in tokens if t.type == "fence"] == [wording.plain(script or "x").replace("\r\n", "\n") + "\n"]
 
 
 @strategies.unhurried
@@ -85,9 +83,7 @@ def test_a_summary_in_which_everything_failed_stays_far_below_a_megabyte():
 
 
 def test_a_run_without_anything_in_common_with_the_previous_one_says_so():
-    text = markdown.render_markdown(
-        synthetic.run("b"), synthetic.run("a", verdicts=(), timings=(synthetic.timing("opt"),))
-    )
+    text = markdown.render_markdown(synthetic.run("b"), synthetic.run("a", verdicts=(), timings=(synthetic.timing("opt"),)))
     assert "Not comparable: runs a and b have nothing in common" in text
 
 
@@ -103,9 +99,7 @@ def test_a_full_run_becomes_markdown_within_two_seconds():
 def test_no_run_sends_a_control_character_to_the_terminal(run):
     for terminal_there in (False, True):
         stream = io.StringIO()
-        console = Console(
-            file=stream, force_terminal=terminal_there, color_system=None, width=100, legacy_windows=False
-        )
+        console = Console(file=stream, force_terminal=terminal_there, color_system=None, width=100, legacy_windows=False)
         terminal.show(console, terminal.render_terminal(run), terminal.run_lines(run))
         text = stream.getvalue()
         for style in ("\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[3m", "\n"):
@@ -120,8 +114,7 @@ def test_a_pipe_gets_whole_lines_without_boxes_or_escapes():
     lines = stream.getvalue().splitlines()
     assert lines[0] == "3 of 99 verdicts did not hold; 18 rows could not be timed because the outputs differ"
     assert any(
-        line.startswith("bloom: layer equality: failed, 240 examples, 431 of 431 layers, worst error 3.2e-02: ")
-        for line in lines
+        line.startswith("bloom: layer equality: failed, 240 examples, 431 of 431 layers, worst error 3.2e-02: ") for line in lines
     )
     assert not any(set(line) & set("│┃─━\x1b") for line in lines)
 
@@ -129,9 +122,7 @@ def test_a_pipe_gets_whole_lines_without_boxes_or_escapes():
 def test_a_terminal_gets_tables_with_a_symbol_and_a_word_for_what_is_wrong():
     stream = io.StringIO()
     run = synthetic.full_run(faulty=True)
-    terminal.show(
-        Console(file=stream, width=160, force_terminal=True, color_system=None), terminal.render_terminal(run), ()
-    )
+    terminal.show(Console(file=stream, width=160, force_terminal=True, color_system=None), terminal.render_terminal(run), ())
     assert all(word in stream.getvalue() for word in ("✗ failed", "∅ vacuous", "! error", "▼"))
 
 

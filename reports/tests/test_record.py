@@ -34,9 +34,7 @@ def test_an_error_that_is_not_finite_is_recorded_as_the_largest_figure(tmp_path,
     failure = msgspec.structs.replace(
         synthetic.failure(), stages=(record.Stage(name="attention", own_error=value, inherited_error=0.0),)
     )
-    record.write(
-        synthetic.run(verdicts=(synthetic.verdict(outcome="failed", worst_error=value, failure=failure),)), tmp_path
-    )
+    record.write(synthetic.run(verdicts=(synthetic.verdict(outcome="failed", worst_error=value, failure=failure),)), tmp_path)
     verdict = record.read(tmp_path).verdicts[0]
     assert verdict.worst_error == kept
     assert verdict.failure.stages[0].own_error == kept
@@ -126,9 +124,7 @@ def test_a_run_is_ok_when_all_that_was_judged_held_and_nothing_timed_was_wrong(c
 def test_the_reports_room_imports_neither_torch_nor_the_other_rooms():
     names = ["record", "wording", "summary", "chart", "compare", "history", "trends", "html", "markdown", "terminal"]
     program = f"import sys, {', '.join(f'reports.{name}' for name in names)}\nprint(*sys.modules)"
-    loaded = set(
-        subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    )
+    loaded = set(subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split())
     assert not loaded & {
         "torch",
         "transformers",

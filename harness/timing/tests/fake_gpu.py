@@ -71,7 +71,7 @@ class FakeCuda:
     def max_memory_allocated(self) -> int:
         return self.peak
 
-    def Stream(self) -> SimpleNamespace:  # noqa: N802 - torch's name
+    def Stream(self) -> SimpleNamespace:
         return SimpleNamespace(wait_stream=lambda other: self.log.append("side waits"))
 
     def current_stream(self) -> SimpleNamespace:
@@ -82,7 +82,7 @@ class FakeCuda:
         self.log.append("on side")
         yield
 
-    def CUDAGraph(self) -> SimpleNamespace:  # noqa: N802 - torch's name
+    def CUDAGraph(self) -> SimpleNamespace:
         return SimpleNamespace(replay=lambda: self.log.append("replay"))
 
     @contextmanager

@@ -16,9 +16,7 @@ def _compare(baseline=CALL_SECONDS, subject=CALL_SECONDS, *, model=noise.quiet, 
     return compare(lambda: baseline, lambda: subject, device=device, budget_seconds=budget, seed=seed, **options), device
 
 
-@pytest.mark.parametrize(
-    "model", [noise.drift, noise.busy, noise.resonant, noise.recorded], ids=lambda model: model.__name__
-)
+@pytest.mark.parametrize("model", [noise.drift, noise.busy, noise.resonant, noise.recorded], ids=lambda model: model.__name__)
 def test_equal_calls_raise_no_alarm_and_three_percent_is_found(model):
     """Larger simulations: ``python -m harness.timing.tests.noise``."""
     assert share(simulate(model, effect=0.0, comparisons=6), "FASTER", "SLOWER") == 0
