@@ -40,7 +40,7 @@ class UNetCase(Case):
     name = "unet"
     title = "Diffusion UNet"
     layered = False
-    effort = 20.0
+    effort = 12.0
     axes = (
         Axis("blocks", ("C", "CD", "DC", "CC", "CCD", "D", "AD", "SR")),
         Axis("mid", ("cross", "plain", "simple", "none")),
