@@ -24,7 +24,7 @@ def validate(
     seed: options.Seed = None,
     out: options.Out = None,
     budget: Annotated[float, typer.Option(help="Seconds for timing; 0 leaves it out.", min=0.0)] = 6.0,
-    faults: Annotated[bool, typer.Option(help="Seed faults into a policy that holds, and count those noticed.")] = True,
+    faults: Annotated[float, typer.Option(help="Seconds for faults seeded into the policy; 0 leaves them out.")] = 6.0,
     seconds: Annotated[float, typer.Option(help="Seconds that one check may take.", min=1.0)] = 60.0,
     memory: Annotated[float, typer.Option(help="GiB of memory that one check may take.", min=0.1)] = 4.0,
     workers: options.Workers = None,

@@ -22,22 +22,22 @@ from .file import Contents, UnusableFile, look
 from .isolation import Isolated, Limits, Lost, isolated
 from .models import NotDerivable
 
-FAULT_PARTS = 6
+FAULT_PARTS = 2
 """Tasks into which the faults are divided."""
 PRELOAD = "harness.validation.preload"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What to validate and how deep. ``faults``: whether to seed faults into the policy. ``budget`` are the seconds for
-    timing; 0 leaves it out. ``properties`` limits the check to those of these names."""
+    """What to validate and how deep. ``faults`` and ``budget`` are the seconds for seeded faults and for timing; 0 leaves
+    them out. ``properties`` limits the check to those of these names."""
 
     path: str
     name: str | None = None
     profile: str = "regression"
     seed: int = 0
     budget: float = 6.0
-    faults: bool = True
+    faults: float = 6.0
     limits: Limits = field(default_factory=Limits)
     properties: tuple[str, ...] | None = None
 
@@ -157,10 +157,11 @@ class _Stages:
 
     def _exam(self, subject: work.Subject) -> None:
         """Seed faults into a policy that holds: how well could errors in it be seen?"""
-        if not self.request.faults or self.done.failed:
+        seconds = self.request.faults
+        if seconds <= 0 or self.done.failed:
             return
-        parts = [work.Exam(subject, place, FAULT_PARTS, self.request.seed) for place in range(FAULT_PARTS)]
-        for _, result in self.quick.run_all(work.exam, parts):
+        parts = [work.Part(subject, place, FAULT_PARTS, seconds, self.request.seed) for place in range(FAULT_PARTS)]
+        for _, result in self.quick.run_all(work.try_faults, parts):
             if isinstance(result, Lost):
                 self.done.unexamined = f"trying seeded faults {result}"
             else:

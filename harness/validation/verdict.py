@@ -86,7 +86,7 @@ def _faults(done: Validation) -> Iterator[str]:
     examples = median(one.examples for one in killed) if killed else 0
     survivors = ", ".join(one.fault for one in judged if one.status == "survived")
     missed = f"; not noticed: {survivors}" if survivors else ""
-    yield f"- seeded faults: {len(killed)} of {len(judged)} noticed, median {examples:.0f} examples{missed}"
+    yield f"- seeded faults: {len(killed)} of {len(judged)} tried were noticed, median {examples:.0f} examples{missed}"
 
 
 def _example(verdict: Verdict) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import time as clock
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..faults.report import Outcome
 from ..profiles import PROFILES
 from ..properties import BY_NAME
 from ..properties.base import Property
+from ..search import quiet
 from ..trial import Handle, Replacer
 from .derive import derive
 from .derived import Derivation, DerivedCase
@@ -185,29 +187,33 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class Exam:
-    """A share of the seeded faults, to be tried on a subject."""
+class Part:
+    """A share of the seeded faults (every ``of``-th, from ``place``), to be tried on a subject for so many seconds."""
 
     subject: Subject
     place: int
     of: int
+    seconds: float
     seed: int
 
 
-def exam(part: Exam) -> list[Outcome]:
-    """What becomes of faults that are seeded into the subject's policy."""
+def try_faults(part: Part) -> list[Outcome]:
+    """What becomes of faults that are seeded into the subject's policy: as many as the time allows."""
     from ..faults.bank import FAULTS
-    from ..faults.exam import examine
+    from ..faults.exam import Exam
 
-    report = examine(
-        part.subject.case,
-        faults=FAULTS[part.place :: part.of],
-        profile=PROFILES["quick"],
-        seed=part.seed,
-        honest=False,
-        replacer=part.subject.replacer,
-    )
-    return list(report.outcomes)
+    end = clock.monotonic() + part.seconds
+    case = part.subject.case
+    outcomes = []
+    with quiet(), case.surroundings():
+        exam = Exam(case, profile=PROFILES["quick"], seed=part.seed, shrink=False, replacer=part.subject.replacer)
+        for fault in FAULTS[part.place :: part.of]:
+            if clock.monotonic() > end:
+                break
+            outcome = exam.try_fault(fault)
+            if outcome is not None:
+                outcomes.append(outcome)
+    return outcomes
 
 
 def derivation_for(contents: Contents) -> Derivation:
