@@ -6,7 +6,6 @@ Shapes: B batch, H heads, T queries, S keys, E head size.
 from __future__ import annotations
 
 import functools
-import inspect
 from typing import Any
 
 import torch
@@ -38,7 +37,7 @@ def _without(*names: str) -> Patch:
 
 def _in_new_classes(patch: Patch) -> Inject:
     """``patch`` of a mixin's forward, with swapped classes made anew: those that exist have theirs already."""
-    fresh = functools.cache(inspect.unwrap(swapped.swapped_class))
+    fresh = functools.cache(swapped._make_class)
     return patched(patch, (swapped, "swapped_class", lambda honest: fresh), (diffusion, "swapped_class", lambda honest: fresh))
 
 

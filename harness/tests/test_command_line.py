@@ -93,7 +93,9 @@ def test_a_run_leaves_a_record_and_a_page(finished: Path) -> None:
 def test_every_claimed_axis_is_counted_in_the_record(finished: Path) -> None:
     (coverage,) = record.read(finished).coverage
     assert set(coverage.axes) >= {"heads", "rotary", "padding", "layers"}
-    assert sum(coverage.axes["heads"].values()) == sum(one.examples for one in record.read(finished).verdicts)
+    totals = {sum(counts.values()) for counts in coverage.axes.values()}
+    assert len(totals) == 1
+    assert totals.pop() > 0
 
 
 def test_report_writes_the_page_again(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

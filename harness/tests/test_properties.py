@@ -13,6 +13,7 @@ from torch import nn
 from harness.case import Example
 from harness.exact import exact_mode
 from harness.properties import BY_NAME, PROPERTIES, Property
+from harness.properties.rounding import ROUNDING
 from harness.search import quiet
 from harness.trial import Disagreement, Trial, Vacuous
 from policies import replace_module
@@ -97,7 +98,8 @@ def test_is_broken_by_a_wrong_replacement(name: str) -> None:
 
 
 def test_every_property_is_shown_to_bite() -> None:
-    assert {prop.name for prop in PROPERTIES} == WRONG.keys() | BY_MONKEYPATCH
+    rounding = {prop.name for prop in ROUNDING}  # shown in test_rounding.py
+    assert {prop.name for prop in PROPERTIES} == WRONG.keys() | BY_MONKEYPATCH | rounding
 
 
 def test_hooks_that_are_passed_over_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,217 @@
+"""The rounding tier: careless arithmetic is found, honest arithmetic is not, and its calibration is checked."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import msgspec
+import pytest
+import torch
+from torch import Tensor
+
+from cases import CASES
+from harness.case import Case
+from harness.check import check_property
+from harness.profiles import Profile
+from harness.properties import BY_NAME
+from harness.properties.rounding import ROUNDING
+from harness.rounding.calibrate import Asked, drawn, main
+from harness.rounding.calibration import FILE, CalibrationError, multiple, read
+from harness.rounding.statistic import DTYPES, Measured, other_numbers, pooled
+from harness.rounding.tail import BEYOND, EXCEEDED, extrapolate
+from harness.rounding.variants import VARIANTS
+from harness.search import Found, judge, quiet
+from policies import replace_module
+from policies.anatomy import Norm, NormKind
+from policies.fused import attention, linear, transformer
+
+LLAMA = next(entry for entry in CASES if entry.name == "llama").load()
+FEW = Profile("few", 40)
+
+
+def biases_in_half() -> contextlib.AbstractContextManager[Any]:
+    """Every bias goes through float16."""
+    honest = linear.Projection.__call__
+
+    def call(self: linear.Projection, x: Tensor, emit: Any) -> Tensor:
+        bias = None if self.bias is None else self.bias.half().to(self.bias.dtype)
+        return honest(dataclasses.replace(self, bias=bias), x, emit)
+
+    return mock.patch.object(linear.Projection, "__call__", call)
+
+
+def probabilities_in_half() -> contextlib.AbstractContextManager[Any]:
+    """Attention takes its values, and so its weighted sums, in bfloat16."""
+    honest = torch.nn.functional.scaled_dot_product_attention
+    functional = mock.Mock(wraps=torch.nn.functional)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
+        mask = attn_mask.bfloat16() if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
+        return honest(query.bfloat16(), key.bfloat16(), value.bfloat16(), attn_mask=mask, **kwargs).to(query.dtype)
+
+    functional.scaled_dot_product_attention = attend
+    return mock.patch.object(attention, "F", functional)
+
+
+def statistics_in_half() -> contextlib.AbstractContextManager[Any]:
+    """RMS norms take their mean of squares in bfloat16."""
+    honest = transformer.normalise
+
+    def normalise(norm: Norm, x: Tensor) -> Tensor:
+        if norm.kind is not NormKind.RMS:
+            return honest(norm, x)
+        unit = x * torch.rsqrt(x.bfloat16().pow(2).mean(-1, keepdim=True) + norm.eps).to(x.dtype)
+        return unit if norm.weight is None else norm.weight * unit
+
+    return mock.patch.object(transformer, "normalise", normalise)
+
+
+@pytest.mark.parametrize("careless", [biases_in_half, probabilities_in_half, statistics_in_half])
+def test_half_precision_inside_a_float32_model_is_found(careless: Callable[[], Any]) -> None:
+    with careless():
+        verdict = check_property(BY_NAME["rounding float32"], LLAMA, profile=FEW, seed=1, policy="", explain=False).verdict
+    assert verdict.outcome == "failed" and verdict.examples <= 5
+    assert "times the budget" in verdict.reason and "the original's own is" in verdict.reason
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_honest_replacement_stays_within_its_budget(dtype: str) -> None:
+    checked = check_property(BY_NAME[f"rounding {dtype}"], LLAMA, profile=FEW, seed=1, policy="LlamaLayerPolicy")
+    budget = checked.budget
+    assert checked.verdict.outcome == "held" and budget is not None
+    assert (budget.case, budget.policy, budget.dtype) == ("llama", "LlamaLayerPolicy", dtype)
+    assert budget.examples == 10 and 0.0 < budget.used_median <= budget.used_worst <= 1.0
+    assert budget.multiple == multiple(dtype)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda one: one.name)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_honest_variant_stays_within_the_budget(dtype: str, variant: Any) -> None:
+    generator = random.Random(11)
+    with quiet():
+        for _ in range(4):
+            asked = Asked(LLAMA, drawn(LLAMA, generator), dtype, variant)
+            with torch.no_grad():
+                original, allowed = asked.allowed()
+                measured = asked.measured(original, allowed)
+            assert measured is None or measured.ratio <= multiple(dtype)
+
+
+def test_a_result_in_another_dtype_is_a_disagreement() -> None:
+    honest = LLAMA.run
+    found = Found()
+
+    class Widened(type(LLAMA)):  # type: ignore[misc]
+        def run(self, model: Any, inputs: Any) -> dict[str, Tensor]:
+            outputs = honest(model, inputs)
+            fused = any(hasattr(type(one), "_fused_policy") for one in model.modules())
+            return {name: one.float() if fused else one for name, one in outputs.items()}
+
+    case: Case = Widened()
+    with quiet(), pytest.raises(AssertionError, match=r"is torch.float32 of shape .* the original's torch.bfloat16"):
+        judge(BY_NAME["rounding bfloat16"], case, replace_module, case.simplest, found)
+
+
+def test_an_excess_that_other_numbers_do_not_show_is_no_alarm() -> None:
+    unlucky = Found()
+    ratios = iter([100.0, *[0.5] * len(other_numbers(LLAMA.simplest))])
+    with quiet(), _measuring(ratios):
+        judge(BY_NAME["rounding float16"], LLAMA, replace_module, LLAMA.simplest, unlucky)
+    assert unlucky.budgets_used == [pytest.approx(0.5 / multiple("float16"))]
+
+
+def test_an_excess_that_other_numbers_show_too_is_an_alarm() -> None:
+    with quiet(), _measuring(iter([100.0] * 5)), pytest.raises(AssertionError, match="times the budget"):
+        judge(BY_NAME["rounding float16"], LLAMA, replace_module, LLAMA.simplest, Found())
+
+
+@contextlib.contextmanager
+def _measuring(ratios: Iterator[float]) -> Iterator[None]:
+    from harness.rounding.statistic import Allowance
+
+    with mock.patch.object(Allowance, "measure", side_effect=lambda *_: Measured(next(ratios), 1.0)):
+        yield
+
+
+def test_a_dtype_in_which_no_original_runs_is_not_said_to_hold() -> None:
+    class Refusing(type(LLAMA)):  # type: ignore[misc]
+        def run(self, model: Any, inputs: Any) -> dict[str, Tensor]:
+            if next(model.parameters()).dtype is torch.float16:
+                raise NotImplementedError("not implemented for 'Half'")
+            return super().run(model, inputs)  # type: ignore[no-any-return]
+
+    verdict = check_property(BY_NAME["rounding float16"], Refusing(), profile=FEW, seed=1, policy="").verdict
+    assert verdict.outcome == "vacuous" and "in no example did the original run in this dtype" in verdict.reason
+
+
+def test_errors_and_allowances_are_pooled_by_root_mean_square() -> None:
+    together = pooled([Measured(3.0, 1.0), Measured(4.0, 7.0)])
+    assert (together.error, together.allowed) == (pytest.approx(12.5**0.5), 5.0)
+
+
+def test_a_level_of_an_exponential_tail_is_extrapolated() -> None:
+    generator = random.Random(3)
+    level = -torch.log(torch.tensor(EXCEEDED)).item()
+    fitted = extrapolate([generator.expovariate(1.0) for _ in range(20_000)], seed=1)
+    assert level * 0.9 <= fitted.level <= level * 1.6
+    assert fitted.threshold == pytest.approx(-torch.log(torch.tensor(BEYOND)).item(), rel=0.05)
+
+
+def test_a_tail_is_not_fitted_to_a_few_ratios() -> None:
+    with pytest.raises(ValueError, match="a tail is fitted to 5000 ratios or more, got 10"):
+        extrapolate([1.0] * 10, seed=1)
+
+
+def test_every_dtype_has_a_property_and_a_multiple_with_its_origin() -> None:
+    made = read()
+    assert [one.name for one in ROUNDING] == [f"rounding {dtype}" for dtype in DTYPES]
+    for dtype in DTYPES:
+        fitted = made.dtypes[dtype]
+        assert multiple(dtype) == fitted.multiple and fitted.ratios > 5000 and fitted.confirmed == 0
+        assert set(fitted.worst_by_variant) == {variant.name for variant in VARIANTS}
+
+
+def _changed(file: Path, **fields: Any) -> Path:
+    made = msgspec.json.decode(FILE.read_bytes())
+    file.write_bytes(msgspec.json.encode({**made, **fields}))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"floor": 1.0}, "made for a floor of 1.0, the statistic has 0.25; make it again"),
+        ({"schema": 2}, "calibration version 2, this harness reads version 1"),
+        ({"dtypes": {}}, "no multiple for bfloat16, float16, float32; make it again"),
+        ({"dtypes": {"float32": {"multiple": -1}}}, "not a calibration (Expected `float` > 0.0"),
+        ({"surprise": 1}, "not a calibration (Object contains unknown field `surprise`"),
+    ],
+)
+def test_a_calibration_that_does_not_fit_is_refused_in_one_line(tmp_path: Path, fields: dict[str, Any], reason: str) -> None:
+    file = _changed(tmp_path / "calibration.json", **fields)
+    with pytest.raises(CalibrationError) as refusal:
+        read(file)
+    assert str(refusal.value).startswith(f"{file}: {reason}") and "\n" not in str(refusal.value)
+
+
+def test_a_calibration_that_is_cut_short_or_missing_is_refused_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "calibration.json"
+    with pytest.raises(CalibrationError, match="no calibration can be read here"):
+        read(file)
+    file.write_bytes(FILE.read_bytes()[:100])
+    with pytest.raises(CalibrationError, match="not a calibration"):
+        read(file)
+
+
+def test_the_command_leaves_the_calibration_alone_where_there_are_too_few_examples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "calibration.json"
+    assert main([LLAMA], ["--examples", "6", "--out", str(out)]) == 2
+    assert "got" in capsys.readouterr().err and not out.exists()
