@@ -46,7 +46,6 @@ OF_EVERY_KIND = (
     "F57 in place",
     "M20 comma",
     "F82 claimed",
-    "F30 unfuse",
     "M25 itself",
 )
 
