@@ -8,11 +8,12 @@ from harness.case import Axis, Example, Workload
 
 from . import common
 
-NEO_125M = {"hidden_size": 768, "num_heads": 12, "num_layers": 12}
+NEO_125M = {"hidden_size": 768, "num_heads": 12, "num_layers": 12, "attention_types": [[["global", "local"], 6]]}
 NEO_1300M = {
     "hidden_size": 2048,
     "num_heads": 16,
     "num_layers": 24,
+    "attention_types": [[["global", "local"], 12]],
 }
 
 
