@@ -147,3 +147,21 @@ def test_a_layer_class_that_is_not_there_is_answered_with_the_nearest() -> None:
     """A mistyped class costs one look at the message."""
     with pytest.raises(NotDerivable, match="did you mean MistralDecoderLayer"):
         derive(MODELING.format("mistral", "MistralDecoderLayr"))
+
+
+@pytest.mark.parametrize("example", ["mistral", "cohere", "stablelm"])
+def test_the_examples_hold(example: str) -> None:
+    """Each policy under ``examples`` reads its layer and computes the same function, on a case derived from it."""
+    path = Path(__file__).parents[2] / "examples" / f"{example}.py"
+    limits = Limits(seconds=120.0, memory=2**31, workers=1)
+    request = Request(
+        path=str(path),
+        profile="quick",
+        budget=0.0,
+        faults=0.0,
+        limits=limits,
+        properties=("layer equality", "model equality", "refusal"),
+    )
+    done = validate(request, lambda verdict: None)
+    assert not done.failed, [f"{one.property}: {one.reason}" for one in done.failed]
+    assert len(done.verdicts) == 6

@@ -96,7 +96,8 @@ def _mentions(text: str, name: str) -> bool:
 def _plain(plain: dict[str, Any]) -> str | None:
     if not plain:
         return None
-    return f'_PLAIN = {plain!r}\n"""Configuration fields that change what a layer computes, at the values described here."""'
+    fields = ", ".join(f'"{name}": {value!r}' for name, value in plain.items())
+    return f'_PLAIN = {{{fields}}}\n"""Fields that change what a layer computes, at the values described here."""'
 
 
 def _todo_function(body: list[str]) -> str:
