@@ -19,7 +19,7 @@ from policies.base import DSPolicy
 
 from ..case import Example
 from ..exact import exact_mode
-from ..properties.equality import LAYER_EQUALITY, MODEL_EQUALITY
+from ..properties.equality import MODEL_EQUALITY
 from ..search import quiet
 from ..trial import Trial
 from .derive import derive
@@ -110,7 +110,6 @@ def _wrong(case: DerivedCase, example: Example, policy: type[DSPolicy]) -> str |
     trial = Trial(case, example, lambda model: replace_module(model, policies=(policy,)))
     try:
         with quiet(), exact_mode():
-            LAYER_EQUALITY.check(trial)
             MODEL_EQUALITY.check(trial)
     except Exception as problem:
         return f"{' '.join(str(problem).split())[:140] or type(problem).__name__}"
