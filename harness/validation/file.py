@@ -74,7 +74,7 @@ def load_file(path: str) -> ModuleType:
     sys.modules[module.__name__] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise UnusableFile(f"{path} does not import: {in_one_line(problem, path)}") from None
     return module
 

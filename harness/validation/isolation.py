@@ -53,12 +53,12 @@ class Isolated:
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """The result of ``function(*args)``. Raises ``Lost``, or what the function raised."""
-        future = self.pool.schedule(function, args=list(args), timeout=self.limits.seconds)
+        future = self.pool.schedule(_guarded, args=[function, *args], timeout=self.limits.seconds)
         return self._result(future)
 
     def run_all(self, function: Callable[..., Any], tasks: list[Any]) -> Iterator[tuple[Any, Any]]:
         """Each task with ``function(task)``, or with the ``Lost`` that came instead, as they end."""
-        futures = {self.pool.schedule(function, args=[task], timeout=self.limits.seconds): task for task in tasks}
+        futures = {self.pool.schedule(_guarded, args=[function, task], timeout=self.limits.seconds): task for task in tasks}
         for future in as_completed(futures):
             try:
                 yield futures[future], self._result(future)
@@ -90,6 +90,14 @@ def isolated(limits: Limits, preload: str, *, fresh: bool) -> Iterator[Isolated]
         yield pool
     finally:
         pool.close()
+
+
+def _guarded(function: Callable[..., Any], *args: Any) -> Any:
+    """In a process of the pool: a way out of the program is no result."""
+    try:
+        return function(*args)
+    except (SystemExit, KeyboardInterrupt) as way_out:
+        raise Lost(f"left by {type(way_out).__name__}") from None
 
 
 def _how(code: int) -> str:

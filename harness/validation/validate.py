@@ -13,7 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from reports.record import Coverage, Run, Timing, Verdict
+import msgspec
+
+from reports.record import Coverage, ErrorBudget, Run, Timing, Verdict
 
 from ..faults.report import Outcome
 from . import work
@@ -52,6 +54,7 @@ class Validation:
     coverage: list[Coverage] = field(default_factory=list)
     timings: tuple[Timing, ...] = ()
     derivation: Derivation | None = None
+    budgets: list[ErrorBudget] = field(default_factory=list)
     untimed: str = ""
     faults: list[Outcome] = field(default_factory=list)
     unexamined: str = ""
@@ -144,8 +147,14 @@ class _Stages:
             for name in wanted:
                 self._say(_verdict(self.done, self.request, name, BY_NAME[name].statement, f"not judged: {why_not}"))
             return
-        names = [name for name in self.pool.run(work.applicable, subject) if name in wanted]
-        drawn = []
+        try:
+            applicable = self.pool.run(work.applicable, subject)
+        except Exception as problem:
+            reason = f"which properties apply cannot be told: {problem}"
+            self._say(_verdict(self.done, self.request, "properties", "The case is whole.", reason))
+            return
+        names = [name for name in applicable if name in wanted]
+        drawn: list[Checked] = []
         for task, result in self.pool.run_all(work.judge, [self._task(subject, name) for name in names]):
             if isinstance(result, Checked):
                 drawn.append(result)
@@ -154,6 +163,7 @@ class _Stages:
                 self._say(_verdict(self.done, self.request, task.prop, BY_NAME[task.prop].statement, f"{result}"))
         if drawn:
             self.done.coverage = [self.pool.run(work.covered, subject, drawn)]
+            self.done.budgets = [one.budget for one in drawn if one.budget is not None]
 
     def _exam(self, subject: work.Subject) -> None:
         """Seed faults into a policy that holds: how well could errors in it be seen?"""
@@ -250,9 +260,10 @@ def record(request: Request, done: Validation, *, run_id: str, created: str, com
         complete=True,
         seconds=done.seconds,
         environment=fingerprint(accelerator=False),
-        verdicts=tuple(done.verdicts),
+        verdicts=tuple(msgspec.structs.replace(one, case=done.case, policy=done.policy) for one in done.verdicts),
         coverage=tuple(done.coverage),
         timings=done.timings,
+        budgets=tuple(done.budgets),
     )
 
 

@@ -52,15 +52,16 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
         if hint is not None:
             yield ""
             yield f"Next: {hint}."
-    yield from _more(done)
+    yield from _more(run, done)
     yield ""
     yield f"Report: {folder / 'index.html'}"
 
 
-def _more(done: Validation) -> Iterator[str]:
+def _more(run: Run, done: Validation) -> Iterator[str]:
     lines = list(notes(done))
     if done.timings or lines or done.untimed or done.faults or done.unexamined:
         yield ""
+    yield from _budgets(run)
     yield from _faults(done)
     for row in done.timings:
         found = f": {one_line(row.reason)}"
@@ -73,6 +74,13 @@ def _more(done: Validation) -> Iterator[str]:
         yield f"- {line}"
     if len(lines) > 12:
         yield f"- and {len(lines) - 12} more notes of this kind"
+
+
+def _budgets(run: Run) -> Iterator[str]:
+    """How much of the rounding that is allowed was used."""
+    if run.budgets:
+        used = ", ".join(f"{one.dtype} {one.used_worst:.0%}" for one in run.budgets)
+        yield f"- error budget used at worst: {used}"
 
 
 def _faults(done: Validation) -> Iterator[str]:
