@@ -130,7 +130,19 @@ def _perform(scope: Scope, begun: tuple[Journal, Scope], *, json: bool) -> int:
     else:
         terminal.show(Console(), terminal.render_terminal(finished), terminal.run_lines(finished))
         print(f"report: {page}")
-    return 0 if finished.ok else 1
+    unmet = _unmet(finished, journal.plan)
+    for reason in unmet:
+        print(reason, file=sys.stderr)
+    return 0 if finished.ok and not unmet else 1
+
+
+def _unmet(run: Run, plan: Plan) -> list[str]:
+    """What a nightly run of full depth should have reached and has not, one sentence a case."""
+    from ..coverage import coverage_failure
+
+    if plan.profile != "nightly" or plan.examples is not None:
+        return []
+    return [reason for one in run.coverage if (reason := coverage_failure(one)) is not None]
 
 
 def write_page(run: Run, folder: Path) -> Path:

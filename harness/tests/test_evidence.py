@@ -337,3 +337,15 @@ def test_a_property_that_compares_nothing_does_not_count_towards_coverage() -> N
 def test_what_counts_towards_coverage_is_what_was_judged_and_not_what_was_drawn() -> None:
     found = search(BY_NAME["cache"], case_named("bert"), replace_module, examples=6, seed=1)
     assert found.drawn["role", "encoder"] == 0 and sum(found.drawn["heads", n] for n in range(13)) >= 6
+
+
+@pytest.mark.parametrize(("profile", "examples", "sentences"), [("nightly", None, 1), ("nightly", 10, 0), ("quick", None, 0)])
+def test_only_a_nightly_run_of_full_depth_is_held_to_its_coverage(profile: str, examples: int | None, sentences: int) -> None:
+    from types import SimpleNamespace
+
+    from harness.cli.perform import _unmet
+
+    found = coverage(_Case(), [_Tally(example())])  # type: ignore[arg-type]
+    run = SimpleNamespace(coverage=(found,))
+    plan = SimpleNamespace(profile=profile, examples=examples)
+    assert len(_unmet(run, plan)) == sentences  # type: ignore[arg-type]
