@@ -154,7 +154,8 @@ def _first_that_runs(guesses: list[Derivation]) -> Derivation:
         if problem is None:
             return guess
         problems.append(f"the simplest {guess.model.partition(':')[2]} does not run: {problem}")
-    raise NotDerivable(f"{problems[0]}; write a Case beside the policy")
+    telling = [one for one in problems if "attention implementation" not in one] or problems
+    raise NotDerivable(f"{telling[0]}; write a Case beside the policy")
 
 
 def _as_decoder(example: Example) -> Example:

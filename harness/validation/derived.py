@@ -67,6 +67,7 @@ def config_values(derivation: Derivation, example: Example | None = None) -> dic
         "positions": hf.POSITIONS,
         "vocabulary": hf.VOCABULARY,
         "window": values.get("window"),
+        "rotary_elements": 2,
     }
     if "rope" in derivation.fields:
         by_role["rope"] = _rope(values, size)

@@ -12,7 +12,7 @@ from typing import Any
 
 ROLES: dict[str, tuple[str, ...]] = {
     "hidden": ("hidden_size", "dim", "d_model", "n_embd"),
-    "heads": ("num_attention_heads", "n_heads", "n_head", "num_heads", "encoder_attention_heads"),
+    "heads": ("num_attention_heads", "n_heads", "n_head", "num_heads", "attention_heads", "encoder_attention_heads"),
     "kv_heads": ("num_key_value_heads", "num_kv_heads"),
     "head_size": ("head_dim",),
     "inner": ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner", "hidden_dim", "encoder_ffn_dim"),
@@ -23,6 +23,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "vocabulary": ("vocab_size",),
     "rope": ("rope_parameters",),
     "window": ("sliding_window",),
+    "rotary_elements": ("rotary_dim",),
 }
 ALSO: dict[str, tuple[str, ...]] = {
     "heads": ("decoder_attention_heads",),
