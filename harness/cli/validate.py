@@ -42,6 +42,8 @@ def validate(
     if profile not in PROFILES:
         raise typer.BadParameter(f"no profile is called {profile!r}; there are: {' '.join(PROFILES)}")
     path, name = _split(file)
+    if not Path(path).is_file():
+        raise typer.BadParameter(f"{path}: there is no such file")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     folder = out or new_folder(Path("runs"), created, seed or 0)
     _must_be_free(folder)

@@ -96,7 +96,7 @@ class _Stages:
         if subject is None:
             return
         why_not = self._reading(subject)
-        if why_not is None and subject.derivation is not None:
+        if not self.done.failed and subject.derivation is not None:
             subject = self._fit(subject)
         self._properties(subject, why_not)
         self._exam(subject)

@@ -44,10 +44,7 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
     yield f"transformers {run.environment.packages.get('transformers', '?')}, torch {_torch(run)}."
     if wrong:
         yield ""
-        for one in sorted(wrong, key=lambda verdict: verdict.reason.startswith("not judged"))[:8]:
-            yield f"- **{one.property}**: {one_line(one.reason)}{_example(one)}"
-        if len(wrong) > 8:
-            yield f"- and {len(wrong) - 8} more"
+        yield from _reasons(wrong)
         hint = HINTS.get(wrong[0].property)
         if hint is not None:
             yield ""
@@ -55,6 +52,18 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
     yield from _more(run, done)
     yield ""
     yield f"Report: {folder / 'index.html'}"
+
+
+def _reasons(wrong: list[Verdict]) -> Iterator[str]:
+    """Each reason once, with the properties that give it."""
+    first: dict[str, list[Verdict]] = {}
+    for one in wrong:
+        first.setdefault(one_line(one.reason), []).append(one)
+    for reason, verdicts in list(first.items())[:8]:
+        also = f" and {len(verdicts) - 1} more" if len(verdicts) > 1 else ""
+        yield f"- **{verdicts[0].property}**{also}: {reason}{_example(verdicts[0])}"
+    if len(first) > 8:
+        yield f"- and {len(first) - 8} more reasons"
 
 
 def _more(run: Run, done: Validation) -> Iterator[str]:
