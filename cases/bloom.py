@@ -48,6 +48,9 @@ class BloomCase(common.TransformersCase):
             "n_head": example["heads"],
             "n_layer": example["layers"],
             "layer_norm_epsilon": example["eps"],
+            # Off by default, unlike other families': then nothing would tell training from evaluation.
+            "hidden_dropout": 0.1,
+            "attention_dropout": 0.1,
             "vocab_size": common.VOCABULARY,
             "apply_residual_connection_post_layernorm": example["residual_after_norm"],
             "pretraining_tp": example["pretraining_tp"],

@@ -100,7 +100,7 @@ def _own_copy() -> Any:
 
 
 def _stale_prompt() -> Any:
-    """A prompt with an empty cache goes on from the keys that the last prompt of the same shape left."""
+    """A prompt with an empty cache reads the keys and values that the last prompt left in the workspace."""
     kept: weakref.WeakKeyDictionary[Any, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
 
     def update(attention: Any, cache: Any, keys: Tensor, values: Tensor, index: Any, *rest: Any) -> Any:
@@ -108,9 +108,12 @@ def _stale_prompt() -> Any:
         result = cache.update(keys, values, index, *rest)
         before = kept.get(attention)
         kept[attention] = result
-        if fresh and before is not None and before[0].shape[-2] >= keys.shape[-2] and before[0].shape[0] == len(keys):
-            return tuple(one[..., : keys.shape[-2], :] for one in before)
-        return result
+        if not fresh or before is None:
+            return result
+        left = before[0]
+        rows = torch.arange(result[0].shape[0]) % left.shape[0]
+        tokens = torch.arange(result[0].shape[-2]) % left.shape[-2]
+        return tuple(one[rows][..., tokens, :] for one in before)
 
     return update
 
@@ -257,7 +260,7 @@ CACHE = (
         "A new prompt goes on from the keys that the last one left on the layer.",
         _updating(_stale_prompt),
         applies=_caches,
-        expects=("call order", "fresh cache", "call twice"),
+        expects=("fresh cache",),
     ),
     miscomputing(
         "F61 own copy",

@@ -13,7 +13,7 @@ from policies.fused import linear as fused_linear
 from policies.fused.layer import FusedLayer, FusedState
 from policies.fused.transformer import FusedTransformerLayer
 
-from .fault import Traits, miscomputing
+from .fault import Traits, layered, miscomputing
 
 
 def _other_form(honest: Any) -> Any:
@@ -207,6 +207,7 @@ CALLING = (
         "optimum #1302",
         "Attention weights are asked for and not given.",
         (FusedLayer, "_why_not", _unasked_weights),
+        applies=lambda traits: layered(traits) and traits.case.speaks_transformers,
         expects=("outputs asked for",),
     ),
     miscomputing(

@@ -5,13 +5,12 @@ Shapes: B batch, H heads, T queries, S keys, E head size.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from policies.fused import diffusion, diffusion_attention, swapped
+from policies.fused import diffusion_attention, swapped
 from policies.fused.diffusion_attention import FusedAttention
 from policies.fused.unet import FusedUNet
 from policies.fused.vae import FusedCoder, FusedVAE
@@ -37,8 +36,7 @@ def _without(*names: str) -> Patch:
 
 def _in_new_classes(patch: Patch) -> Inject:
     """``patch`` of a mixin's forward, with swapped classes made anew: those that exist have theirs already."""
-    fresh = functools.cache(swapped._make_class)
-    return patched(patch, (swapped, "swapped_class", lambda honest: fresh), (diffusion, "swapped_class", lambda honest: fresh))
+    return patched(patch, (swapped, "_CLASSES", lambda honest: {}))
 
 
 def _other_form(honest: Any) -> Any:

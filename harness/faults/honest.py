@@ -275,8 +275,14 @@ HONEST: tuple[Fault, ...] = (
         "garbage in padding",
         "Positions that nobody attends to hold garbage.",
         (FusedTransformerLayer, "__call__", _garbage_in_padding),
+        lambda traits: traits.varies("padding"),
     ),
-    _variant("float masks", "Bool masks become masks to add.", (fused_attention, "resolve", _other_mask_kind)),
+    _variant(
+        "float masks",
+        "Bool masks become masks to add.",
+        (fused_attention, "resolve", _other_mask_kind),
+        lambda traits: layered(traits) and not traits.any_block(lambda one: one.even_if_blind),
+    ),
     # A captured graph owns its inputs and outputs: memory that the model had not, by contract.
     _variant("graphs", "Calls are captured and replayed.", emulated(), captures, passes=("storages",)),
     _variant("another thread", "One more thread computes.", _two_threads),

@@ -81,9 +81,17 @@ def _into_residual(honest: Any) -> Any:
     return lambda x, weight, bias, residual: residual.add_(onednn.linear(x, weight, bias))
 
 
-def _post_operation(id: str, source: str, breaks: str, name: str, make: Any, applies: Applies) -> Fault:
+def _post_operation(
+    id: str,
+    source: str,
+    breaks: str,
+    name: str,
+    make: Any,
+    applies: Applies,
+    expects: tuple[str, ...] = ROUNDED,
+) -> Fault:
     row = id.split()[0]
-    return miscomputing(id, row, source, breaks, (onednn, name, make), applies=applies, expects=ROUNDED)
+    return miscomputing(id, row, source, breaks, (onednn, name, make), applies=applies, expects=expects)
 
 
 def _fuses(wanted: Callable[[Any], bool]) -> Applies:
@@ -166,6 +174,7 @@ ROUNDING = (
         "add",
         _into_residual,
         _runs,
+        expects=("hands off",),
     ),
 )
 """Wrong in some dtypes."""
