@@ -48,6 +48,8 @@ class CLIPCase(common.TransformersCase):
             "num_hidden_layers": example["layers"],
             "hidden_act": example["activation"],
             "layer_norm_eps": example["eps"],
+            # Off by default: then nothing would tell training from evaluation.
+            "attention_dropout": 0.1,
         }
         if example["tower"] == "vision":
             return common_kwargs | {"image_size": 6, "patch_size": 3}

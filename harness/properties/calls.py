@@ -24,15 +24,25 @@ def _kept(outputs: Outputs) -> Outputs:
 
 
 def _repeat(trial: Trial) -> None:
-    model = trial.replaced.model
-    first = trial.run_replaced(model, trial.fresh_inputs())
+    """The call, calls of its own form with other values and one of another form, and the call again."""
+    model, given = trial.replaced.model, trial.fresh_inputs()
+    untouched = copy.deepcopy(given.kwargs)
+    first = trial.run_replaced(model, given)
     same_outputs(trial, trial.expected_outputs, first, trial.inputs.valid, "the first call")
     seen = _kept(first)
-    trial.run_replaced(model, other_inputs(trial, 1))
-    identical(seen, first, "the first call's result after another call")
+    for inputs in (_alike(trial, 1), other_inputs(trial, 1), _alike(trial, 2)):
+        expected = trial.run_original(inputs)
+        same_outputs(trial, expected, trial.run_replaced(model, inputs), inputs.valid, "another call")
+        identical(seen, first, "the first call's result after another call")
+    _unchanged(untouched, given.kwargs, "input")
     identical(seen, trial.run_replaced(model, trial.fresh_inputs()), "the same call again")
     with torch.inference_mode():
         identical(seen, trial.run_replaced(model, trial.fresh_inputs()), "the same call in inference mode")
+
+
+def _alike(trial: Trial, salt: int) -> Inputs:
+    """Other values in the form of the trial's inputs: all that a graph, or a cache by shape, would tell apart is equal."""
+    return trial.inputs_of(Example(trial.example.values, trial.example.seed + salt))
 
 
 def _shapes(trial: Trial) -> None:
