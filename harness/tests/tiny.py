@@ -152,7 +152,7 @@ def counts_models(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any
 
 def writes_weights(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     with torch.no_grad():
-        state["layer"].mlp.down_proj.weight.mul_(1 + 1e-13)
+        state["layer"].mlp.down_proj.weight.mul_(1 + 1e-6)
     return own(*args, **kwargs)
 
 
