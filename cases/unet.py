@@ -81,10 +81,18 @@ class UNetCase(Case):
     )
     input_axes = ("batch", "height", "width", "tokens", "format", "encoder_mask", "timestep", "return_dict")
     workloads = (
-        Workload(name="sd1.5 unet", phase="image", batch=1, tokens=64, config=SD15, weight_bytes=3_438_000_000),
-        Workload(name="sd1.5 unet", phase="image", batch=1, tokens=32, config=SD15, weight_bytes=3_438_000_000),
-        Workload(name="sd2.1 unet", phase="image", batch=1, tokens=64, config=SD21, weight_bytes=3_464_000_000),
-        Workload(name="sdxl unet", phase="image", batch=1, tokens=64, config=SDXL, weight_bytes=10_270_000_000),
+        Workload(
+            name="sd1.5 unet", phase="image", batch=1, tokens=32, config=SD15, weight_bytes=3_438_000_000, image_flops=1.7e11
+        ),
+        Workload(
+            name="sd1.5 unet", phase="image", batch=1, tokens=64, config=SD15, weight_bytes=3_438_000_000, image_flops=6.8e11
+        ),
+        Workload(
+            name="sd2.1 unet", phase="image", batch=1, tokens=64, config=SD21, weight_bytes=3_464_000_000, image_flops=6.8e11
+        ),
+        Workload(
+            name="sdxl unet", phase="image", batch=1, tokens=64, config=SDXL, weight_bytes=10_270_000_000, image_flops=1.5e12
+        ),
     )
 
     def config(self, example: Example) -> dict[str, Any]:

@@ -51,9 +51,21 @@ class VAECase(Case):
     )
     input_axes = ("batch", "height", "width", "format", "return_dict")
     workloads = (
-        Workload(name="sd vae decode", phase="image", batch=1, tokens=32, config=SD_VAE, weight_bytes=335_000_000),
-        Workload(name="sd vae decode", phase="image", batch=1, tokens=64, config=SD_VAE, weight_bytes=335_000_000),
-        Workload(name="sd vae encode", phase="image", batch=1, tokens=32, config=SD_VAE, weight_bytes=335_000_000),
+        Workload(
+            name="sd vae decode", phase="image", batch=1, tokens=16, config=SD_VAE, weight_bytes=335_000_000, image_flops=1.6e11
+        ),
+        Workload(
+            name="sd vae encode", phase="image", batch=1, tokens=16, config=SD_VAE, weight_bytes=335_000_000, image_flops=7e10
+        ),
+        Workload(
+            name="sd vae decode", phase="image", batch=1, tokens=32, config=SD_VAE, weight_bytes=335_000_000, image_flops=6.2e11
+        ),
+        Workload(
+            name="sd vae encode", phase="image", batch=1, tokens=32, config=SD_VAE, weight_bytes=335_000_000, image_flops=2.8e11
+        ),
+        Workload(
+            name="sd vae decode", phase="image", batch=1, tokens=64, config=SD_VAE, weight_bytes=335_000_000, image_flops=2.5e12
+        ),
     )
 
     def config(self, example: Example) -> dict[str, Any]:

@@ -85,6 +85,13 @@ class Workload:
     config: Mapping[str, Any] = field(default_factory=dict)
     weight_bytes: int = 0
     """Rough size of the module's fp32 weights, to fit a memory budget."""
+    image_flops: float = 0.0
+    """Rough operations of a call on an image, to fit a time budget; tokens tell them of a layer by themselves."""
+
+    @property
+    def flops(self) -> float:
+        """Rough operations of a call: two for each weight and token."""
+        return self.image_flops or 2 * self.weight_bytes / 4 * self.batch * self.tokens
 
     @property
     def shape(self) -> str:

@@ -13,7 +13,9 @@ from typing import Any
 
 import msgspec
 
-from reports.record import RECORD_NAME, Ceilings, ErrorBudget, NullLane, Timing, Verdict
+from reports.record import RECORD_NAME, ErrorBudget, NullLane, Timing, Verdict
+
+from .timing.light import SpeedOfLight
 
 JOURNAL_NAME = "journal.jsonl"
 
@@ -50,7 +52,9 @@ class TimingDone(msgspec.Struct, frozen=True, kw_only=True, tag="timing"):
 
 
 class CeilingsDone(msgspec.Struct, frozen=True, kw_only=True, tag="ceilings"):
-    ceilings: Ceilings
+    """One measurement of the ceilings: before the rows, with the A/A lane, and after them."""
+
+    light: SpeedOfLight
     null_lane: NullLane | None = None
 
 

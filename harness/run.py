@@ -14,6 +14,7 @@ from .environment import fingerprint
 from .journal import CeilingsDone, CheckDone, Journal, TimingDone
 from .profiles import depth
 from .registry import CaseEntry
+from .timing.light import best, held_against
 
 
 class Watcher(Protocol):
@@ -112,19 +113,20 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
     wrong = {one.verdict.case for one in journal.done if isinstance(one, CheckDone) and one.verdict.failure}
     jobs = [job for job in plan.jobs if job.key not in done]
     watcher.begin("timings", len(jobs))
-    light = measure_ceilings(device)
     lane = null_lane(
         [warm_call(device)], device=device, comparisons=3, budget_seconds=plan.seconds_a_pair, seed=journal.plan.seed
     )
-    journal.append(CeilingsDone(ceilings=light.record(), null_lane=lane.record()))
+    journal.append(CeilingsDone(light=measure_ceilings(device), null_lane=lane.record()))
     for job in jobs:
         if job.entry.name in wrong:
             # Equality is a gate: a policy that failed a check is not worth a time.
             journal.append(TimingDone(key=job.key, timings=()))
             continue
-        rows = time_job(job, device=device, light=light, seconds_a_pair=plan.seconds_a_pair, seed=journal.plan.seed)
+        rows = time_job(job, device=device, seconds_a_pair=plan.pair_seconds(job), seed=journal.plan.seed)
         journal.append(TimingDone(key=job.key, timings=rows))
         watcher.timed(rows)
+    if jobs:
+        journal.append(CeilingsDone(light=measure_ceilings(device)))
     if plan.left_out:
         reasons = Counter(reason for _, reason in plan.left_out)
         watcher.say("not timed: " + "; ".join(f"{count} rows, {reason}" for reason, count in reasons.items()))
@@ -133,7 +135,10 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
 def _record(journal: Journal, scope: Scope, seconds: float) -> Run:
     plan = journal.plan
     checks = [one for one in journal.done if isinstance(one, CheckDone)]
-    ceilings = [one for one in journal.done if isinstance(one, CeilingsDone)]
+    measured = [one for one in journal.done if isinstance(one, CeilingsDone)]
+    light = best(one.light for one in measured) if measured else None
+    rows = [row for one in journal.done if isinstance(one, TimingDone) for row in one.timings]
+    lanes = [one.null_lane for one in measured if one.null_lane is not None]
     order = {entry.name: place for place, entry in enumerate(scope.entries)}
     return Run(
         id=plan.id,
@@ -147,9 +152,9 @@ def _record(journal: Journal, scope: Scope, seconds: float) -> Run:
         verdicts=tuple(sorted((one.verdict for one in checks), key=lambda one: order.get(one.case, 0))),
         coverage=tuple(_coverage(scope, checks)) if scope.check else (),
         budgets=tuple(one.budget for one in checks if one.budget is not None),
-        timings=tuple(row for one in journal.done if isinstance(one, TimingDone) for row in one.timings),
-        ceilings=tuple(one.ceilings for one in ceilings[-1:]),
-        null_lane=ceilings[-1].null_lane if ceilings else None,
+        timings=tuple(held_against(light, row) for row in rows) if light else (),
+        ceilings=(light.record(),) if light else (),
+        null_lane=lanes[-1] if lanes else None,
     )
 
 

@@ -17,18 +17,20 @@ from torch import Tensor, nn
 from policies import replace_module
 
 from ..case import Case, Workload
-from ..trial import Replacer
+from ..trial import Replacer, cast
 
 EAGER, SDPA, ORIGINAL = "original eager", "original sdpa", "original"
 COMPILED, FROZEN = "original compiled", "original compiled, frozen"
 REPLACED, REPLACED_COMPILED = "replaced", "replaced + compile"
+_NAMES = {None: ORIGINAL, "eager": EAGER, "sdpa": SDPA}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Column:
-    """``call`` runs the module once and returns its output. ``replaced`` counts layers, in replaced columns."""
+    """``call`` runs ``module`` once and returns its output. ``replaced`` counts layers, in replaced columns."""
 
     name: str
+    module: nn.Module
     call: Callable[[], Any]
     prepare_seconds: float
     replaced: int | None = None
@@ -39,15 +41,16 @@ class Column:
 
 
 def original_columns(case: Case, module: nn.Module, workload: Workload) -> list[Column]:
-    """The original as transformers offers it: eager, and sdpa where there is such a variant."""
-    implementations = attention_variants(module)
-    if not implementations:
-        return [_column(ORIGINAL, case, module, workload)]
+    """The original as transformers offers it: eager, and sdpa where there is such a variant.
+
+    Each is a copy: ``module`` itself is free to be replaced.
+    """
     columns = []
-    for implementation in implementations:
+    for implementation in attention_variants(module) or (None,):
         variant = copy.deepcopy(module)
-        set_attention(variant, implementation)
-        columns.append(_column(SDPA if implementation == "sdpa" else EAGER, case, variant, workload))
+        if implementation is not None:
+            set_attention(variant, implementation)
+        columns.append(_column(_NAMES[implementation], case, variant, workload))
     return columns
 
 
@@ -61,6 +64,7 @@ def replaced_column(case: Case, module: nn.Module, workload: Workload, replacer:
 
 def compiled_columns(case: Case, module: nn.Module, workload: Workload) -> list[Column]:
     """``torch.compile`` of the original, without and with freezing, and of the replacement."""
+    torch.compiler.reset()
     replaced = copy.deepcopy(module)
     handle = replace_module(replaced)
     count = len(handle.replaced)
@@ -93,20 +97,6 @@ def first_tensor(output: Any) -> Tensor:
     return first
 
 
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Every float tensor in a call, however deep, in ``dtype``; the smallest number stays the smallest."""
-    if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            return value
-        lowest = value == torch.finfo(value.dtype).min
-        return value.to(dtype).masked_fill(lowest, torch.finfo(dtype).min)
-    if isinstance(value, dict):
-        return {name: cast(one, dtype) for name, one in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(cast(one, dtype) for one in value)
-    return value
-
-
 def _switchable_configs(module: nn.Module) -> list[Any]:
     """Configurations in which transformers looks up the attention to use."""
     configs = [getattr(one, "config", None) for one in module.modules()]
@@ -120,7 +110,7 @@ def _column(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         kwargs = cast(case.workload_call(module, workload), dtype)
-    return Column(name=name, call=lambda: module(**kwargs), prepare_seconds=seconds, replaced=replaced)
+    return Column(name=name, module=module, call=lambda: module(**kwargs), prepare_seconds=seconds, replaced=replaced)
 
 
 def _compiled(
@@ -128,11 +118,10 @@ def _compiled(
 ) -> Column:
     from torch._inductor import config
 
-    torch.compiler.reset()
     plain = _column(name, case, module, workload, replaced=replaced)
     call = torch.compile(plain.call, dynamic=False)
     start = time.perf_counter()
     with config.patch(freezing=freezing):
         call()
         call()
-    return Column(name=name, call=call, prepare_seconds=time.perf_counter() - start, replaced=replaced)
+    return Column(name=name, module=module, call=call, prepare_seconds=time.perf_counter() - start, replaced=replaced)

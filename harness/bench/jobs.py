@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psutil
 
@@ -15,10 +15,18 @@ COPIES = 3.5
 MEMORY_SHARE = 0.6
 """Part of the free memory that a job may take."""
 SECONDS_A_PAIR = (0.4, 5.0)
-"""Least and most time for one comparison."""
+"""Least and most time for one comparison of short calls; long calls take what an interval needs."""
+CALLS_A_PAIR = 40
+"""Calls that a comparison makes before it can give an interval: warm-up, eight blocks of four, and some room."""
+CALLS_OF_A_JOB = 8
+"""Calls beside the comparisons: counting operations, showing equality, memory at the peak."""
+RATES = {"cpu": {"float32": 1.2e11, "bfloat16": 2e11}, "cuda": {"float32": 2e13, "bfloat16": 1e14, "float16": 1e14}}
+"""Operations a second that an ordinary device reaches; for estimates only."""
 BUILD_RATE = 4e8
 """Bytes of weights a second that are randomised, copied and run once before timing; for estimates only."""
-COMPILE_SECONDS = 30.0
+COMPILED_RANK = 2
+"""Columns of ``torch.compile`` come as late as workloads that are two further down a case's list."""
+COMPILE_SECONDS = 10.0
 """What compiling a layer is taken to cost; for estimates only."""
 DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
 
@@ -41,29 +49,47 @@ class Job:
     def weight_bytes(self) -> float:
         return self.workload.weight_bytes * (1.0 if self.dtype == "float32" else 0.5)
 
-    def estimate(self, seconds_a_pair: float) -> float:
-        """Seconds that this job is likely to take."""
-        prepare = 2 * COMPILE_SECONDS if self.compiled else 0.0
-        return 0.5 + self.workload.weight_bytes / BUILD_RATE + 2 * seconds_a_pair + prepare
+    @property
+    def pairs(self) -> int:
+        """Comparisons that it makes: eager and sdpa originals, or the only one; compiled ones beside them."""
+        return 4 if self.compiled else 1 if self.workload.phase == "image" else 2
+
+    def call_seconds(self, device: str) -> float:
+        """Rough seconds of one call."""
+        return self.workload.flops / RATES[device][self.dtype]
 
 
 @dataclass(frozen=True)
 class JobPlan:
     """Jobs in order of worth, and those that were left out, with the reason."""
 
-    jobs: tuple[Job, ...]
-    left_out: tuple[tuple[Job, str], ...]
+    device: str
+    budget: float
     seconds_a_pair: float
+    """For short calls."""
+    jobs: tuple[Job, ...] = ()
+    left_out: tuple[tuple[Job, str], ...] = ()
 
     @property
     def estimate(self) -> float:
-        return sum(job.estimate(self.seconds_a_pair) for job in self.jobs)
+        return sum(self.cost(job) for job in self.jobs)
+
+    def pair_seconds(self, job: Job) -> float:
+        """Seconds for one comparison of ``job``: enough for an interval, unless that takes the whole budget."""
+        enough = CALLS_A_PAIR * job.call_seconds(self.device)
+        return min(max(self.seconds_a_pair, enough), max(self.seconds_a_pair, self.budget / 2))
+
+    def cost(self, job: Job) -> float:
+        """Seconds that ``job`` is likely to take."""
+        build = 0.5 + job.workload.weight_bytes / BUILD_RATE + 2 * COMPILE_SECONDS * job.compiled
+        return build + CALLS_OF_A_JOB * job.call_seconds(self.device) + job.pairs * self.pair_seconds(job)
 
 
 def plan_jobs(entries: Iterable[CaseEntry], *, device: str, budget: float) -> JobPlan:
     """Fit the workloads of ``entries`` into ``budget`` seconds and the memory that is free.
 
-    Every case's first workload comes first, so that a small budget still says something of each.
+    Every case's first workload comes first, so that a small budget still says something of each; the very first is taken
+    however small the budget.
     """
     jobs = _in_order_of_worth(entries, device)
     room = psutil.virtual_memory().available * MEMORY_SHARE
@@ -71,24 +97,24 @@ def plan_jobs(entries: Iterable[CaseEntry], *, device: str, budget: float) -> Jo
     left_out = [(job, f"needs {job.weight_bytes * COPIES / 2**30:.0f} GiB") for job in jobs if job not in small]
     least, most = SECONDS_A_PAIR
     plain = max(sum(not job.compiled for job in small), 1)
-    a_pair = min(max(budget / plain / 4, least), most)
+    plan = JobPlan(device, budget, seconds_a_pair=min(max(budget / plain / 4, least), most))
     taken: list[Job] = []
     spent = 0.0
     for job in small:
-        cost = job.estimate(a_pair)
+        cost = plan.cost(job)
         if taken and spent + cost > budget:
             left_out.append((job, f"no time left in a budget of {budget:.0f} s"))
         else:
             taken.append(job)
             spent += cost
-    return JobPlan(tuple(taken), tuple(left_out), a_pair)
+    return replace(plan, jobs=tuple(taken), left_out=tuple(left_out))
 
 
 def _in_order_of_worth(entries: Iterable[CaseEntry], device: str) -> list[Job]:
-    ranked: list[tuple[tuple[int, int, int], Job]] = []
+    ranked: list[tuple[tuple[int, int], Job]] = []
     for entry in entries:
         for place, workload in enumerate(entry.load().workloads):
             for rank, dtype in enumerate(DTYPES[device]):
-                ranked.append(((0, place + rank, place), Job(entry, workload, dtype)))
-            ranked.append(((1, place, 0), Job(entry, workload, "float32", compiled=True)))
+                ranked.append(((place + rank, place), Job(entry, workload, dtype)))
+            ranked.append(((place + COMPILED_RANK, place), Job(entry, workload, "float32", compiled=True)))
     return [job for _, job in sorted(ranked, key=lambda one: one[0])]

@@ -1,4 +1,4 @@
-"""From a job to the rows of the report: build, show equality, time, hold against the ceilings."""
+"""From a job to the rows of the report: build, show equality, time."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from policies import replace_module
 from reports.record import Timing
 
 from ..case import Case
-from ..numerics import gap
 from ..randomise import randomise
 from ..search import quiet
-from ..timing.ceilings import SpeedOfLight, fractions, void_beyond_ceiling
 from ..timing.devices import Device
 from ..timing.paired import PairedResult, compare
 from ..trial import Replacer
@@ -29,20 +27,14 @@ from .columns import (
     original_columns,
     replaced_column,
 )
+from .gate import NotTimed, show_equal
 from .jobs import Job
-
-EQUALITY = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 1e-2}
-"""Largest error, relative to the output's scale, at which two columns of one dtype count as the same computation.
-
-This is a gate against timing a wrong result, not a judgement of rounding: the rounding tier makes that.
-"""
 
 
 def time_job(
     job: Job,
     *,
     device: Device,
-    light: SpeedOfLight,
     seconds_a_pair: float,
     seed: int,
     replacer: Replacer = replace_module,
@@ -51,15 +43,13 @@ def time_job(
     case = job.entry.load()
     try:
         with torch.no_grad(), quiet(), case.surroundings():
-            return _rows(job, case, replacer, device=device, light=light, seconds_a_pair=seconds_a_pair, seed=seed)
+            return _rows(job, case, replacer, device=device, seconds_a_pair=seconds_a_pair, seed=seed)
     except Exception as problem:
         text = str(problem).splitlines()[0] if str(problem) else ""
         return (_row(job, device, "original", REPLACED, verdict="FAILED", reason=f"{type(problem).__name__}: {text}"),)
 
 
-def _rows(
-    job: Job, case: Case, replacer: Replacer, *, device: Device, light: SpeedOfLight, seconds_a_pair: float, seed: int
-) -> tuple[Timing, ...]:
+def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a_pair: float, seed: int) -> tuple[Timing, ...]:
     module = case.workload_module(job.workload).to(device=device.kind, dtype=getattr(torch, job.dtype))
     originals = original_columns(case, module, job.workload)
     flops, moved = _count(originals[-1].call, module)
@@ -72,32 +62,20 @@ def _rows(
     expected = originals[-1].output()
     rows = []
     for number, (baseline, subject) in enumerate(pairs):
-        wrong = _unequal(expected, baseline, subject, job.dtype)
-        if isinstance(wrong, str):
-            rows.append(_row(job, device, baseline.name, subject.name, verdict="FAILED", reason=wrong))
+        try:
+            error = show_equal(expected, baseline, subject, job.dtype)
+        except NotTimed as problem:
+            rows.append(_row(job, device, baseline.name, subject.name, verdict="FAILED", reason=str(problem)))
             continue
         with device.pinned():
             result = compare(baseline.call, subject.call, device=device, budget_seconds=seconds_a_pair, seed=seed + number)
-        rows.append(_timed(job, device, light, baseline, subject, result, error=wrong, flops=flops, moved=moved))
+        rows.append(_timed(job, device, baseline, subject, result, error=error, flops=flops, moved=moved))
     return tuple(rows)
-
-
-def _unequal(expected: Tensor, baseline: Column, subject: Column, dtype: str) -> str | float:
-    """Why the two columns must not be timed against each other, or the subject's error against the original."""
-    if subject.replaced == 0:
-        return "no layer was replaced: there is nothing to time"
-    for column in (baseline, subject):
-        difference = gap(expected, column.output())
-        if not difference.within(EQUALITY[dtype]):
-            what = difference.problem or f"differs by {difference.error:.1e} of the output's scale"
-            return f"{column.name} does not compute the same: {what}"
-    return gap(expected, subject.output()).error
 
 
 def _timed(
     job: Job,
     device: Device,
-    light: SpeedOfLight,
     baseline: Column,
     subject: Column,
     result: PairedResult,
@@ -106,9 +84,6 @@ def _timed(
     flops: float,
     moved: float,
 ) -> Timing:
-    best = min(result.subject_seconds)
-    reached = fractions(light, seconds=best, dtype=job.dtype, flops=flops, moved_bytes=moved)
-    result = void_beyond_ceiling(result, reached)
     return _row(
         job,
         device,
@@ -123,9 +98,8 @@ def _timed(
         layers_replaced=subject.replaced,
         flops=flops,
         bytes=moved,
-        flops_fraction=reached.flops,
-        bytes_fraction=reached.bytes,
         peak_bytes=device.peak_bytes(subject.call),
+        rest_bytes=_held(subject.module),
         prepare_seconds=subject.prepare_seconds,
     )
 
@@ -150,6 +124,12 @@ def _count(call: Callable[[], Any], module: nn.Module) -> tuple[float, float]:
         output = first_tensor(call())
     weights = sum(p.numel() * p.element_size() for p in module.parameters())
     return float(counter.get_total_flops()), float(weights + 2 * output.numel() * output.element_size())
+
+
+def _held(module: nn.Module) -> int:
+    """Bytes of the storages that the module's parameters and buffers live in, each counted once."""
+    storages = [one.untyped_storage() for one in (*module.parameters(), *module.buffers())]
+    return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
 
 
 def _rounded(seconds: float) -> float:

@@ -177,7 +177,7 @@ def _list_jobs(scope: Scope) -> int:
     plan = plan_jobs(entries, device=scope.device, budget=scope.budget)
     table = Table("what", "estimated seconds", box=None)
     for job in plan.jobs:
-        table.add_row(job.key, f"{job.estimate(plan.seconds_a_pair):.1f}")
+        table.add_row(job.key, f"{plan.cost(job):.1f}")
     for job, reason in plan.left_out:
         table.add_row(job.key, f"left out: {reason}")
     console = Console(width=None if Console().is_terminal else 200)

@@ -1,4 +1,4 @@
-"""Speed of light, measured in the same run: the best GEMM rate by dtype and the best memory rate by working set.
+"""Measuring the speed of light in the run itself: the best GEMM rate by dtype and the best memory rate by working set.
 
 Requirements this file must meet:
 
@@ -14,63 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 
 from harness.timing.devices import Call, Device, disturbances
-from harness.timing.paired import PairedResult
-from reports.record import Ceilings
+from harness.timing.light import SpeedOfLight
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TOLERANCE = 0.05
-"""A figure may exceed a ceiling by this much before it voids its row: the ceiling is a measurement too."""
 _GEMM_SIZES = (256, 512, 1024, 2048, 4096, 8192)
 _WORKING_SETS = {"cpu": tuple(2**power * 2**20 for power in (1, 3, 5, 7, 9)), "cuda": (2**28, 2**30)}
 _MEMORY_SHARE = 0.3
 _TIMED_CALLS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpeedOfLight:
-    """What this device reached, in FLOP/s and bytes/s."""
-
-    device: str
-    gemm_flops: dict[str, float]
-    """Best GEMM rate by dtype (``float32``, ``bfloat16``, ...), FLOP/s."""
-    stream_bytes: dict[int, float]
-    """Best rate of reading or copying, bytes/s, by working set in bytes; reads and writes both count."""
-    seconds: float
-    warnings: tuple[str, ...]
-    """What disturbed the measurement: ceilings that are too low void honest rows."""
-
-    def best_with(self, other: SpeedOfLight) -> SpeedOfLight:
-        """The higher of each ceiling: measure before and after the rows, and a passing disturbance lowers neither."""
-        flops, rates = (self.gemm_flops, other.gemm_flops), (self.stream_bytes, other.stream_bytes)
-        return SpeedOfLight(
-            device=self.device,
-            gemm_flops={dtype: max(side.get(dtype, 0.0) for side in flops) for dtype in flops[0] | flops[1]},
-            stream_bytes={size: max(side.get(size, 0.0) for side in rates) for size in rates[0] | rates[1]},
-            seconds=self.seconds + other.seconds,
-            warnings=tuple(dict.fromkeys((*self.warnings, *other.warnings))),
-        )
-
-    def record(self) -> Ceilings:
-        """The part that the run record holds: memory outside all caches."""
-        return Ceilings(device=self.device, gemm_flops=self.gemm_flops, copy_bytes=self.stream_bytes[max(self.stream_bytes)])
-
-    def memory_rate(self, working_set: float) -> float:
-        """Ceiling in bytes/s for a call that moves ``working_set`` bytes: the largest measured set that is no larger."""
-        return self.stream_bytes[max((size for size in self.stream_bytes if size <= working_set), default=min(self.stream_bytes))]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fractions:
-    """Achieved rates over their ceilings; None where a count or a ceiling is missing."""
-
-    flops: float | None
-    bytes: float | None
 
 
 def measure_ceilings(device: Device, *, dtypes: Sequence[torch.dtype] = DTYPES, budget_seconds: float = 2.0) -> SpeedOfLight:
@@ -91,32 +46,6 @@ def measure_ceilings(device: Device, *, dtypes: Sequence[torch.dtype] = DTYPES, 
         seconds=device.now() - start,
         warnings=disturbances(before, device.conditions()),
     )
-
-
-def fractions(
-    light: SpeedOfLight, *, seconds: float, dtype: str, flops: float | None = None, moved_bytes: float | None = None
-) -> Fractions:
-    """Fractions of the ceilings that a call reaches: ``flops`` operations and ``moved_bytes`` bytes in ``seconds``."""
-    gemm = light.gemm_flops.get(dtype)
-    return Fractions(
-        flops=flops / seconds / gemm if flops and gemm else None,
-        bytes=moved_bytes / seconds / light.memory_rate(moved_bytes) if moved_bytes else None,
-    )
-
-
-def void_beyond_ceiling(result: PairedResult, reached: Fractions) -> PairedResult:
-    """``result`` itself, or VOID with the reason where ``reached`` exceeds a ceiling by more than ``TOLERANCE``."""
-    for what, fraction in (("GEMM rate", reached.flops), ("memory rate", reached.bytes)):
-        if fraction is not None and fraction > 1 + TOLERANCE:
-            return replace(
-                result,
-                verdict="VOID",
-                reason=(
-                    f"{fraction:.0%} of the {what} measured in this run is not possible: check that the call computes its whole "
-                    "output and that its operations and bytes are counted right, or measure again without other load"
-                ),
-            )
-    return result
 
 
 def _best_seconds(device: Device, call: Call, until: float) -> float:

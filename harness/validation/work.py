@@ -154,6 +154,7 @@ def time(subject: Subject, budget: float, seed: int) -> tuple[Timing, ...]:
     from ..bench.rows import time_job
     from ..timing.ceilings import measure_ceilings
     from ..timing.devices import open_device
+    from ..timing.light import held_against
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     case = subject.case
@@ -161,14 +162,15 @@ def time(subject: Subject, budget: float, seed: int) -> tuple[Timing, ...]:
         return ()
     device = open_device("cpu")
     entry: Any = _Entry(case, subject.contents.policy)
-    return time_job(
+    light = measure_ceilings(device)
+    rows = time_job(
         Job(entry, case.workloads[0], "float32"),
         device=device,
-        light=measure_ceilings(device),
         seconds_a_pair=budget / 4,
         seed=seed,
         replacer=subject.replacer,
     )
+    return tuple(held_against(light, row) for row in rows)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from harness.timing import ceilings
-from harness.timing.ceilings import Fractions, SpeedOfLight, fractions, measure_ceilings, void_beyond_ceiling
+from harness.timing.ceilings import measure_ceilings
 from harness.timing.cpu import CpuDevice
-from harness.timing.paired import compare
-from harness.timing.tests.noise import CALL_SECONDS, NoisyDevice
+from harness.timing.light import SpeedOfLight, best, held_against
+from reports.record import Timing
 
 LIGHT = SpeedOfLight(
     device="cpu",
@@ -24,22 +24,28 @@ def test_a_call_is_held_against_the_memory_that_its_bytes_fit():
     assert LIGHT.record().copy_bytes == 5e10
 
 
+def row(**values):
+    """A timed row of one second a call."""
+    return Timing(
+        case="c", workload="w", phase="prefill", shape="s", device="cpu", baseline="b", subject="r", reason="", verdict="SAME",
+        **{"dtype": "float32", "subject_seconds": (1.0, 2.0), **values},
+    )  # fmt: skip
+
+
 def test_fractions_are_achieved_rates_over_ceilings():
-    """None where a count or a ceiling is missing."""
-    assert fractions(LIGHT, seconds=1.0, dtype="float32", flops=5e10, moved_bytes=2**29) == Fractions(
-        flops=0.5, bytes=2**29 / 5e10
-    )
-    assert fractions(LIGHT, seconds=1.0, dtype="float64", flops=5e10) == Fractions(flops=None, bytes=None)
+    """By the fastest call; None where a count or a ceiling is missing; nothing of a row that was not timed."""
+    held = held_against(LIGHT, row(flops=5e10, bytes=2**29))
+    assert (held.flops_fraction, held.bytes_fraction, held.verdict) == (0.5, 2**29 / 5e10, "SAME")
+    assert held_against(LIGHT, row(flops=5e10, dtype="float64")).flops_fraction is None
+    assert held_against(LIGHT, row(flops=5e20, subject_seconds=())) == row(flops=5e20, subject_seconds=())
 
 
-@pytest.mark.parametrize(("reached", "void"), [(1.04, False), (1.06, True), (None, False)])
-def test_a_figure_beyond_the_ceiling_voids_the_row(reached, void):
+@pytest.mark.parametrize(("fraction", "verdict"), [(1.04, "SAME"), (1.06, "VOID")])
+def test_a_figure_beyond_the_ceiling_voids_the_row(fraction, verdict):
     """With five percent for the ceiling's own uncertainty."""
-    result = compare(lambda: CALL_SECONDS, lambda: CALL_SECONDS, device=NoisyDevice(), budget_seconds=0.2, seed=0)
-    judged = void_beyond_ceiling(result, Fractions(flops=reached, bytes=None))
-    assert (judged.verdict == "VOID") == void
-    assert void == judged.reason.startswith("106% of the GEMM rate measured in this run is not possible")
-    assert judged.ratio == result.ratio
+    held = held_against(LIGHT, row(flops=fraction * 1e11))
+    assert held.verdict == verdict
+    assert (verdict == "VOID") == held.reason.startswith("106% of the GEMM rate measured in this run is not possible")
 
 
 def test_the_better_of_two_measurements_counts():
@@ -51,10 +57,10 @@ def test_the_better_of_two_measurements_counts():
         seconds=1.0,
         warnings=("w",),
     )
-    best = LIGHT.best_with(other)
-    assert best.gemm_flops == {"float32": 2e11, "bfloat16": 4e11}
-    assert best.stream_bytes == LIGHT.stream_bytes
-    assert (best.seconds, best.warnings) == (3.0, ("w",))
+    higher = best([LIGHT, other])
+    assert higher.gemm_flops == {"float32": 2e11, "bfloat16": 4e11}
+    assert higher.stream_bytes == LIGHT.stream_bytes
+    assert (higher.seconds, higher.warnings) == (3.0, ("w",))
 
 
 def test_ceilings_of_this_machine_are_measured_for_every_dtype_it_multiplies(monkeypatch):

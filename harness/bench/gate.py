@@ -1,0 +1,48 @@
+"""What two columns must show before they are timed against each other."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from ..numerics import gap
+from ..trial import Disagreement, fused_path
+from .columns import Column
+
+EQUALITY = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 1e-2}
+"""Largest error, relative to the output's scale, at which two columns of one dtype count as the same computation.
+
+This is a gate against timing a wrong result, not a judgement of rounding: the rounding tier makes that.
+"""
+
+
+class NotTimed(Exception):
+    """Two columns must not be timed against each other. One line that says why."""
+
+
+def show_equal(expected: Tensor, baseline: Column, subject: Column, dtype: str) -> float:
+    """The subject's error against ``expected``, relative to the output's scale.
+
+    Raises ``NotTimed`` where nothing was replaced, the fused path does not run, the columns are not two separate models, or
+    one of them does not give ``expected``.
+    """
+    if subject.replaced == 0:
+        raise NotTimed("no layer was replaced: there is nothing to time")
+    if _parts(baseline.module) & _parts(subject.module):
+        raise NotTimed(f"{baseline.name} and {subject.name} are not separate models: a thing would be timed against itself")
+    try:
+        with fused_path(subject.module):
+            subject.output()
+    except Disagreement as problem:
+        raise NotTimed(str(problem)) from None
+    for column in (baseline, subject):
+        difference = gap(expected, column.output())
+        if not difference.within(EQUALITY[dtype]):
+            what = difference.problem or f"differs by {difference.error:.1e} of the output's scale"
+            raise NotTimed(f"{column.name} does not compute the same: {what}")
+    return difference.error
+
+
+def _parts(module: nn.Module) -> set[int]:
+    """Modules, and addresses of the tensors that they hold."""
+    tensors = [*module.parameters(), *module.buffers()]
+    return {id(one) for one in module.modules()} | {one.data_ptr() for one in tensors if one.numel()}

@@ -1,0 +1,105 @@
+"""What is timed, for how long, and what must be shown before."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from harness.bench.columns import EAGER, ORIGINAL, SDPA, Column, original_columns
+from harness.bench.gate import NotTimed, show_equal
+from harness.bench.jobs import JobPlan, plan_jobs
+from harness.case import Workload
+
+
+class Bench:
+    """A case whose workload is one linear layer, with attention to switch or without."""
+
+    name = "linear"
+
+    def __init__(self, *workloads: Workload) -> None:
+        self.workloads = workloads
+        self.unavailable = None
+
+    def load(self) -> Bench:
+        return self
+
+    def workload_call(self, module: nn.Module, workload: Workload) -> dict[str, Any]:
+        return {"input": torch.ones(2, 3)}
+
+
+def workload(name: str = "w", tokens: int = 1, weight_bytes: int = 4) -> Workload:
+    return Workload(name=name, phase="prefill", batch=1, tokens=tokens, weight_bytes=weight_bytes)
+
+
+def column(module: nn.Module, replaced: int | None = None) -> Column:
+    return Column(name="some", module=module, call=lambda: module(torch.ones(2, 3)), prepare_seconds=0.0, replaced=replaced)
+
+
+def test_original_columns_are_copies_that_a_replacement_does_not_reach() -> None:
+    class Switchable(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(3, 4)
+            self.config = type("Config", (), {"_attn_implementation": "sdpa"})()
+
+    for module, names in ((nn.Linear(3, 4), [ORIGINAL]), (Switchable(), [EAGER, SDPA])):
+        columns = original_columns(Bench(), module, workload())  # type: ignore[arg-type]
+        assert [one.name for one in columns] == names
+        assert all(one.module is not module for one in columns)
+        assert all(one.module.weight.data_ptr() != module.weight.data_ptr() for one in columns)
+
+
+def test_equal_columns_pass_the_gate_with_their_error() -> None:
+    module = nn.Linear(3, 4)
+    with torch.no_grad():
+        assert show_equal(module(torch.ones(2, 3)), column(module), column(copy.deepcopy(module), 1), "float32") == 0.0
+
+
+@pytest.mark.parametrize("lie", ["itself", "shared weights", "nothing replaced", "another function"])
+def test_the_gate_lets_no_lie_be_timed(lie: str) -> None:
+    module = nn.Linear(3, 4)
+    other = copy.deepcopy(module)
+    subjects = {
+        "itself": (column(module, 1), "not separate models"),
+        "shared weights": (column(other, 1), "not separate models"),
+        "nothing replaced": (column(other, 0), "no layer was replaced"),
+        "another function": (column(other, 1), "some does not compute the same: differs by"),
+    }
+    if lie == "shared weights":
+        other.weight = module.weight
+    if lie == "another function":
+        other.weight.data *= 1.01
+    subject, reason = subjects[lie]
+    with torch.no_grad(), pytest.raises(NotTimed, match=reason):
+        show_equal(module(torch.ones(2, 3)), column(module), subject, "float32")
+
+
+def plan(*workloads: Workload, budget: float) -> JobPlan:
+    return plan_jobs([Bench(*workloads)], device="cpu", budget=budget)  # type: ignore[list-item]
+
+
+def test_a_long_call_gets_the_time_that_an_interval_needs() -> None:
+    one = plan(workload(tokens=12_000_000_000, weight_bytes=20), budget=1000.0)
+    assert one.pair_seconds(one.jobs[0]) == pytest.approx(40.0)
+
+
+def test_the_first_job_is_taken_and_what_does_not_fit_is_left_out_with_the_reason() -> None:
+    one = plan(workload("big", tokens=10**12, weight_bytes=20), workload("vast", tokens=10**13, weight_bytes=20), budget=10.0)
+    assert [job.workload.name for job in one.jobs] == ["big"]
+    assert one.pair_seconds(one.jobs[0]) == 5.0
+    assert {reason for _, reason in one.left_out} == {"no time left in a budget of 10 s"}
+
+
+def test_the_jobs_that_are_taken_fit_the_budget() -> None:
+    one = plan(*(workload(str(n)) for n in range(200)), budget=60.0)
+    assert 10 < len(one.jobs) < 200
+    assert one.estimate <= 60.0
+
+
+def test_what_needs_more_memory_than_is_free_is_left_out_with_its_need() -> None:
+    one = plan(workload("small"), workload("huge", weight_bytes=2**50), budget=1e6)
+    assert {job.workload.name for job in one.jobs} == {"small"}
+    assert all("GiB" in reason for _, reason in one.left_out)

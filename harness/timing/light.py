@@ -1,0 +1,78 @@
+"""Speed of light: what a device reached at best, and rows held against it.
+
+Ceilings are measured before the rows and after them, and the higher counts: load that passes by lowers a ceiling, and a
+ceiling that is too low voids honest rows. So the fractions are worked out when the last measurement is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import reduce
+
+import msgspec
+
+from reports.record import Ceilings, Timing
+
+TOLERANCE = 0.05
+"""A figure may exceed a ceiling by this much before it voids its row: the ceiling is a measurement too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedOfLight:
+    """What this device reached, in FLOP/s and bytes/s."""
+
+    device: str
+    gemm_flops: dict[str, float]
+    """Best GEMM rate by dtype (``float32``, ``bfloat16``, ...), FLOP/s."""
+    stream_bytes: dict[int, float]
+    """Best rate of reading or copying, bytes/s, by working set in bytes; reads and writes both count."""
+    seconds: float
+    warnings: tuple[str, ...]
+    """What disturbed the measurement: ceilings that are too low void honest rows."""
+
+    def best_with(self, other: SpeedOfLight) -> SpeedOfLight:
+        """The higher of each ceiling."""
+        flops, rates = (self.gemm_flops, other.gemm_flops), (self.stream_bytes, other.stream_bytes)
+        return SpeedOfLight(
+            device=self.device,
+            gemm_flops={dtype: max(side.get(dtype, 0.0) for side in flops) for dtype in flops[0] | flops[1]},
+            stream_bytes={size: max(side.get(size, 0.0) for side in rates) for size in rates[0] | rates[1]},
+            seconds=self.seconds + other.seconds,
+            warnings=tuple(dict.fromkeys((*self.warnings, *other.warnings))),
+        )
+
+    def record(self) -> Ceilings:
+        """The part that the run record holds: memory outside all caches."""
+        return Ceilings(device=self.device, gemm_flops=self.gemm_flops, copy_bytes=self.stream_bytes[max(self.stream_bytes)])
+
+    def memory_rate(self, working_set: float) -> float:
+        """Ceiling in bytes/s for a call that moves ``working_set`` bytes: the largest measured set that is no larger."""
+        return self.stream_bytes[max((size for size in self.stream_bytes if size <= working_set), default=min(self.stream_bytes))]
+
+
+def best(measured: Iterable[SpeedOfLight]) -> SpeedOfLight:
+    """The highest of each ceiling over at least one measurement."""
+    return reduce(SpeedOfLight.best_with, measured)
+
+
+def held_against(light: SpeedOfLight, row: Timing) -> Timing:
+    """``row`` with the fractions of the ceilings that its subject reached at best; VOID where one is not possible.
+
+    A row that was not timed, and a fraction whose count or ceiling is missing, stays as it is.
+    """
+    if not row.subject_seconds:
+        return row
+    seconds = min(row.subject_seconds)
+    gemm = light.gemm_flops.get(row.dtype)
+    flops = row.flops / seconds / gemm if row.flops and gemm else None
+    moved = row.bytes / seconds / light.memory_rate(row.bytes) if row.bytes else None
+    row = msgspec.structs.replace(row, flops_fraction=flops, bytes_fraction=moved)
+    for what, fraction in (("GEMM rate", flops), ("memory rate", moved)):
+        if fraction is not None and fraction > 1 + TOLERANCE:
+            reason = (
+                f"{fraction:.0%} of the {what} measured in this run is not possible: check that the call computes its whole "
+                "output and that its operations and bytes are counted right, or measure again without other load"
+            )
+            return msgspec.structs.replace(row, verdict="VOID", reason=reason)
+    return row
