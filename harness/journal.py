@@ -35,6 +35,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     cases: tuple[str, ...]
     examples: int | None = None
     """Examples of a property whose share is 1, where the profile's own number does not hold."""
+    properties: tuple[str, ...] = ()
+    """Names of the properties that are checked; all of them where there are none."""
 
 
 class CheckDone(msgspec.Struct, frozen=True, kw_only=True, tag="check"):

@@ -53,7 +53,7 @@ def perform(journal: Journal, scope: Scope, watcher: Watcher) -> Run:
 
 
 def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
-    from .properties import PROPERTIES
+    from .properties import choose_properties
     from .workers import Task, run_tasks
 
     done = {(one.verdict.case, one.verdict.property) for one in journal.done if isinstance(one, CheckDone)}
@@ -67,7 +67,7 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
         case = entry.load()
         tasks += [
             Task(entry, prop.name, profile, journal.plan.seed, scope.database)
-            for prop in PROPERTIES
+            for prop in choose_properties(journal.plan.properties)
             if prop.applies(case) and (entry.name, prop.name) not in done
         ]
     watcher.begin("checks", len(tasks))

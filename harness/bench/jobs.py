@@ -16,11 +16,11 @@ MEMORY_SHARE = 0.6
 """Part of the free memory that a job may take."""
 SECONDS_A_PAIR = (0.4, 5.0)
 """Least and most time for one comparison of short calls; long calls take what an interval needs."""
-CALLS_A_PAIR = 40
+CALLS_A_PAIR = 44
 """Calls that a comparison makes before it can give an interval: warm-up, eight blocks of four, and some room."""
 CALLS_OF_A_JOB = 8
 """Calls beside the comparisons: counting operations, showing equality, memory at the peak."""
-RATES = {"cpu": {"float32": 1.2e11, "bfloat16": 2e11}, "cuda": {"float32": 2e13, "bfloat16": 1e14, "float16": 1e14}}
+RATES = {"cpu": {"float32": 1e11, "bfloat16": 2e11}, "cuda": {"float32": 2e13, "bfloat16": 1e14, "float16": 1e14}}
 """Operations a second that an ordinary device reaches; for estimates only."""
 BUILD_RATE = 4e8
 """Bytes of weights a second that are randomised, copied and run once before timing; for estimates only."""

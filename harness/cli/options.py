@@ -29,6 +29,10 @@ Examples = Annotated[
     int | None,
     typer.Option(help="Examples of each main property, instead of the profile's number.", min=1, metavar="N"),
 ]
+Properties = Annotated[
+    list[str] | None,
+    typer.Option("--property", help="Only this property, by its name in the report; may be given again.", metavar="NAME"),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random choices (default: 0; nightly: a new one).", min=0)]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<time>-<seed>).", metavar="DIR")]
 Resume = Annotated[Path | None, typer.Option(help="Go on with the unfinished run in this folder.", metavar="DIR")]

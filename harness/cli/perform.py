@@ -34,6 +34,7 @@ def check(
     cases: options.Cases = None,
     profile: options.Profile = "regression",
     examples: options.Examples = None,
+    properties: options.Properties = None,
     seed: options.Seed = None,
     out: options.Out = None,
     resume: options.Resume = None,
@@ -41,8 +42,11 @@ def check(
     json: options.Json = False,
 ) -> int:
     """Check that replaced layers compute the same function as the originals, on random tiny models."""
+    from ..properties import choose_properties
+
     scope = Scope(options.chosen(ctx, cases), check=True, bench=False, workers=workers)
-    return _perform(scope, _journal(ctx, scope, profile, seed, out, resume, examples), json=json)
+    names = tuple(one.name for one in choose_properties(properties)) if properties else ()
+    return _perform(scope, _journal(ctx, scope, profile, seed, out, resume, examples, names), json=json)
 
 
 def bench(
@@ -92,6 +96,7 @@ def _journal(
     out: Path | None,
     resume: Path | None,
     examples: int | None = None,
+    properties: tuple[str, ...] = (),
 ) -> tuple[Journal, Scope]:
     if scope.bench:
         from ..timing.devices import open_device
@@ -113,6 +118,7 @@ def _journal(
         seed=seed,
         cases=tuple(entry.name for entry in scope.entries),
         examples=examples,
+        properties=properties,
     )
     return Journal.start(out or new_folder(Path("runs"), created, seed), plan), scope
 
@@ -140,7 +146,7 @@ def _unmet(run: Run, plan: Plan) -> list[str]:
     """What a nightly run of full depth should have reached and has not, one sentence a case."""
     from ..coverage import coverage_failure
 
-    if plan.profile != "nightly" or plan.examples is not None:
+    if plan.profile != "nightly" or plan.examples is not None or plan.properties:
         return []
     return [reason for one in run.coverage if (reason := coverage_failure(one)) is not None]
 

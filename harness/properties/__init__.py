@@ -6,6 +6,9 @@ of the replaced side count as disagreement, errors of the original's do not.
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 from .accounting import ACCOUNTING
 from .base import Property
 from .cache import CACHE
@@ -64,4 +67,22 @@ PROPERTIES: tuple[Property, ...] = (
 )
 BY_NAME = {one.name: one for one in PROPERTIES}
 
-__all__ = ["BY_NAME", "PROPERTIES", "Property"]
+
+class UnknownProperty(ValueError):
+    """A property was named that does not exist; the message suggests the nearest."""
+
+
+def choose_properties(names: Iterable[str]) -> tuple[Property, ...]:
+    """The properties of these names in their usual order; all of them where no name is given.
+
+    Raises ``UnknownProperty`` with a suggestion.
+    """
+    wanted = set(names)
+    for name in sorted(wanted - BY_NAME.keys()):
+        near = difflib.get_close_matches(name, BY_NAME, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(BY_NAME)}"
+        raise UnknownProperty(f"no property is called {name!r}; {hint}")
+    return tuple(one for one in PROPERTIES if not wanted or one.name in wanted)
+
+
+__all__ = ["BY_NAME", "PROPERTIES", "Property", "UnknownProperty", "choose_properties"]

@@ -53,6 +53,19 @@ def test_a_mistyped_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]
     assert "compare" in one_line(capsys)
 
 
+def test_an_unknown_property_gets_a_suggestion(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert harness("check", "bert", "--property", "cach", "--out", tmp_path / "run") == 2
+    assert one_line(capsys) == "harness: no property is called 'cach'; did you mean 'cache'?"
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_properties_that_are_named_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        harness("check", "opt", "--property", "cache", "--property", "revert", "--examples", 20, "--out", tmp_path / "run") == 0
+    )
+    assert {one.property for one in record.read(tmp_path / "run").verdicts} == {"cache", "revert"}
+
+
 def test_an_unknown_profile_names_the_profiles(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert harness("check", "bert", "--profile", "deep", "--out", tmp_path / "run") == 2
     assert "quick regression nightly" in one_line(capsys)
