@@ -25,7 +25,7 @@ class JournalError(ValueError):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
-    """The journal's first line: what the run was asked to do."""
+    """The journal's first line: all that the run was asked to do, so that going on needs to be told nothing."""
 
     id: str
     created: str
@@ -37,6 +37,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     """Examples of a property whose share is 1, where the profile's own number does not hold."""
     properties: tuple[str, ...] = ()
     """Names of the properties that are checked; all of them where there are none."""
+    check: bool = True
+    bench: bool = False
+    device: str = "cpu"
+    budget: float = 0.0
+    """Seconds that timing may take."""
 
 
 class CheckDone(msgspec.Struct, frozen=True, kw_only=True, tag="check"):

@@ -35,7 +35,9 @@ Properties = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random choices (default: 0; nightly: a new one).", min=0)]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<time>-<seed>).", metavar="DIR")]
-Resume = Annotated[Path | None, typer.Option(help="Go on with the unfinished run in this folder.", metavar="DIR")]
+Resume = Annotated[
+    Path | None, typer.Option(help="Go on with the unfinished run in this folder, as it was begun.", metavar="DIR")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
 Device = Annotated[str, typer.Option(help="Where to time: cpu or cuda.")]
 Budget = Annotated[float, typer.Option(help="Seconds that timing may take.", min=1.0, metavar="SECONDS")]

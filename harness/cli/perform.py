@@ -6,7 +6,6 @@ import random
 import shlex
 import sys
 import uuid
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +18,7 @@ from reports.record import Run
 
 from ..journal import Journal, Plan
 from ..profiles import PROFILES
-from ..registry import choose
+from ..registry import CaseEntry, choose
 from ..run import Scope, new_folder
 from ..run import perform as perform_run
 from . import options
@@ -98,13 +97,12 @@ def _journal(
     examples: int | None = None,
     properties: tuple[str, ...] = (),
 ) -> tuple[Journal, Scope]:
-    if scope.bench:
-        from ..timing.devices import open_device
-
-        open_device(scope.device)
     if resume is not None:
         journal = Journal.resume(resume)
-        return journal, replace(scope, entries=choose(ctx.find_root().obj, journal.plan.cases))
+        scope = _scope_of(journal.plan, choose(ctx.find_root().obj, journal.plan.cases), scope.workers)
+        _see_device(scope)
+        return journal, scope
+    _see_device(scope)
     if profile not in (*PROFILES, "bench"):
         raise typer.BadParameter(f"no profile is called {profile!r}; there are: {' '.join(PROFILES)}")
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -119,8 +117,25 @@ def _journal(
         cases=tuple(entry.name for entry in scope.entries),
         examples=examples,
         properties=properties,
+        check=scope.check,
+        bench=scope.bench,
+        device=scope.device,
+        budget=scope.budget,
     )
     return Journal.start(out or new_folder(Path("runs"), created, seed), plan), scope
+
+
+def _see_device(scope: Scope) -> None:
+    """Raises ``DeviceUnavailable`` before anything is begun on a device that is not there."""
+    if scope.bench:
+        from ..timing.devices import open_device
+
+        open_device(scope.device)
+
+
+def _scope_of(plan: Plan, entries: tuple[CaseEntry, ...], workers: int | None) -> Scope:
+    """What a run that goes on covers: what it was first asked for."""
+    return Scope(entries, check=plan.check, bench=plan.bench, device=plan.device, budget=plan.budget, workers=workers)
 
 
 def _perform(scope: Scope, begun: tuple[Journal, Scope], *, json: bool) -> int:

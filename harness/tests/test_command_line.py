@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cases import CASES
 from harness.cli.app import status
+from harness.journal import Journal, Plan
 from reports import record
 
 
@@ -64,6 +66,27 @@ def test_only_the_properties_that_are_named_are_judged(tmp_path: Path, capsys: p
         harness("check", "opt", "--property", "cache", "--property", "revert", "--examples", 20, "--out", tmp_path / "run") == 0
     )
     assert {one.property for one in record.read(tmp_path / "run").verdicts} == {"cache", "revert"}
+
+
+def begun(folder: Path, **asked: Any) -> Path:
+    """An unfinished run of which nothing is done yet."""
+    plan = {"id": "1", "created": "2026-01-01T00:00:00+00:00", "command": "", "profile": "quick", "seed": 7, "cases": ("opt",)}
+    Journal.start(folder, Plan(**(plan | asked))).close()
+    return folder
+
+
+def test_a_run_goes_on_as_it_was_begun_whatever_command_resumes_it(tmp_path: Path) -> None:
+    folder = begun(tmp_path / "run", examples=20, properties=("revert",))
+    assert harness("run", "--resume", folder) == 0
+    finished = record.read(folder)
+    assert [one.property for one in finished.verdicts] == ["revert"]
+    assert not finished.timings
+
+
+def test_a_bench_goes_on_only_where_its_device_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = begun(tmp_path / "run", check=False, bench=True, device="cuda", budget=5.0)
+    assert harness("bench", "--resume", folder) == 2
+    assert "cuda" in one_line(capsys)
 
 
 def test_an_unknown_profile_names_the_profiles(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
