@@ -149,9 +149,20 @@ class Swap(ABC):
 
     execution: Plan = Plan.AUTO
     shared: frozenset[str] = frozenset()
+    relays: ClassVar[bool] = False
+    """Whether installing it lays the module's parameters out anew, so that those of a mapped file would be read twice."""
 
     @abstractmethod
     def install(self) -> None: ...
+
+    def names(self) -> tuple[str, ...] | None:
+        """Checkpoint names of the module's parameters, from the module; None: all that it has."""
+        return None
+
+    def together(self) -> tuple[tuple[str, ...], ...]:
+        """Parameters, by name from the module, that share a storage once this is installed, in the order in which they
+        lie there. Whoever has them lie so before spares the copy."""
+        return ()
 
     @abstractmethod
     def revert(self) -> None:

@@ -8,7 +8,12 @@ auto    onednn where this torch has it, else plain
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class PlanUnavailable(ValueError):
@@ -21,8 +26,9 @@ class Plan(Enum):
     ONEDNN = "onednn"
 
 
-def settle(plan: Plan | str) -> Plan:
-    """The plan that ``plan`` comes to here. Raises ``PlanUnavailable`` for one that is unknown or cannot run."""
+def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
+    """The plan that ``plan`` comes to here, for a model of these parameters. Raises ``PlanUnavailable`` for one that is
+    unknown, or that no call could run."""
     from .fused import onednn
 
     try:
@@ -32,6 +38,10 @@ def settle(plan: Plan | str) -> Plan:
         raise PlanUnavailable(f"no execution plan is called {plan!r}; there are: {known}") from None
     if wanted is Plan.ONEDNN and not onednn.available():
         raise PlanUnavailable("plan onednn: this build of torch has no oneDNN linear; use plain or auto")
+    if wanted is Plan.ONEDNN:
+        unfit = sorted({one for parameter in parameters for one in onednn.unfit(parameter)})
+        if unfit:
+            raise PlanUnavailable(f"plan onednn runs on a CPU in float32 and bfloat16, not {', '.join(unfit)}; use plain or auto")
     if wanted is Plan.AUTO:
         return Plan.ONEDNN if onednn.available() else Plan.PLAIN
     return wanted

@@ -71,9 +71,9 @@ def replace_module(
     Layers whose policy refuses them stay as they are and are listed in ``left`` with the feature named. Warns with
     ``NothingReplacedWarning`` where no layer was replaced at all.
     """
-    execution = settle(plan)
+    execution = settle(plan, model.parameters())
     known = tuple(catalogue.policies() if policies is None else policies)
-    found, left = _read(model, known)
+    found, left = survey(model, known)
     installed: list[Swap] = []
     try:
         for _, swap in found:
@@ -85,11 +85,12 @@ def replace_module(
             swap.revert()
         raise
     if not found:
-        warnings.warn(_nothing(model, left), NothingReplacedWarning, stacklevel=2)
+        warnings.warn(nothing_replaced(model, left), NothingReplacedWarning, stacklevel=2)
     return Replacement(model, tuple(one for one, _ in found), tuple(left), tuple(installed))
 
 
-def _read(model: nn.Module, policies: tuple[type[DSPolicy], ...]) -> tuple[list[tuple[Replaced, Swap]], list[Left]]:
+def survey(model: nn.Module, policies: tuple[type[DSPolicy], ...]) -> tuple[list[tuple[Replaced, Swap]], list[Left]]:
+    """How each layer of ``model`` that is known would be swapped, and which are left; nothing is changed."""
     found: list[tuple[Replaced, Swap]] = []
     left: list[Left] = []
     inside: list[str] = []
@@ -128,7 +129,8 @@ def _near_miss(module: nn.Module, policies: tuple[type[DSPolicy], ...]) -> str |
     return None
 
 
-def _nothing(model: nn.Module, left: list[Left]) -> str:
+def nothing_replaced(model: nn.Module, left: list[Left]) -> str:
+    """What to say where no layer was replaced."""
     name = type(model).__name__
     if not left:
         return f"{name} has no layer of a kind that any policy knows; nothing was replaced"

@@ -173,7 +173,7 @@ ENGINE = (
         "F69",
         "DeepSpeed #7282",
         "A refusal does not say what it refuses.",
-        patched((replace_engine, "_read", _refuses_without_reason)),
+        patched((replace_engine, "survey", _refuses_without_reason)),
         applies=_refuses,
         expects=("refusal",),
     ),

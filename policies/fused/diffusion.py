@@ -170,6 +170,8 @@ class FusedRoot(Swapped):
 class DiffusionSwap(Swap):
     """Swaps a diffusion model's classes, and back. ``root_mixin`` and ``parts`` say what each becomes."""
 
+    relays = True
+
     def __init__(
         self,
         root: nn.Module,

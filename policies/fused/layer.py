@@ -23,12 +23,13 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from ..anatomy import SplitQKV
 from ..base import AnatomyPolicy, Swap, UnsupportedLayer
 from ..calls import Returns
 from ..plans import Plan, settle
 from ..structure import patched
 from .arguments import Arguments, read_arguments
-from .linear import Emit
+from .linear import Emit, could_pack
 from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
 from .watch import Watch, inner_hooks
@@ -152,6 +153,16 @@ class LayerSwap(Swap):
         self.layer = layer
         self.original = type(layer)
         self.policy = policy
+
+    def names(self) -> tuple[str, ...]:
+        return self.policy(self.layer).get_param_names().names
+
+    def together(self) -> tuple[tuple[str, ...], ...]:
+        qkv = self.policy(self.layer).anatomy.attention.qkv
+        if not isinstance(qkv, SplitQKV) or not could_pack(qkv.linears, self.shared):
+            return ()
+        names = [tuple(linear.parameters) for linear in qkv.linears]
+        return tuple(zip(*names, strict=True))
 
     def install(self) -> None:
         # The class's own forward, bound (see ``patched``), would hide the fused one.

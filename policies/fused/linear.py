@@ -89,7 +89,12 @@ def activate(activation: Activation, x: Tensor) -> Tensor:
 
 
 def can_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
-    """True where one tensor may take over these projections' storages.
+    """True where one tensor may take over these projections' storages now. See ``could_pack``."""
+    return could_pack(linears, shared) and not any(linear.weight.is_meta for linear in linears)
+
+
+def could_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
+    """True where one tensor may take over these projections' storages once they have any.
 
     ``shared`` names the layer's parameters that other modules hold too: those must keep their storage.
     """
@@ -98,7 +103,7 @@ def can_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
     tensors = [*weights, *(bias for bias in biases if bias is not None)]
     same_kind = len({(t.dtype, t.device, t.requires_grad) for t in tensors}) == 1
     all_or_no_bias = len({bias is None for bias in biases}) == 1
-    plain = all(type(t) is nn.Parameter and not t.is_inference() and t.device.type != "meta" for t in tensors)
+    plain = all(type(t) is nn.Parameter and not t.is_inference() for t in tensors)
     named = {name for linear in linears for name in linear.parameters}
     own = not named & shared and len({id(t) for t in tensors}) == len(tensors)
     # Rows of the packed tensor are contiguous; a parameter of other strides could not be given back as it was.
@@ -115,11 +120,28 @@ def pack(linears: tuple[Linear, ...], plan: Plan) -> Projection:
 
 
 def _take_over(parameters: list[Tensor]) -> Tensor:
+    joined = _joined(parameters)
+    if joined is not None:
+        return joined
     packed = torch.cat([parameter.detach() for parameter in parameters])
     rows = [parameter.shape[0] for parameter in parameters]
     for parameter, part in zip(parameters, packed.split(rows), strict=True):
         parameter.data = part
     return packed
+
+
+def _joined(parameters: list[Tensor]) -> Tensor | None:
+    """The tensor whose rows these parameters are already, one behind the other, where their storage holds no more."""
+    first = parameters[0].detach()
+    address = first.data_ptr()
+    for parameter in parameters:
+        if parameter.data_ptr() != address:
+            return None
+        address += parameter.nbytes
+    storage, size = first.untyped_storage(), sum(parameter.nbytes for parameter in parameters)
+    if storage.nbytes() != size or any(p.untyped_storage().data_ptr() != storage.data_ptr() for p in parameters):
+        return None
+    return first.new_empty(0).set_(storage, 0, (sum(p.shape[0] for p in parameters), *first.shape[1:]))  # type: ignore[call-overload]
 
 
 def unpack(linears: tuple[Linear, ...]) -> None:

@@ -10,6 +10,7 @@ Shapes: x (..., D), weight (N, D) with any strides, bias (N,), residual (..., N)
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -65,6 +66,14 @@ def suits(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
         and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, *others)))
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def unfit(parameter: Tensor) -> Iterator[str]:
+    """What keeps a layer with this parameter from ever running here, in a few words each."""
+    if parameter.dtype not in DTYPES:
+        yield f"in {str(parameter.dtype).removeprefix('torch.')}"
+    if parameter.device.type not in ("cpu", "meta"):
+        yield f"on {parameter.device.type}"
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

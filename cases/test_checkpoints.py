@@ -1,0 +1,428 @@
+"""load_replaced: the model that loading and then replacing would give, without the way through it."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import policies
+from cases import CASES
+from cases.llama import LlamaCase
+from harness.case import Case
+from harness.properties.memory import bytes_held
+from policies.plans import PlanUnavailable
+
+SAVED = [entry for entry in CASES if entry.unavailable is None and not entry.name.startswith("megatron")]
+"""Cases whose models have a ``save_pretrained``."""
+FEW = settings(max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+HEADED = ("GPT2LMHeadModel", "LlamaForCausalLM", "BertForMaskedLM", "OPTForCausalLM", "BloomForCausalLM", "GPTNeoXForCausalLM")
+
+
+def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer under each of its names, buffers that are not saved among them."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {**dict(parameters), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def same(one: nn.Module, other: nn.Module) -> None:
+    first, second = tensors(one), tensors(other)
+    assert list(first) == list(second)
+    for name in first:
+        assert first[name].dtype is second[name].dtype, name
+        assert first[name].requires_grad is second[name].requires_grad, name
+        assert torch.equal(first[name], second[name]), name
+    ties = [{name: names[id(t)] for name, t in found.items()} for found in (first, second) for names in [first_names(found)]]
+    assert ties[0] == ties[1]
+    assert [type(module).__qualname__ for module in one.modules()] == [type(module).__qualname__ for module in other.modules()]
+    assert [module.training for module in one.modules()] == [module.training for module in other.modules()]
+
+
+def first_names(found: dict[str, torch.Tensor]) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for name, tensor in found.items():
+        names.setdefault(id(tensor), name)
+    return names
+
+
+def loaded(model: type, folder: Path, dtype: torch.dtype, **kwargs: Any) -> Any:
+    """What the library itself makes of the checkpoint."""
+    arguments = {"torch_dtype": dtype, "low_cpu_mem_usage": False} if hasattr(model, "load_config") else {"dtype": dtype}
+    return model.from_pretrained(folder, **arguments, **kwargs).eval()  # type: ignore[attr-defined]
+
+
+def tiny(name: str = "LlamaForCausalLM", **changes: Any) -> Any:
+    """A model of transformers with a head and random weights."""
+    import transformers
+
+    torch.manual_seed(0)
+    settings = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 12, "vocab_size": 32}
+    if name == "OPTForCausalLM":
+        settings |= {"word_embed_proj_dim": 8, "ffn_dim": 12}
+    cls = getattr(transformers, name)
+    model = cls(cls.config_class(**settings | changes)).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter)
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of a tiny Llama in several files."""
+    tiny().save_pretrained(tmp_path, max_shard_size="2KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    return tmp_path
+
+
+def llama() -> Any:
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM
+
+
+@pytest.mark.parametrize("entry", SAVED, ids=lambda entry: entry.name)
+def test_a_checkpoint_gives_what_loading_and_replacing_gives(entry: Any) -> None:
+    case: Case = entry.load()
+
+    @FEW
+    @given(case.strategy, st.sampled_from((torch.float32, torch.bfloat16)))
+    def check(example: Any, dtype: torch.dtype) -> None:
+        model: Any = case.build(example)
+        kwargs = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(type(model)).parameters else {}
+        with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
+            warnings.simplefilter("ignore", policies.NothingReplacedWarning)
+            model.save_pretrained(name, max_shard_size="20KB")
+            expected = policies.replace_module(loaded(type(model), Path(name), dtype, **kwargs))
+            build = (lambda: type(model)(model.config, **kwargs)) if kwargs else type(model)
+            actual = policies.load_replaced(build, name, dtype=dtype)
+            same(actual.model, expected.model)
+            assert (actual.replaced, actual.left) == (expected.replaced, expected.left)
+            if dtype is torch.float32:
+                runs = [case.run(one.model, case.inputs(example)) for one in (expected, actual)]
+                # Convolutions round by where weights lie in memory, and diffusers leaves them at odd addresses.
+                tolerance = {"rtol": 0.0, "atol": 0.0} if case.layered else {}
+                torch.testing.assert_close(runs[1], runs[0], equal_nan=True, **tolerance)
+
+    with torch.no_grad():
+        check()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", HEADED)
+def test_a_model_with_a_head_keeps_its_ties(name: str, tied: bool, tmp_path: Path) -> None:
+    model = tiny(name, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path, max_shard_size="2KB")
+    expected = loaded(type(model), tmp_path, torch.float32)
+    policies.replace_module(expected)
+    actual = policies.load_replaced(type(model), tmp_path)
+    same(actual.model, expected)
+    ids = torch.arange(6)[None]
+    assert torch.equal(actual.model(ids).logits, expected(ids).logits)
+
+
+@pytest.mark.parametrize("name", HEADED)
+def test_a_base_model_comes_out_of_the_checkpoint_of_one_with_a_head(name: str, tmp_path: Path) -> None:
+    model = tiny(name, tie_word_embeddings=False)
+    model.save_pretrained(tmp_path)
+    base = type(getattr(model, model.base_model_prefix))
+    kwargs = {"add_pooling_layer": False} if name.startswith("Bert") else {}
+    expected = base.from_pretrained(tmp_path, **kwargs).eval()
+    policies.replace_module(expected)
+    actual = policies.load_replaced(lambda: base(model.config, **kwargs), tmp_path)
+    same(actual.model, expected)
+    assert actual.unused and all(not one.startswith(f"{model.base_model_prefix}.") for one in actual.unused)
+
+
+def test_a_tied_head_is_filled_from_the_checkpoint_of_the_base_model(tmp_path: Path) -> None:
+    model = tiny("GPT2LMHeadModel")
+    model.transformer.save_pretrained(tmp_path)
+    actual = policies.load_replaced(type(model), tmp_path).model
+    assert torch.equal(actual.lm_head.weight, model.transformer.wte.weight)
+    assert actual.lm_head.weight is actual.transformer.wte.weight
+
+
+def test_a_model_is_named_by_class_by_auto_class_by_configuration_or_by_a_function(folder: Path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    named = policies.load_replaced(llama(), folder).model
+    config = LlamaConfig.from_pretrained(folder)
+    for other in (AutoModelForCausalLM, config, lambda: llama()(config)):
+        same(policies.load_replaced(other, folder).model, named)
+    same(policies.load_replaced(llama(), folder / "model.safetensors.index.json").model, named)
+
+
+def test_the_handle_reverts_to_the_original(folder: Path) -> None:
+    handle = policies.load_replaced(llama(), folder)
+    handle.revert()
+    same(handle.model, loaded(llama(), folder, torch.float32))
+
+
+def test_generation_is_set_up_as_it_was_saved(tmp_path: Path) -> None:
+    model = tiny()
+    model.generation_config.max_new_tokens = 3
+    model.save_pretrained(tmp_path)
+    actual = policies.load_replaced(type(model), tmp_path).model
+    assert actual.generation_config.max_new_tokens == 3
+    assert actual.generate(torch.tensor([[3, 4]]), do_sample=False).shape[1] <= 5
+
+
+def test_weights_of_a_loaded_model_can_be_written_and_the_files_stay(folder: Path) -> None:
+    files = {file: file.read_bytes() for file in folder.glob("*.safetensors")}
+    model = policies.load_replaced(llama(), folder).model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert {file: file.read_bytes() for file in files} == files
+
+
+def test_a_loaded_model_can_be_saved_and_loaded_again(folder: Path, tmp_path: Path) -> None:
+    first = policies.load_replaced(llama(), folder).model
+    first.save_pretrained(tmp_path / "again")
+    same(policies.load_replaced(llama(), tmp_path / "again").model, first)
+
+
+def test_the_weights_of_a_layer_that_is_not_replaced_are_there_too(folder: Path) -> None:
+    handle = policies.load_replaced(llama(), folder, policies=(policies.HFGPT2LayerPolicy, policies.LlamaLayerPolicy))
+    assert len(handle.replaced) == 2
+    with pytest.warns(policies.NothingReplacedWarning):
+        handle = policies.load_replaced(llama(), folder, policies=(policies.HFGPT2LayerPolicy,))
+    same(handle.model, loaded(llama(), folder, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_weight_is_held_twice(folder: Path, dtype: torch.dtype) -> None:
+    original = loaded(llama(), folder, dtype)
+    assert bytes_held(policies.load_replaced(llama(), folder, dtype=dtype).model) <= bytes_held(original)
+
+
+def peak_growth(run: Any, mapped: int = 0) -> int:
+    """Bytes of tensors by which ``run``, given a model that is made here, exceeds at its peak what was there before. A file
+    of ``mapped`` bytes does not count: mapping it allocates nothing."""
+    from torch.profiler import ProfilerActivity, profile, record_function
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        model = run.build()
+        with record_function("from here"):
+            pass
+        run.work(model)
+    events = sorted(profiled.profiler.kineto_results.events(), key=lambda one: one.start_ns())
+    held, before, most = 0, 0, None
+    for event in events:
+        if event.name() == "from here":
+            before, most = held, held
+        elif event.name() == "[memory]" and abs(event.nbytes()) != mapped:
+            held += event.nbytes()
+            most = None if most is None else max(most, held)
+    assert most is not None
+    return most - before
+
+
+class Replacing:
+    def build(self) -> nn.Module:
+        return LlamaCase().build(LlamaCase().simplest.with_value("layers", 6).with_value("inner", 1))
+
+    def work(self, model: nn.Module) -> None:
+        policies.replace_module(model)
+
+
+class Loading:
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.folder, self.dtype = folder, dtype
+
+    def build(self) -> nn.Module:
+        return nn.Identity()
+
+    def work(self, model: nn.Module) -> None:
+        policies.load_replaced(llama(), self.folder, dtype=self.dtype)
+
+
+def test_replacing_holds_no_more_than_one_layers_weights_twice() -> None:
+    from policies.fused import onednn
+
+    onednn.available()  # once for the process; its probe has tensors of its own
+    run = Replacing()
+    layer = run.build().layers[0]  # type: ignore[index,union-attr]
+    assert 0 < peak_growth(run) <= sum(one.nbytes for one in layer.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loading_allocates_no_more_than_the_weights_and_one_layer(tmp_path: Path, dtype: torch.dtype) -> None:
+    from policies.fused import onednn
+
+    onednn.available()
+    model = tiny(num_hidden_layers=6, hidden_size=32)
+    model.save_pretrained(tmp_path)
+    model.to(dtype)
+    weights, layer = (sum(p.nbytes for p in one.parameters()) for one in (model, model.model.layers[0]))
+    mapped = (tmp_path / "model.safetensors").stat().st_size
+    packed = 3 * 32 * 32 * dtype.itemsize * 6
+    assert packed <= peak_growth(Loading(tmp_path, dtype), mapped) <= (packed if dtype is torch.float32 else weights) + layer
+
+
+def test_every_block_of_the_page_on_checkpoints_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parent.parent / "docs" / "checkpoints.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 2
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks), {})
+
+
+def test_the_memory_command_measures_every_way(tmp_path: Path) -> None:
+    from cases.memory import compare, table
+
+    found = compare(1e6, "float32", 1)
+    assert list(found["ways"]) == ["replace", "load", "checkpoint"]
+    assert all(one["seconds"] > 0 and one["parameters"] > 5e5 for one in found["ways"].values())
+    assert "checkpoint to load" in table(found)
+
+
+def change(folder: Path, edit: Any) -> None:
+    """Let ``edit`` change the tensors of the file that holds a layer's query projection."""
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    file = folder / index["model.layers.1.self_attn.q_proj.weight"]
+    found = load_file(file)
+    edit(found)
+    save_file(found, file)
+
+
+QUERY = "model.layers.1.self_attn.q_proj.weight"
+
+
+def test_every_entry_that_does_not_fit_gets_a_line(folder: Path) -> None:
+    def edit(found: dict[str, torch.Tensor]) -> None:
+        found[QUERY] = torch.zeros(3, 8)
+        found["model.layers.7.extra"] = torch.zeros(2)
+
+    change(folder, edit)
+    with pytest.raises(policies.CheckpointError) as raised:
+        policies.load_replaced(llama(), folder)
+    assert raised.value.problems == (
+        f"wrong shape: {QUERY} is (3, 8), {QUERY} in the model is (8, 8)",
+        "unexpected: model.layers.7.extra (2)",
+    )
+    assert str(raised.value).splitlines()[1:] == [f"  {line}" for line in raised.value.problems]
+
+
+def test_a_missing_entry_is_named_with_its_shape(tmp_path: Path) -> None:
+    model = tiny()
+    model.save_pretrained(tmp_path)
+    found = load_file(tmp_path / "model.safetensors")
+    del found[QUERY]
+    save_file(found, tmp_path / "model.safetensors")
+    with pytest.raises(policies.CheckpointError, match=rf"LlamaForCausalLM: missing: {QUERY} \(8, 8\)$"):
+        policies.load_replaced(llama(), tmp_path)
+
+
+def test_a_head_that_the_checkpoint_lacks_is_not_made_up(tmp_path: Path) -> None:
+    tiny().model.save_pretrained(tmp_path)
+    with pytest.raises(policies.CheckpointError, match=r"missing: lm_head.weight \(32, 8\)$"):
+        policies.load_replaced(llama(), tmp_path)
+
+
+def test_weights_of_a_kind_that_the_model_has_not_are_refused(folder: Path) -> None:
+    change(folder, lambda found: found.update({QUERY: torch.zeros(8, 8, dtype=torch.int8)}))
+    with pytest.raises(policies.CheckpointError, match=r"unreadable: .* is stored as I8, .* is torch.float32"):
+        policies.load_replaced(llama(), folder)
+
+
+def test_tied_parameters_with_two_values_are_refused(tmp_path: Path) -> None:
+    model = tiny(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    found = load_file(tmp_path / "model.safetensors")
+    found["lm_head.weight"] = found["model.embed_tokens.weight"].clone()
+    save_file(found, tmp_path / "model.safetensors")
+    policies.load_replaced(llama(), tmp_path)
+    save_file({**found, "lm_head.weight": torch.zeros(32, 8)}, tmp_path / "model.safetensors")
+    with pytest.raises(policies.CheckpointError, match=r"differing: .* are one parameter in the model and two values"):
+        policies.load_replaced(llama(), tmp_path)
+
+
+def cut(folder: Path) -> None:
+    file = max(folder.glob("model-*"))
+    file.write_bytes(file.read_bytes()[:-4])
+
+
+def swap_index(folder: Path, **changes: str) -> None:
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    index.write_text(json.dumps({**content, "weight_map": {**content["weight_map"], **changes}}))
+
+
+BROKEN = {
+    "a file cut short": (cut, r"model-\d+-of-\d+.safetensors cannot be read: SafetensorError: .*not fully covered"),
+    "a file that is no checkpoint": (lambda at: max(at.glob("model-*")).write_text("no"), "cannot be read: SafetensorError"),
+    "a file gone": (lambda at: max(at.glob("model-*")).unlink(), "cannot be read: FileNotFoundError"),
+    "an index that is no JSON": (
+        lambda at: (at / "model.safetensors.index.json").write_text("{"),
+        "index.json cannot be read as an index: JSONDecodeError",
+    ),
+    "an index without a map": (
+        lambda at: (at / "model.safetensors.index.json").write_text("{}"),
+        "index.json cannot be read as an index: KeyError",
+    ),
+    "an index out of the folder": (lambda at: swap_index(at, **{QUERY: "../x.safetensors"}), r"leads out of its folder: \.\./x"),
+    "an index of what is not there": (
+        lambda at: swap_index(at, other=sorted(at.glob("model-*"))[0].name),
+        "other is not in model-.*, where model.safetensors.index.json has it",
+    ),
+    "no configuration": (lambda at: (at / "config.json").unlink(), "no config.json beside the weights"),
+    "a configuration that is no JSON": (lambda at: (at / "config.json").write_text("{"), "config.json cannot be used"),
+    "no checkpoint": (
+        lambda at: [one.unlink() for one in at.glob("model*")],
+        r"no safetensors checkpoint in this folder \(looked for model.safetensors, ",
+    ),
+    "no folder": (shutil.rmtree, "there is no such file or folder"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_line(name: str, folder: Path) -> None:
+    breaks, message = BROKEN[name]
+    breaks(folder)
+    with pytest.raises(policies.CheckpointError, match=message) as raised:
+        policies.load_replaced(llama(), folder)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_folder_with_weights_of_another_kind_says_which(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(policies.CheckpointError, match=r"no safetensors checkpoint .*; it has pytorch_model.bin$"):
+        policies.load_replaced(llama(), tmp_path)
+
+
+@pytest.mark.parametrize(("plan", "message"), [("fastest", "no execution plan is called"), ("onednn", "not in float16")])
+def test_a_plan_that_cannot_run_is_refused(folder: Path, plan: str, message: str) -> None:
+    with pytest.raises(PlanUnavailable, match=message) as raised:
+        policies.load_replaced(llama(), folder, plan=plan, dtype=torch.float16)
+    assert len(str(raised.value).splitlines()) == 1
+
+
+def test_a_plan_that_a_model_in_memory_cannot_run_leaves_it_alone() -> None:
+    model = tiny().to(torch.float64)
+    with pytest.raises(PlanUnavailable, match="float32 and bfloat16, not in float64"):
+        policies.replace_module(model, plan="onednn")
+    assert type(model.model.layers[0]).__name__ == "LlamaDecoderLayer"
+
+
+def test_a_buffer_that_nobody_can_compute_is_refused(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(2, 2)
+            self.register_buffer("scale", torch.ones(2), persistent=False)
+
+    save_file(nn.Linear(2, 2).state_dict(prefix="linear."), tmp_path / "own.safetensors")
+    with pytest.raises(policies.CheckpointError, match="scale is not saved, and the model does not say how to compute it"):
+        policies.load_replaced(Scaled, tmp_path / "own.safetensors")
