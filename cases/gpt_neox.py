@@ -83,6 +83,8 @@ class GPTNeoXCase(common.TransformersCase):
             "rotary_pct": factor,  # transformers 5.4 overwrites the factor above by this one
             "use_parallel_residual": example["parallel_residual"],
             "attention_bias": example["attention_bias"],
+            "attention_dropout": 0.1,
+            "hidden_dropout": 0.1,
             "bos_token_id": None,
             "eos_token_id": None,
         }

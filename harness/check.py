@@ -48,7 +48,7 @@ def check_property(
 ) -> Checked:
     """Judge ``prop`` on ``case`` to the depth of ``profile``. ``explain`` gathers evidence on a failure, which takes
     about as long as a hundred examples."""
-    examples = profile.examples_of(prop.share, case.effort)
+    examples = profile.examples_of(prop.share, case.effort, prop.least)
     found = search(prop, case, replacer, examples=examples, seed=seed, database=database)
     outcome, reason = _outcome(found, prop)
     verdict = Verdict(
@@ -59,7 +59,8 @@ def check_property(
         outcome=outcome,
         reason=reason,
         examples=found.examples,
-        refused=found.refused,
+        refused=found.refusals.total(),
+        refusals=dict(found.refusals),
         layers_replaced=found.replaced,
         layers_expected=found.expected,
         worst_error=found.worst_error if prop.exact else None,
@@ -84,7 +85,7 @@ def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
         return "vacuous", "no layer was replaced in any example"
     if prop in ROUNDING and not found.budgets_used:
         return "vacuous", "in no example did the original run in this dtype with a result to compare"
-    if found.refused == 0 and prop.name == "refusal":
+    if not found.refusals and prop.name == "refusal":
         return "vacuous", "no model that has to be refused was tried"
     return "held", ""
 

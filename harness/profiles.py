@@ -16,9 +16,9 @@ class Profile:
     name: str
     examples: int
 
-    def examples_of(self, share: float, effort: float) -> int:
-        """Examples for a property of this share on a case whose examples cost ``effort`` times as much."""
-        return max(1, round(self.examples * share / effort))
+    def examples_of(self, share: float, effort: float, least: int) -> int:
+        """Examples, ``least`` or more, for a property of this share on a case whose examples cost ``effort`` times as much."""
+        return max(least, round(self.examples * share / effort))
 
 
 PROFILES = {

@@ -39,7 +39,7 @@ class Found:
     examples: int = 0
     replaced: int = 0
     expected: int = 0
-    refused: int = 0
+    refusals: Counter[str] = field(default_factory=Counter)
     worst_error: float = 0.0
     seconds: float = 0.0
     drawn: Counter[tuple[str, object]] = field(default_factory=Counter)
@@ -168,7 +168,7 @@ def judge(prop: Property, case: Case, replacer: Replacer, example: Example, foun
         if found.failure is None:
             found.replaced += trial.evidence.replaced
             found.expected += trial.evidence.expected
-            found.refused += len(trial.evidence.refusals)
+            found.refusals.update(trial.evidence.refusals)
             found.worst_error = max(found.worst_error, trial.evidence.worst_error)
             found.budgets_used += trial.evidence.budgets_used
             _count_axes(found, prop, trial.evidence.built)

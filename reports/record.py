@@ -125,7 +125,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     refused: int = 0
     """Examples in which the policy refused by name (allowed by match-or-refuse, and counted)."""
     refusals: dict[str, int] = {}
-    """Refused feature, as the policy names it -> examples; a harness that does not sort them leaves it empty."""
+    """What was refused -> examples."""
     layers_replaced: int
     """Layers replaced over all examples."""
     layers_expected: int

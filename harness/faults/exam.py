@@ -210,7 +210,7 @@ class Exam:
         return None
 
     def _depth(self, prop: Property) -> int:
-        return 1 if prop.once else self.profile.examples_of(prop.share, self.case.effort)
+        return 1 if prop.once else self.profile.examples_of(prop.share, self.case.effort, prop.least)
 
     def _simplified(self, noticed: Noticed, faulty: Replacer) -> Example:
         def fails(example: Example) -> bool | None:

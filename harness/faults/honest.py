@@ -137,7 +137,7 @@ def _norm_by_hand(honest: Any) -> Any:
         wide = x.to(torch.float32)
         centred = wide - wide.mean(-1, keepdim=True)
         unit = centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + norm.eps)
-        unit = unit if norm.weight is None else unit * norm.weight
+        unit = unit if norm.weight is None else unit * (norm.weight + norm.gain_offset)
         return (unit if norm.bias is None else unit + norm.bias).to(x.dtype)
 
     return normalise
@@ -270,6 +270,7 @@ HONEST: tuple[Fault, ...] = (
         "One QKV projection is computed as three.",
         (FusedAttention, "__init__", _fused_as_split),
         _blocks,
+        passes=("gradients",),  # it keeps its views of the weight, and a view that is kept passes no gradients on
     ),
     _variant(
         "garbage in padding",

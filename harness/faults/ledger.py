@@ -1,4 +1,4 @@
-"""Pairs of fault and case in which the mistake makes no difference, each with the reason.
+"""Pairs of fault and case in which the mistake cannot be seen, each with the reason.
 
 An entry is a claim like any other: it fails when its fault is noticed after all, and when the fault no longer applies.
 """
@@ -10,14 +10,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Entry:
-    """``fault`` on ``case`` computes what the original computes, because of ``why``."""
+    """``fault`` on ``case`` makes no difference, because of ``why``."""
 
     fault: str
     case: str
     why: str
 
 
-LEDGER: tuple[Entry, ...] = ()
+_TRIES_ITSELF = "the policy tries each reading on the layer before it believes it, and refuses where {}"
+_BLINDED = ("in place", "itself", "any error", "loose", "not a number", "last only", "born so", "simplest")
+
+LEDGER: tuple[Entry, ...] = (
+    Entry("F25 unread", "megatron_older", _TRIES_ITSELF.format("a part that nobody read matters")),
+    *(
+        Entry(f"M25 {name}", "megatron_older", _TRIES_ITSELF.format("a canary is at work: no comparison is needed to notice it"))
+        for name in _BLINDED
+    ),
+)
 
 
 def excuse(fault: str, case: str) -> str | None:

@@ -33,7 +33,8 @@ def transformers_like(case: Case) -> bool:
 class Property:
     """``statement`` is what it claims, for the report. ``exact``: judged in float64 under exact mode.
 
-    ``share`` of a profile's examples are spent on it. ``once``: it does not depend on the example and runs once.
+    ``share`` of a profile's examples are spent on it, and ``least`` of them however dear the case: a single example says
+    more of the draw than of the property. ``once``: it does not depend on the example and runs once.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Property:
     applies: Callable[[Case], bool] = everywhere
     exact: bool = True
     share: float = 1.0
+    least: int = 3
     once: bool = False
 
 

@@ -26,15 +26,16 @@ def _kept(outputs: Outputs) -> Outputs:
 def _repeat(trial: Trial) -> None:
     """The call, calls of its own form with other values and one of another form, and the call again."""
     model, given = trial.replaced.model, trial.fresh_inputs()
-    untouched = copy.deepcopy(given.kwargs)
+    untouched = [(one, copy.deepcopy(one.kwargs)) for one in (given, _alike(trial, 1), other_inputs(trial, 1), _alike(trial, 2))]
     first = trial.run_replaced(model, given)
     same_outputs(trial, trial.expected_outputs, first, trial.inputs.valid, "the first call")
     seen = _kept(first)
-    for inputs in (_alike(trial, 1), other_inputs(trial, 1), _alike(trial, 2)):
+    for inputs, _ in untouched[1:]:
         expected = trial.run_original(inputs)
         same_outputs(trial, expected, trial.run_replaced(model, inputs), inputs.valid, "another call")
         identical(seen, first, "the first call's result after another call")
-    _unchanged(untouched, given.kwargs, "input")
+    for inputs, before in untouched:
+        _unchanged(before, inputs.kwargs, "input")
     identical(seen, trial.run_replaced(model, trial.fresh_inputs()), "the same call again")
     with torch.inference_mode():
         identical(seen, trial.run_replaced(model, trial.fresh_inputs()), "the same call in inference mode")
@@ -162,6 +163,7 @@ REPEAT = Property(
     statement="The same call gives bit for bit the same, now, later and in inference mode, and a kept result stays.",
     check=_repeat,
     share=0.05,
+    least=10,  # graphs that keep memory they do not own show only in some memory formats
 )
 
 SHAPES = Property(
