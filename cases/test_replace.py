@@ -92,12 +92,12 @@ def test_a_swap_that_fails_takes_back_what_was_done(monkeypatch: pytest.MonkeyPa
 
 def test_an_unknown_plan_is_refused_before_anything_changes() -> None:
     model = model_of(BertCase())
-    with pytest.raises(PlanUnavailable, match="there are: auto plain onednn"):
+    with pytest.raises(PlanUnavailable, match="there are: auto plain onednn packed"):
         policies.replace_module(model, plan="fastest")
     assert type(model.encoder.layer[0]).__name__ == "BertLayer"
 
 
-@pytest.mark.parametrize("plan", ["plain", "onednn"])
+@pytest.mark.parametrize("plan", ["plain", "onednn", "packed"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_plan_computes_the_same_in_float32(case: Case, plan: str) -> None:
     example = case.simplest.with_value("layers", 2).with_value("tokens", 7)

@@ -42,6 +42,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     device: str = "cpu"
     budget: float = 0.0
     """Seconds that timing may take."""
+    execution: str = "auto"
+    """How replacements run, by the name of the plan."""
 
 
 class CheckDone(msgspec.Struct, frozen=True, kw_only=True, tag="check"):

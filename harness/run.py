@@ -66,7 +66,7 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
             continue
         case = entry.load()
         tasks += [
-            Task(entry, prop.name, profile, journal.plan.seed, scope.database)
+            Task(entry, prop.name, profile, journal.plan.seed, scope.database, journal.plan.execution)
             for prop in choose_properties(journal.plan.properties)
             if prop.applies(case) and (entry.name, prop.name) not in done
         ]

@@ -18,6 +18,7 @@ from pebble import ProcessExpired, ProcessPool
 from reports.record import Verdict
 
 from .check import Checked, check_property
+from .plans import by_plan
 from .profiles import Profile
 from .properties import BY_NAME
 from .registry import CaseEntry
@@ -35,18 +36,26 @@ class Task:
     profile: Profile
     seed: int
     database: str | None = None
+    plan: str = "auto"
+
+    @property
+    def policy(self) -> str:
+        """The policy's name, with the plan where one was asked for: verdicts by different plans are not compared."""
+        return self.entry.policy_class if self.plan == "auto" else f"{self.entry.policy_class}, plan {self.plan}"
 
 
 def run_task(task: Task) -> Checked:
     """Judge one task in this process."""
-    return check_property(
-        BY_NAME[task.prop],
-        task.entry.load(),
-        profile=task.profile,
-        seed=task.seed,
-        policy=task.entry.policy_class,
-        database=task.database,
-    )
+    with by_plan(task.plan) as replacer:
+        return check_property(
+            BY_NAME[task.prop],
+            task.entry.load(),
+            profile=task.profile,
+            seed=task.seed,
+            policy=task.policy,
+            replacer=replacer,
+            database=task.database,
+        )
 
 
 def run_tasks(tasks: list[Task], *, workers: int | None = None) -> Iterator[tuple[Task, Checked]]:
@@ -77,7 +86,7 @@ def _no_verdict(task: Task, reason: str) -> Checked:
     prop = BY_NAME[task.prop]
     verdict = Verdict(
         case=task.entry.name,
-        policy=task.entry.policy_class,
+        policy=task.policy,
         property=prop.name,
         statement=prop.statement,
         outcome="error",

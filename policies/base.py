@@ -149,11 +149,13 @@ class Swap(ABC):
 
     execution: Plan = Plan.AUTO
     shared: frozenset[str] = frozenset()
-    relays: ClassVar[bool] = False
-    """Whether installing it lays the module's parameters out anew, so that those of a mapped file would be read twice."""
 
     @abstractmethod
     def install(self) -> None: ...
+
+    def relays(self) -> bool:
+        """Whether installing it lays the module's parameters out anew, so that those of a mapped file would be read twice."""
+        return False
 
     def names(self) -> tuple[str, ...] | None:
         """Checkpoint names of the module's parameters, from the module; None: all that it has."""

@@ -3,6 +3,9 @@
 plain   public torch operators only: any device, any dtype, differentiable
 onednn  on a CPU, outside autograd, in float32 and bfloat16: oneDNN's linear with the activation or the residual sum as a
         post-operation, on the layer's own weights; every other call runs plain
+packed  as onednn, with Transformer layers' weights held in oneDNN's own layout and nowhere else. Fastest, for inference
+        only: anything but a call in float32 or bfloat16 on a CPU outside autograd first gives the layer its plain weights
+        back, which takes a copy; training raises
 auto    onednn where this torch has it, else plain
 """
 
@@ -24,12 +27,13 @@ class Plan(Enum):
     AUTO = "auto"
     PLAIN = "plain"
     ONEDNN = "onednn"
+    PACKED = "packed"
 
 
 def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
     """The plan that ``plan`` comes to here, for a model of these parameters. Raises ``PlanUnavailable`` for one that is
     unknown, or that no call could run."""
-    from .fused import onednn
+    from .fused import emulated, onednn
 
     try:
         wanted = Plan(plan)
@@ -38,10 +42,12 @@ def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
         raise PlanUnavailable(f"no execution plan is called {plan!r}; there are: {known}") from None
     if wanted is Plan.ONEDNN and not onednn.available():
         raise PlanUnavailable("plan onednn: this build of torch has no oneDNN linear; use plain or auto")
-    if wanted is Plan.ONEDNN:
-        unfit = sorted({one for parameter in parameters for one in onednn.unfit(parameter)})
+    if wanted is Plan.PACKED and not onednn.packs():
+        raise PlanUnavailable("plan packed: this build of torch has no packed oneDNN linear; use plain or auto")
+    if wanted in (Plan.ONEDNN, Plan.PACKED) and not emulated.active():
+        unfit = ", ".join(sorted({one for parameter in parameters for one in onednn.unfit(parameter)}))
         if unfit:
-            raise PlanUnavailable(f"plan onednn runs on a CPU in float32 and bfloat16, not {', '.join(unfit)}; use plain or auto")
+            raise PlanUnavailable(f"plan {wanted.value} runs on a CPU in float32 and bfloat16, not {unfit}; use plain or auto")
     if wanted is Plan.AUTO:
         return Plan.ONEDNN if onednn.available() else Plan.PLAIN
     return wanted

@@ -22,6 +22,7 @@ def faults(
     cases: options.Cases = None,
     fault: Annotated[list[str] | None, typer.Option(help="Only this fault or row (F41, M10 ...).", metavar="ID")] = None,
     profile: options.Profile = "regression",
+    plan: options.Execution = "auto",
     seed: options.Seed = None,
     shrink: Annotated[bool, typer.Option("--shrink", help="Make each killing example as simple as it can be.")] = False,
     listing: Annotated[bool, typer.Option("--list", help="List the faults and their sources, and stop.")] = False,
@@ -29,12 +30,15 @@ def faults(
     json: options.Json = False,
 ) -> int:
     """Seed known faults into every policy they fit and count those noticed; honest rewrites must pass."""
+    from policies.plans import settle
+
     from ..faults import run_faults
 
     if listing:
         return _list()
     if profile not in PROFILES:
         raise typer.BadParameter(f"no profile is called {profile!r}; there are: {' '.join(PROFILES)}")
+    settle(plan)
     console = Console(stderr=True, highlight=False)
 
     def tell(part: CaseReport) -> None:
@@ -45,6 +49,7 @@ def faults(
         options.chosen(ctx, cases),
         faults=tuple(fault or ()),
         profile=profile,
+        plan=plan,
         seed=seed or 0,
         shrink=shrink,
         workers=workers,

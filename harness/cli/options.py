@@ -33,6 +33,7 @@ Properties = Annotated[
     list[str] | None,
     typer.Option("--property", help="Only this property, by its name in the report; may be given again.", metavar="NAME"),
 ]
+Execution = Annotated[str, typer.Option("--plan", help="How replacements run: auto, plain, onednn or packed.", metavar="NAME")]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random choices (default: 0; nightly: a new one).", min=0)]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<time>-<seed>).", metavar="DIR")]
 Resume = Annotated[

@@ -34,6 +34,7 @@ def check(
     profile: options.Profile = "regression",
     examples: options.Examples = None,
     properties: options.Properties = None,
+    plan: options.Execution = "auto",
     seed: options.Seed = None,
     out: options.Out = None,
     resume: options.Resume = None,
@@ -41,11 +42,14 @@ def check(
     json: options.Json = False,
 ) -> int:
     """Check that replaced layers compute the same function as the originals, on random tiny models."""
+    from policies.plans import settle
+
     from ..properties import choose_properties
 
+    settle(plan)
     scope = Scope(options.chosen(ctx, cases), check=True, bench=False, workers=workers)
     names = tuple(one.name for one in choose_properties(properties)) if properties else ()
-    return _perform(scope, _journal(ctx, scope, profile, seed, out, resume, examples, names), json=json)
+    return _perform(scope, _journal(ctx, scope, profile, seed, out, resume, examples, names, plan), json=json)
 
 
 def bench(
@@ -96,6 +100,7 @@ def _journal(
     resume: Path | None,
     examples: int | None = None,
     properties: tuple[str, ...] = (),
+    execution: str = "auto",
 ) -> tuple[Journal, Scope]:
     if resume is not None:
         journal = Journal.resume(resume)
@@ -121,6 +126,7 @@ def _journal(
         bench=scope.bench,
         device=scope.device,
         budget=scope.budget,
+        execution=execution,
     )
     return Journal.start(out or new_folder(Path("runs"), created, seed), plan), scope
 

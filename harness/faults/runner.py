@@ -33,6 +33,7 @@ class Part:
     profile: Profile
     seed: int
     shrink: bool
+    plan: str
 
 
 Progress = Callable[[CaseReport], None]
@@ -43,6 +44,7 @@ def run_faults(
     *,
     faults: tuple[str, ...] = (),
     profile: str | Profile = "regression",
+    plan: str = "auto",
     seed: int = 0,
     shrink: bool = False,
     workers: int | None = None,
@@ -58,7 +60,7 @@ def run_faults(
     depth = PROFILES[profile] if isinstance(profile, str) else profile
     here = [entry for entry in entries if entry.unavailable is None]
     problems = [f"{entry.name}: {entry.unavailable}" for entry in entries if entry.unavailable is not None]
-    parts = [Part(entry, chosen[place::PARTS], place == 0, depth, seed, shrink) for place in range(PARTS) for entry in here]
+    parts = [Part(entry, chosen[place::PARTS], place == 0, depth, seed, shrink, plan) for place in range(PARTS) for entry in here]
     done: dict[str, list[CaseReport]] = {entry.name: [] for entry in here}
     for part, result in _in_parallel([part for part in parts if part.faults or part.first], workers):
         if isinstance(result, str):
@@ -107,17 +109,20 @@ def _prepare() -> None:
 
 
 def _examine(part: Part) -> CaseReport:
+    from ..plans import by_plan
     from .bank import find_faults
     from .exam import examine
 
-    return examine(
-        part.entry.load(),
-        faults=find_faults(part.faults) if part.faults else (),
-        profile=part.profile,
-        seed=part.seed,
-        shrink=part.shrink,
-        honest=part.first,
-    )
+    with by_plan(part.plan) as replacer:
+        return examine(
+            part.entry.load(),
+            faults=find_faults(part.faults) if part.faults else (),
+            profile=part.profile,
+            seed=part.seed,
+            shrink=part.shrink,
+            honest=part.first,
+            replacer=replacer,
+        )
 
 
 def _joined(reports: list[CaseReport], order: tuple[str, ...]) -> CaseReport:

@@ -40,10 +40,20 @@ def reachable_storages(model: nn.Module) -> dict[int, int]:
             continue
         seen.add(id(one))
         if isinstance(one, Tensor) and one.device.type != "meta":
-            storage = one.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
+            address, size = _memory(one)
+            sizes[address] = size
         waiting += gc.get_referents(one)
     return {address: size for address, size in sizes.items() if size}
+
+
+def _memory(tensor: Tensor) -> tuple[int, int]:
+    """Where ``tensor`` lies and how many bytes that takes. An opaque tensor counts what its elements take, without the
+    padding; one element that stands for a whole tensor counts nothing."""
+    if tensor.is_mkldnn:
+        return id(tensor), tensor.numel() * tensor.element_size()
+    storage = tensor.untyped_storage()
+    stands_in = storage.nbytes() == tensor.element_size() < tensor.nbytes
+    return storage.data_ptr(), 0 if stands_in else storage.nbytes()
 
 
 def bytes_held(model: nn.Module) -> int:

@@ -8,11 +8,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from policies.plans import Plan, PlanUnavailable
+
 from ..case import Inputs
 from ..exact import exact_mode
 from ..numerics import EXACT_TOLERANCE
-from ..trial import Disagreement, Trial, Vacuous, cast, original_side
+from ..trial import Disagreement, Trial, Vacuous, cast, fused_states, original_side
 from .base import Property, same_outputs
+from .lifecycle import same_state
 
 Gradients = dict[str, Tensor | None]
 Run = Callable[[nn.Module, Inputs], dict[str, Tensor]]
@@ -106,6 +109,9 @@ def _training(trial: Trial) -> None:
     """A training step with dropout between two calls in eval mode, the same on both sides."""
     model = trial.replaced.model
     trial.run_replaced(model, trial.fresh_inputs())
+    if any(state.execution is Plan.PACKED for state in fused_states(model)):
+        _refused(trial, model)
+        return
     with original_side("in training mode"):
         _step(trial, trial.original)
     _step(trial, model)
@@ -114,6 +120,22 @@ def _training(trial: Trial) -> None:
     expected = trial.run_original(trial.inputs)
     actual = trial.run_replaced(model, trial.fresh_inputs())
     same_outputs(trial, expected, actual, trial.inputs.valid, "after a training step")
+
+
+def _refused(trial: Trial, model: nn.Module) -> None:
+    """A plan that is for inference says so in one line when it is trained, and the model is what it was."""
+    try:
+        _step(trial, model)
+    except PlanUnavailable as refusal:
+        if len(str(refusal).splitlines()) != 1:
+            raise Disagreement(f"training is refused in more than one line: {refusal}") from refusal
+        trial.evidence.refusals.append(str(refusal))
+    else:
+        raise Disagreement("a plan for inference was trained without a word")
+    model.eval()
+    same_state(trial.original, model, "after training was refused", strides=False)
+    actual = trial.run_replaced(model, trial.fresh_inputs())
+    same_outputs(trial, trial.expected_outputs, actual, trial.inputs.valid, "after training was refused")
 
 
 def _step(trial: Trial, model: nn.Module) -> None:
@@ -138,7 +160,8 @@ GRADIENTS = Property(
 
 TRAINING = Property(
     name="training step",
-    statement="After a training step, dropout included, the replaced model computes what the trained original does.",
+    statement="After a training step, dropout included, the replaced model computes what the trained original does; a plan "
+    "that is for inference refuses the step in one line.",
     check=_training,
     share=0.05,
 )

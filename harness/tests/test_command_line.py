@@ -55,6 +55,19 @@ def test_a_mistyped_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]
     assert "compare" in one_line(capsys)
 
 
+@pytest.mark.parametrize("command", ["check", "faults"])
+def test_an_unknown_plan_gets_the_list(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness(command, "bert", "--plan", "fastest") == 2
+    assert one_line(capsys) == "harness: no execution plan is called 'fastest'; there are: auto plain onednn packed"
+
+
+def test_a_plan_that_was_asked_for_is_named_in_the_record(tmp_path: Path) -> None:
+    few = ("--profile", "quick", "--property", "revert", "--examples", "4", "--workers", "1", "--out", tmp_path)
+    assert harness("check", "llama", "--plan", "packed", *few) == 0
+    (verdict,) = record.read(tmp_path / "run.json").verdicts
+    assert verdict.policy.endswith("Policy, plan packed")
+
+
 def test_an_unknown_property_gets_a_suggestion(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert harness("check", "bert", "--property", "cach", "--out", tmp_path / "run") == 2
     assert one_line(capsys) == "harness: no property is called 'cach'; did you mean 'cache'?"

@@ -81,7 +81,7 @@ def _fill_layer(filler: Filler, prefix: str, swap: Swap) -> None:
         filler.fill_together(tuple(prefix + name for name in names))
     own = swap.names()
     inside = [n for n in filler.places if n.startswith(prefix)] if own is None else [prefix + name for name in own]
-    filler.fill(inside, copied=swap.relays)
+    filler.fill(inside, copied=swap.relays())
 
 
 def _finish(model: Any, folder: Path) -> None:

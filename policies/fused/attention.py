@@ -17,6 +17,7 @@ from ..plans import Plan
 from .linear import Emit, Projection, can_pack, pack, unpack
 from .masks import resolve, spread_if_blind
 from .norm import normalise
+from .packed import Packer
 from .positions import rotate
 
 
@@ -36,14 +37,17 @@ class AttentionCall:
 class FusedAttention:
     """Runs an ``Attention`` from its description, self or cross."""
 
-    def __init__(self, attention: Attention, plan: Plan, *, packing: bool, shared: frozenset[str]) -> None:
+    def __init__(
+        self, attention: Attention, plan: Plan, *, packing: bool, shared: frozenset[str], packer: Packer | None = None
+    ) -> None:
         self.attention = attention
         linears = attention.qkv.linears
-        self.out = Projection.of(attention.out, plan)
+        self.out = Projection.of(attention.out, plan, packer)
         self.packed: Projection | None = None
         if packing and isinstance(attention.qkv, SplitQKV) and can_pack(linears, shared):
-            self.packed = pack(linears, plan)
-        self.single = {linear.name: Projection.of(linear, plan) for linear in linears}
+            self.packed = _joined(linears, plan, packer)
+        apart = packer if self.packed is None else None
+        self.single = {linear.name: Projection.of(linear, plan, apart) for linear in linears}
 
     def unpack(self) -> None:
         if self.packed is not None:
@@ -96,7 +100,7 @@ class FusedAttention:
             fused = self.single[qkv.linear.name](x, emit)
             return self._interleaved(fused) if qkv.layout is QKVLayout.INTERLEAVED else self._blocked(fused)
         assert isinstance(qkv, SplitQKV)
-        if self.packed is None or (torch.is_grad_enabled() and _learning(qkv.linears)):
+        if self.packed is None or not self.packed.runs(x) or (torch.is_grad_enabled() and _learning(qkv.linears)):
             parts = [self.single[linear.name](x, emit) for linear in qkv.linears]
         else:
             sizes = [n * attention.head_size for n in (attention.heads, attention.kv_heads, attention.kv_heads)]
@@ -157,6 +161,13 @@ class FusedAttention:
         context = context.transpose(1, 2).flatten(-2)
         emit(f"{attention.out.name}:input", context)
         return context
+
+
+def _joined(linears: tuple[Linear, ...], plan: Plan, packer: Packer | None) -> Projection | None:
+    if packer is None or not packer.can_pack(*linears):
+        return pack(linears, plan)
+    held = packer.pack(*linears)
+    return None if held is None else pack(linears, plan, held)
 
 
 def _learning(linears: tuple[Linear, ...]) -> bool:

@@ -170,8 +170,6 @@ class FusedRoot(Swapped):
 class DiffusionSwap(Swap):
     """Swaps a diffusion model's classes, and back. ``root_mixin`` and ``parts`` say what each becomes."""
 
-    relays = True
-
     def __init__(
         self,
         root: nn.Module,
@@ -189,8 +187,14 @@ class DiffusionSwap(Swap):
         self.policy = policy
         self._swapped: list[nn.Module] = []
 
+    def relays(self) -> bool:
+        return True
+
     def install(self) -> None:
-        state = DiffusionState(self.root, backend=self.backend, shared=self.shared, execution=settle(self.execution))
+        plan = settle(self.execution)
+        if plan is Plan.PACKED:
+            plan = Plan.ONEDNN  # weights of convolutions are laid out channels_last, and linears stay beside them
+        state = DiffusionState(self.root, backend=self.backend, shared=self.shared, execution=plan)
         try:
             for module in self.root.modules():
                 mixin = self.mixin if module is self.root else self.parts.get(qualified_name(type(module)))

@@ -26,10 +26,11 @@ from torch import nn
 from ..anatomy import SplitQKV
 from ..base import AnatomyPolicy, Swap, UnsupportedLayer
 from ..calls import Returns
-from ..plans import Plan, settle
+from ..plans import Plan, PlanUnavailable, settle
 from ..structure import patched
 from .arguments import Arguments, read_arguments
 from .linear import Emit, could_pack
+from .packed import release_all
 from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
 from .watch import Watch, inner_hooks
@@ -56,6 +57,7 @@ class FusedState:
     @torch.compiler.disable
     def bind(self, layer: nn.Module) -> None:
         """Derive everything anew from ``layer``. A layer that is no longer supported falls back from here on."""
+        release_all(layer)
         try:
             anatomy = self.policy(layer).anatomy
         except UnsupportedLayer as refusal:
@@ -71,8 +73,16 @@ class FusedState:
         """How the replacement runs, in a word or two."""
         if self.refusal is not None:
             return f"original ({self.refusal})"
+        held = "" if self.core.packer is None else f", {self.core.packer}"
         packed = ", QKV packed" if self.core.attention.packed is not None else ""
-        return f"{self.execution.value}{packed}"
+        return f"{self.execution.value}{held}{packed}"
+
+    def stale(self) -> bool:
+        """True where the layer is not what the replacement was derived from, or more of its weights can be packed."""
+        if self.watch.stale():
+            return True
+        packer = None if self.refusal is not None else self.core.packer
+        return packer is not None and packer.may_pack_more()
 
 
 class FusedLayer(nn.Module):
@@ -101,10 +111,18 @@ class FusedLayer(nn.Module):
             self, self._fused_policy, self._fused_plan, packing=self._fused_packing, shared=self._fused_shared
         )
 
+    @torch.compiler.disable
+    def _fused_untraced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._fused_forward(args, kwargs)
+
     def _fused_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        state = self.fused
         compiling = torch.compiler.is_compiling()
-        if state.watch.exchanged() if compiling else state.watch.stale():
+        if self._fused_plan is Plan.PACKED:
+            if compiling:
+                return self._fused_untraced(args, kwargs)
+            self._fused_no_training()
+        state = self.fused
+        if state.watch.exchanged() if compiling else state.stale():
             state.bind(self)
         arguments = read_arguments(self, state, self._fused_parameters, args, kwargs)
         reason = self._why_not(state, arguments, compiling)
@@ -129,6 +147,14 @@ class FusedLayer(nn.Module):
         if arguments.unknown is not None:
             return arguments.unknown
         return None if compiling else inner_hooks(state.watch.modules)
+
+    def _fused_no_training(self) -> None:
+        """Raise where this call would be a step of training."""
+        if self.training and torch.is_grad_enabled() and any(one.requires_grad for one in self.parameters()):
+            raise PlanUnavailable(
+                f"plan packed is for inference, and {self._fused_original.__name__} was called in training mode with "
+                "gradients; call eval(), use torch.no_grad(), or replace with plan='plain'"
+            )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # Moving a layer gives each parameter a storage of its own; a packed weight left behind would be a second copy.
@@ -157,9 +183,12 @@ class LayerSwap(Swap):
     def names(self) -> tuple[str, ...]:
         return self.policy(self.layer).get_param_names().names
 
+    def relays(self) -> bool:
+        return self.execution is Plan.PACKED
+
     def together(self) -> tuple[tuple[str, ...], ...]:
         qkv = self.policy(self.layer).anatomy.attention.qkv
-        if not isinstance(qkv, SplitQKV) or not could_pack(qkv.linears, self.shared):
+        if self.execution is Plan.PACKED or not isinstance(qkv, SplitQKV) or not could_pack(qkv.linears, self.shared):
             return ()
         names = [tuple(linear.parameters) for linear in qkv.linears]
         return tuple(zip(*names, strict=True))
@@ -177,6 +206,7 @@ class LayerSwap(Swap):
     def revert(self) -> None:
         if not isinstance(self.layer, FusedLayer):
             return
+        release_all(self.layer)
         state = self.layer._fused_state
         if state is not None and state.refusal is None:
             state.core.unpack()

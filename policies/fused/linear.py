@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from torch.nn import functional as F  # noqa: N812  (the name everybody knows)
 from ..anatomy import Activation, ActivationKind, Linear
 from ..plans import Plan
 from . import onednn
+from .packed import Operators, PackedWeight, Packer
 
 Emit = Callable[[str, Tensor], None]
 """Receives each named stage's tensor, for whoever wants to see where two layers part."""
@@ -29,7 +31,7 @@ class Projection:
     """``x @ weight.T + bias`` with weight (N, D), a view of ``stored``: usually the layer's own parameter.
 
     ``onednn`` lets calls that suit it run on oneDNN, activation or residual included; the rest run on public operators.
-    ``transposed``: ``stored`` is (D, N).
+    ``transposed``: ``stored`` is (D, N). ``held``: the weight in oneDNN's layout, which ``stored`` has no memory beside.
     """
 
     name: str
@@ -37,38 +39,52 @@ class Projection:
     bias: Tensor | None
     onednn: bool = False
     transposed: bool = False
+    held: PackedWeight | None = None
 
     @classmethod
-    def of(cls, linear: Linear, plan: Plan) -> Projection:
-        return cls(linear.name, linear.weight, linear.bias, plan is Plan.ONEDNN, linear.transposed)
+    def of(cls, linear: Linear, plan: Plan, packer: Packer | None = None) -> Projection:
+        held = None if packer is None else packer.pack(linear)
+        return cls(linear.name, linear.weight, linear.bias, plan is not Plan.PLAIN, linear.transposed, held)
 
     @property
     def weight(self) -> Tensor:
         """(N, D). The view is taken anew at each call: one that was kept would pass no gradients on."""
         return self.stored.t() if self.transposed else self.stored
 
+    def runs(self, x: Tensor) -> bool:
+        """Whether it can run a call with ``x``: any call, unless several projections' weights are held as one."""
+        return self.held is None or self.held.suits(x, self.bias)
+
     def __call__(self, x: Tensor, emit: Emit) -> Tensor:
-        weight = self.weight
-        if self.onednn and onednn.suits(x, weight, self.bias):
-            out = onednn.linear(x, weight, self.bias)
-        else:
-            out = F.linear(x, weight, self.bias)
+        operators, weight = self._choose(x)
+        out = F.linear(x, weight, self.bias) if operators is None else operators.linear(x, weight, self.bias)
         emit(self.name, out)
         return out
 
     def activated(self, x: Tensor, activation: Activation, emit: Emit) -> Tensor:
         """``activation`` of the projection."""
-        weight = self.weight
-        if self.onednn and activation.kind in onednn.POST_OPERATIONS and onednn.suits(x, weight, self.bias):
-            return onednn.activate(x, weight, self.bias, activation.kind)
+        if activation.kind in onednn.POST_OPERATIONS:
+            operators, weight = self._choose(x)
+            if operators is not None:
+                return operators.activate(x, weight, self.bias, activation.kind)
         return activate(activation, self(x, emit))
 
     def plus(self, x: Tensor, residual: Tensor, emit: Emit) -> Tensor:
         """``residual`` (..., N) plus the projection."""
-        weight = self.weight
-        if self.onednn and residual.dtype is x.dtype and onednn.suits(x, weight, self.bias, residual):
-            return onednn.add(x, weight, self.bias, residual)
+        if residual.dtype is x.dtype:
+            operators, weight = self._choose(x, residual)
+            if operators is not None:
+                return operators.add(x, weight, self.bias, residual)
         return residual + self(x, emit)
+
+    def _choose(self, x: Tensor, residual: Tensor | None = None) -> tuple[Operators | None, Any]:
+        """The operators that this call runs on, None for torch's public ones, and the weight in the form they take."""
+        if self.held is not None and self.held.suits(x, self.bias, residual):
+            return self.held.operators, self.held.packed
+        weight = self.weight
+        if self.onednn and onednn.suits(x, weight, self.bias, residual) and not onednn.loses(x, weight):
+            return onednn, weight
+        return None, weight
 
 
 def activate(activation: Activation, x: Tensor) -> Tensor:
@@ -111,12 +127,13 @@ def could_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
     return same_kind and all_or_no_bias and plain and own and not any(linear.transposed for linear in linears)
 
 
-def pack(linears: tuple[Linear, ...], plan: Plan) -> Projection:
-    """One projection with the rows of all ``linears``, whose parameters become views of it."""
-    weights = [linear.weight for linear in linears]
+def pack(linears: tuple[Linear, ...], plan: Plan, held: PackedWeight | None = None) -> Projection:
+    """One projection with the rows of all ``linears``, whose parameters become views of it. Weights that are ``held`` in
+    oneDNN's layout are joined there; it can run only calls that suit them."""
     biases = [linear.bias for linear in linears if linear.bias is not None]
     name = " and ".join(linear.name for linear in linears)
-    return Projection(name, _take_over(weights), _take_over(biases) if biases else None, plan is Plan.ONEDNN)
+    stored = linears[0].weight if held is not None else _take_over([linear.weight for linear in linears])
+    return Projection(name, stored, _take_over(biases) if biases else None, plan is not Plan.PLAIN, held=held)
 
 
 def _take_over(parameters: list[Tensor]) -> Tensor:

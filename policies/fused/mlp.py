@@ -7,16 +7,17 @@ from torch import Tensor
 from ..anatomy import MLP
 from ..plans import Plan
 from .linear import Emit, Projection, activate
+from .packed import Packer
 
 
 class FusedMLP:
     """Runs an ``MLP`` from its description."""
 
-    def __init__(self, mlp: MLP, plan: Plan) -> None:
+    def __init__(self, mlp: MLP, plan: Plan, packer: Packer | None = None) -> None:
         self.activation = mlp.activation
-        self.down = Projection.of(mlp.down, plan)
+        self.down = Projection.of(mlp.down, plan, packer)
         self.up, self.gate, self.gate_up = (
-            None if linear is None else Projection.of(linear, plan) for linear in (mlp.up, mlp.gate, mlp.gate_up)
+            None if linear is None else Projection.of(linear, plan, packer) for linear in (mlp.up, mlp.gate, mlp.gate_up)
         )
 
     def added_to(self, residual: Tensor, x: Tensor, emit: Emit) -> Tensor:

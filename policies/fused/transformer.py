@@ -16,6 +16,7 @@ from .attention import AttentionCall, FusedAttention
 from .linear import Emit
 from .mlp import FusedMLP
 from .norm import normalise
+from .packed import Packer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,10 +44,11 @@ class FusedTransformerLayer:
     ) -> None:
         self.anatomy = anatomy
         self.emit: Emit = silent
-        self.attention = FusedAttention(anatomy.attention, plan, packing=packing, shared=shared)
-        self.mlp = FusedMLP(anatomy.mlp, plan)
+        self.packer = Packer(shared) if plan is Plan.PACKED else None
+        self.attention = FusedAttention(anatomy.attention, plan, packing=packing, shared=shared, packer=self.packer)
+        self.mlp = FusedMLP(anatomy.mlp, plan, self.packer)
         cross = anatomy.cross_attention
-        self.cross = None if cross is None else FusedAttention(cross, plan, packing=False, shared=shared)
+        self.cross = None if cross is None else FusedAttention(cross, plan, packing=False, shared=shared, packer=self.packer)
 
     def unpack(self) -> None:
         """Give parameters their own storages back."""

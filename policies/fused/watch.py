@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
 from ..structure import patched
+from .packed import PackedParameter
 
 
 class Watch:
@@ -21,12 +22,12 @@ class Watch:
     def __init__(self, layer: nn.Module) -> None:
         self.modules = [module for module in layer.modules() if module is not layer]
         self._children: list[tuple[dict[str, Any], str, Any]] = []
-        self._tensors: list[tuple[dict[str, Any], str, Tensor, int]] = []
+        self._tensors: list[tuple[dict[str, Any], str, Tensor, int | None]] = []
         for module in (layer, *self.modules):
             self._children += [(module._modules, name, child) for name, child in module._modules.items()]
             for name, parameter in module._parameters.items():
                 if parameter is not None:
-                    self._tensors.append((module._parameters, name, parameter, parameter.data_ptr()))
+                    self._tensors.append((module._parameters, name, parameter, _address(parameter)))
         self._config = next((m.config for m in self.modules if hasattr(m, "config")), None)
         self._implementation = _implementation(self._config)
 
@@ -34,7 +35,7 @@ class Watch:
         """True where a submodule or parameter was exchanged, or a parameter has another storage."""
         if self.exchanged():
             return True
-        return any(parameter.data_ptr() != address for _, _, parameter, address in self._tensors)
+        return any(_address(parameter) != address for _, _, parameter, address in self._tensors)
 
     def exchanged(self) -> bool:
         """True where a submodule or parameter is another object. This much a compiler can trace, and guards on."""
@@ -45,6 +46,11 @@ class Watch:
             if parameters.get(name) is not parameter:
                 return True
         return _implementation(self._config) != self._implementation
+
+
+def _address(parameter: Tensor) -> int | None:
+    """Where the parameter's values are, None where they are packed."""
+    return None if type(parameter) is PackedParameter else parameter.data_ptr()
 
 
 def _implementation(config: Any) -> Any:

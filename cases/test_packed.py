@@ -1,0 +1,275 @@
+"""The plan ``packed``: weights lie in oneDNN's layout and nowhere else, and whoever touches a parameter gets its values."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+
+import policies
+from cases import CASES
+from cases.bert import BertCase
+from cases.gpt2 import GPT2Case
+from cases.llama import LlamaCase
+from harness.case import Case, Inputs
+from harness.check import check_property
+from harness.exact import exact_mode
+from harness.plans import by_plan
+from harness.profiles import depth
+from harness.properties import BY_NAME, PROPERTIES, Property
+from harness.registry import CaseEntry
+from harness.trial import cast, fused_states
+from policies.fused import onednn
+from policies.fused import packed as packed_module
+from policies.fused.packed import PackedParameter
+from policies.plans import PlanUnavailable
+
+FEW = depth("quick", 16)
+LAYERED = [entry for entry in CASES if entry.unavailable is None and entry.load().layered]
+TABLE = [
+    pytest.param(entry, prop, id=f"{entry.name}-{prop.name.replace(' ', '-')}")
+    for entry in LAYERED
+    for prop in PROPERTIES
+    if prop.applies(entry.load()) and prop.name != "refusal"
+]
+
+
+@pytest.mark.parametrize(("entry", "prop"), TABLE)
+def test_every_property_holds_of_packed_weights(entry: CaseEntry, prop: Property) -> None:
+    """In float64 weights are packed by the emulator, in float32 and bfloat16 by oneDNN."""
+    with by_plan("packed") as replacer:
+        checked = check_property(prop, entry.load(), profile=FEW, seed=1, policy="packed", replacer=replacer)
+    verdict = checked.verdict
+    assert verdict.outcome == "held", f"{verdict.reason}\n{verdict.failure}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("entry", LAYERED, ids=lambda entry: entry.name)
+def test_all_weights_that_only_the_layer_holds_are_packed(entry: CaseEntry, dtype: torch.dtype) -> None:
+    """Else properties would hold of packed weights because there are none."""
+    case = entry.load()
+    with by_plan("packed") as replacer, case.surroundings():
+        model = case.build(case.simplest).to(dtype)
+        replacer(model)
+        for state in fused_states(model):
+            assert state.core.packer.held > 0
+            assert f"plan: packed, {state.core.packer.held} of {state.core.packer.held} weights" in repr(model)
+
+
+def ready(case: Case) -> tuple[nn.Module, Inputs]:
+    model = case.build(case.simplest)
+    policies.replace_module(model, plan="packed")
+    return model, case.inputs(case.simplest)
+
+
+def output(case: Case, model: nn.Module, inputs: Inputs) -> torch.Tensor:
+    with torch.no_grad():
+        return next(iter(case.run(model, inputs).values()))
+
+
+def packed(model: nn.Module) -> list[str]:
+    return [name for name, one in model.named_parameters() if type(one) is PackedParameter]
+
+
+def test_a_packed_parameter_keeps_its_form_and_holds_no_memory() -> None:
+    original = BertCase().build(BertCase().simplest)
+    model, _ = ready(BertCase())
+    names = packed(model)
+    assert len(names) == 6
+    for name, parameter in model.named_parameters():
+        mine = original.get_parameter(name)
+        assert isinstance(parameter, nn.Parameter)
+        assert (parameter.shape, parameter.dtype, parameter.requires_grad) == (mine.shape, mine.dtype, mine.requires_grad)
+        assert (parameter.untyped_storage().nbytes() == 4) == (name in names)
+    assert packed(model) == names
+
+
+TOUCHES = {
+    "read": lambda model, name: model.get_parameter(name).sum(),
+    "state_dict": lambda model, name: model.state_dict(),
+    "data": lambda model, name: model.get_parameter(name).data,
+    "numpy": lambda model, name: model.get_parameter(name).detach().numpy(),
+    "deepcopy": lambda model, name: copy.deepcopy(model.get_parameter(name)),
+    "in a list": lambda model, name: torch._foreach_mul([model.get_parameter(name)], 2.0),
+    "printed": lambda model, name: repr(model.get_parameter(name)),
+    "strides": lambda model, name: model.get_parameter(name).stride(),
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHES)
+def test_touching_a_parameter_gives_it_its_values_back_and_the_next_call_packs_again(touch: str) -> None:
+    case = GPT2Case()
+    original = case.build(case.simplest)
+    model, inputs = ready(case)
+    before = output(case, model, inputs)
+    names = packed(model)
+    TOUCHES[touch](model, names[0])
+    assert names[0] not in packed(model)
+    gc.collect()
+    assert torch.equal(model.get_parameter(names[0]), original.get_parameter(names[0]))
+    assert torch.equal(output(case, model, inputs), before)
+    assert packed(model) == names
+
+
+def test_what_shares_a_weights_memory_keeps_it_from_being_packed() -> None:
+    """A state_dict that is alive is written to, and that reaches the layer."""
+    case = LlamaCase()
+    model, inputs = ready(case)
+    before = output(case, model, inputs)
+    name = packed(model)[0]
+    state = model.state_dict()
+    assert torch.equal(output(case, model, inputs), before) or torch.allclose(output(case, model, inputs), before)
+    assert packed(model) == []
+    state[name].mul_(3.0)
+    changed = output(case, model, inputs)
+    assert not torch.allclose(changed, before)
+    del state
+    assert torch.allclose(output(case, model, inputs), changed, atol=1e-5)
+    assert name in packed(model)
+
+
+def test_values_come_back_bit_for_bit_whatever_they_are() -> None:
+    case = BertCase()
+    model = case.build(case.simplest)
+    weight = model.encoder.layer[0].intermediate.dense.weight
+    special = torch.tensor([torch.nan, -0.0, torch.inf, -torch.inf, 1e-45, -1e-40, torch.finfo(torch.float32).max])
+    with torch.no_grad():
+        weight.view(-1)[: len(special)] = special
+    bits = weight.detach().clone().view(torch.int32)
+    handle = policies.replace_module(model, plan="packed")
+    assert type(weight) is PackedParameter
+    handle.revert()
+    assert type(weight) is nn.Parameter
+    assert torch.equal(weight.view(torch.int32), bits)
+
+
+def test_new_data_of_a_packed_parameter_is_what_computes() -> None:
+    case = LlamaCase()
+    model, inputs = ready(case)
+    before = output(case, model, inputs)
+    parameter = model.get_parameter(packed(model)[0])
+    parameter.data = parameter.data * 3.0
+    assert not torch.allclose(output(case, model, inputs), before)
+    assert type(parameter) is PackedParameter
+
+
+def test_a_torch_without_packed_linears_refuses_the_plan_and_changes_nothing() -> None:
+    model = BertCase().build(BertCase().simplest)
+    with (
+        mock.patch.object(onednn, "packs", return_value=False),
+        pytest.raises(PlanUnavailable, match=r"^plan packed: this build of torch has no packed oneDNN linear"),
+    ):
+        policies.replace_module(model, plan="packed")
+    assert type(model.encoder.layer[0]).__name__ == "BertLayer"
+
+
+def test_a_model_that_cannot_run_packed_is_refused_and_left_alone() -> None:
+    model = BertCase().build(BertCase().simplest).double()
+    with pytest.raises(PlanUnavailable, match=r"^plan packed runs on a CPU in float32 and bfloat16, not in float64; use plain"):
+        policies.replace_module(model, plan="packed")
+    assert type(model.encoder.layer[0]).__name__ == "BertLayer"
+
+
+def test_weights_from_a_checkpoint_are_packed_as_they_come(tmp_path: Path) -> None:
+    case = LlamaCase()
+    original = case.build(case.simplest)
+    original.save_pretrained(tmp_path)
+    model = policies.load_replaced(type(original), tmp_path, plan="packed").model
+    expected, inputs = ready(case)
+    assert packed(model) == packed(expected)
+    assert torch.equal(output(case, model, inputs), output(case, expected, inputs))
+
+
+def test_operators_that_misbehave_make_the_plan_unavailable() -> None:
+    onednn.packs.cache_clear()
+    try:
+        with mock.patch.object(onednn, "unpack", lambda weight: weight.to_dense() + 1.0):
+            assert not onednn.packs()
+        onednn.packs.cache_clear()
+        with mock.patch.object(onednn, "pack", mock.Mock(side_effect=AttributeError("no such operator"))):
+            assert not onednn.packs()
+        onednn.packs.cache_clear()
+        with exact_mode():
+            assert onednn.packs()
+    finally:
+        onednn.packs.cache_clear()
+
+
+def test_a_graph_of_gradients_keeps_the_weights_that_it_has_saved() -> None:
+    case = LlamaCase()
+    original = case.build(case.simplest)
+    model, inputs = ready(case)
+    for one in (original, model):
+        with torch.enable_grad():
+            total = next(iter(case.run(one, inputs).values())).sum()
+        output(case, one, inputs)
+        total.backward()
+    for mine, its in zip(original.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(its.grad, mine.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_a_graph_that_saved_the_parameter_itself_is_not_run_through_packed_weights() -> None:
+    """It holds no memory of its own, so packing does not see it; torch does, and says so."""
+    case = LlamaCase()
+    model, inputs = ready(case)
+    parameter = model.get_parameter(packed(model)[0])
+    factor = torch.ones(1, requires_grad=True)
+    total = (parameter * factor).sum()
+    output(case, model, inputs)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
+
+
+def test_a_weight_that_padding_would_make_larger_stays_plain() -> None:
+    with mock.patch.object(packed_module, "_ROOM", 0):
+        model, inputs = ready(BertCase())
+    assert packed(model) == []
+    assert "packed, 0 of 6 weights" in repr(model)
+    assert torch.isfinite(output(BertCase(), model, inputs)).all()
+
+
+def test_a_model_that_moves_to_another_dtype_runs_plain() -> None:
+    case = BertCase()
+    model, _ = ready(case)
+    model.double()
+    assert "packed, 0 of 6 weights" in repr(model)
+    inputs = Inputs(kwargs=cast(case.inputs(case.simplest).kwargs, torch.float64), valid=None)
+    assert output(case, model, inputs).dtype is torch.float64
+
+
+def test_packed_weights_go_with_their_model_and_wait_for_no_collector() -> None:
+    model, inputs = ready(LlamaCase())
+    output(LlamaCase(), model, inputs)
+    held = weakref.ref(model.get_parameter(packed(model)[0])._packed_in)  # type: ignore[attr-defined]
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("fault", "prop"),
+    [
+        (mock.patch.object(PackedParameter, "__torch_function__", nn.Parameter.__torch_function__), "parameter accounting"),
+        (mock.patch.object(packed_module.PackedWeight, "release", return_value=None), "revert"),
+        (mock.patch.object(packed_module, "_let_go"), "storages"),
+        (mock.patch("policies.fused.layer.FusedState.stale", return_value=False), "parameter accounting"),
+    ],
+    ids=["touching gives nothing back", "nothing is ever given back", "a plain copy stays", "nobody looks"],
+)
+def test_a_fault_in_packing_is_noticed(fault: Any, prop: str) -> None:
+    with fault, by_plan("packed") as replacer:
+        verdict = check_property(
+            BY_NAME[prop], LlamaCase(), profile=depth("quick", 40), seed=1, policy="packed", replacer=replacer, explain=False
+        ).verdict
+    assert verdict.outcome != "held"
