@@ -13,7 +13,7 @@ from harness.faults import CaseReport, FaultReport, run_faults
 from harness.faults import exam as exam_module
 from harness.faults import ledger as ledger_module
 from harness.faults.bank import FAULTS, UnknownFault, find_faults
-from harness.faults.exam import examine
+from harness.faults.exam import Exam, OutOfTime, examine
 from harness.faults.fault import Fault, always, unharmed
 from harness.faults.honest import HONEST
 from harness.faults.ledger import LEDGER, Entry
@@ -194,3 +194,20 @@ def test_a_row_stands_for_all_of_its_faults() -> None:
 def test_an_unknown_fault_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(UnknownFault, match="no fault is called 'F10 positon'; did you mean 'F10 position'"):
         find_faults(("F10 positon",))
+
+
+def test_examples_are_aimed_at_a_fault_that_few_of_them_can_show() -> None:
+    """Asked whether a fault can be seen, the exam begins with examples on which it can matter."""
+    (fault,) = find_faults(("M01 tanh",))
+    aimed = Exam(opt(), profile=TINY, seed=0, shrink=False, replacer=replace_module, aimed=True)
+    assert aimed.examples[0]["activation"] != "gelu"
+    outcome = aimed.try_fault(fault)
+    assert outcome is not None and outcome.examples == 1
+
+
+def test_an_exam_whose_time_is_over_says_so_instead_of_an_outcome() -> None:
+    """A fault that was not tried to its end is neither noticed nor missed."""
+    (fault,) = find_faults(("F01 relu",))
+    late = Exam(opt(), profile=TINY, seed=0, shrink=False, replacer=replace_module, until=0.0)
+    with pytest.raises(OutOfTime):
+        late.try_fault(fault)

@@ -26,8 +26,10 @@ class _Widen(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _SHORTHANDS:
             return Tensor.double(args[0])
-        if any(type(one) is torch.dtype and one in _LOWER for one in args):
-            args = tuple(torch.float64 if type(one) is torch.dtype and one in _LOWER else one for one in args)
+        for one in args:  # a plain loop: this runs for every call of torch in every example
+            if type(one) is torch.dtype and one in _LOWER:
+                args = tuple(torch.float64 if type(each) is torch.dtype and each in _LOWER else each for each in args)
+                break
         if kwargs:
             dtype = kwargs.get("dtype")
             if dtype is not None and dtype in _LOWER:

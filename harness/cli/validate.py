@@ -23,8 +23,8 @@ def validate(
     profile: options.Profile = "regression",
     seed: options.Seed = None,
     out: options.Out = None,
-    budget: Annotated[float, typer.Option(help="Seconds for timing; 0 leaves it out.", min=0.0)] = 6.0,
-    faults: Annotated[float, typer.Option(help="Seconds for faults seeded into the policy; 0 leaves them out.")] = 6.0,
+    budget: Annotated[float, typer.Option(help="Seconds for timing; 0 leaves it out.", min=0.0)] = 4.0,
+    faults: Annotated[float, typer.Option(help="Seconds for faults seeded into the policy; 0 leaves them out.")] = 4.0,
     seconds: Annotated[float, typer.Option(help="Seconds that one check may take.", min=1.0)] = 60.0,
     memory: Annotated[float, typer.Option(help="GiB of memory that one check may take.", min=0.1)] = 4.0,
     workers: options.Workers = None,
@@ -32,11 +32,7 @@ def validate(
 ) -> int:
     """Prove or refute a policy in a file of your own: contract, properties, timing, report, and a verdict to paste."""
     from ..run import new_folder
-    from ..validation.isolation import Limits
-    from ..validation.validate import Request
-    from ..validation.validate import record as make_record
-    from ..validation.validate import validate as perform
-    from ..validation.verdict import block
+    from ..validation.isolation import Limits, begin
     from .perform import write_page
 
     if profile not in PROFILES:
@@ -47,6 +43,12 @@ def validate(
     created = datetime.now(UTC).isoformat(timespec="seconds")
     folder = out or new_folder(Path("runs"), created, seed or 0)
     _must_be_free(folder)
+    begin()  # before this process imports what takes seconds too
+    from ..validation.validate import Request
+    from ..validation.validate import record as make_record
+    from ..validation.validate import validate as perform
+    from ..validation.verdict import block
+
     limits = Limits(seconds=seconds, memory=int(memory * 2**30), workers=workers)
     request = Request(path=path, name=name, profile=profile, seed=seed or 0, budget=budget, faults=faults, limits=limits)
     with Reporter() as reporter:

@@ -9,6 +9,7 @@ example.
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from .fault import Fault, unharmed
 from .honest import HONEST
 from .ledger import excuse
 from .report import Alarm, CaseReport, Outcome, Status
-from .sample import draw, traits_of
+from .sample import draw, together, traits_of_each
 
 FIRST_LOOK = 6
 """Examples of each property before any of them is asked in depth; twice as many of the first."""
@@ -47,6 +48,10 @@ USUAL_ORDER = ("model equality", "layer equality", "cache", "contract")
 """Properties that notice most, first."""
 
 Progress = Callable[[Outcome | Alarm], None]
+
+
+class OutOfTime(Exception):
+    """The exam's time is over in the middle of a fault, of which nothing is known then."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +101,35 @@ def examine(
 
 
 class Exam:
-    """A case with its examples, its traits and the properties that apply to it."""
+    """A case with its examples, its traits and the properties that apply to it.
 
-    def __init__(self, case: Case, *, profile: Profile, seed: int, shrink: bool, replacer: Replacer) -> None:
+    ``until`` is the moment of ``time.monotonic()`` from which on trying a fault raises ``OutOfTime``. ``aimed`` puts the
+    examples on which a fault can matter first: it asks whether the fault can be seen, and not how soon it would be met.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        *,
+        profile: Profile,
+        seed: int,
+        shrink: bool,
+        replacer: Replacer,
+        until: float = math.inf,
+        aimed: bool = False,
+    ) -> None:
         self.case = case
         self.profile = profile
         self.seed = seed
         self.shrink = shrink
         self.replacer = replacer
+        self.until = until
+        self.aimed = aimed
         asked = [prop for prop in PROPERTIES if prop.applies(case) and prop.share >= LEAST_SHARE]
         self.properties = tuple(sorted(asked, key=lambda prop: -prop.share))
         self.examples = draw(case, max(SAMPLED, *map(self._depth, self.properties)), seed)
-        self.traits = traits_of(case, self.examples[:SAMPLED], replacer)
+        self.each = traits_of_each(case, self.examples[:SAMPLED], replacer)
+        self.traits = together(case, self.each)
         self.mistaken: list[Alarm] = []
 
     def try_fault(self, fault: Fault) -> Outcome | None:
@@ -180,6 +202,7 @@ class Exam:
         return alarm is not None
 
     def _ask(self, fault: Fault, faulty: Replacer, count: list[int], *, deep: bool) -> Noticed | None:
+        examples = self._in_order(fault)
         able = [prop for prop in self.properties if prop.name not in fault.passes]
         first = [BY_NAME[name] for name in (*fault.expects, *USUAL_ORDER) if name in BY_NAME]
         order = [prop for prop in dict.fromkeys((*first, *able)) if prop in able]
@@ -188,10 +211,17 @@ class Exam:
         if deep:
             rounds += [(prop, slice(few[prop], self._depth(prop))) for prop in order]
         for prop, part in rounds:
-            noticed = self._look(prop, faulty, self.examples[part], count)
+            noticed = self._look(prop, faulty, examples[part], count)
             if noticed is not None:
                 return noticed
         return None
+
+    def _in_order(self, fault: Fault) -> tuple[Example, ...]:
+        if not self.aimed:
+            return self.examples
+        matters = [fault.applies(traits) for traits in self.each]
+        order = sorted(range(len(self.examples)), key=lambda at: at >= len(matters) or not matters[at])
+        return tuple(self.examples[at] for at in order)
 
     def _few(self, prop: Property, likeliest: bool) -> int:
         """Examples for a first look. The likeliest noticer is given its full chance even where a profile gives it few:
@@ -203,6 +233,8 @@ class Exam:
     def _look(self, prop: Property, replacer: Replacer, examples: tuple[Example, ...], count: list[int]) -> Noticed | None:
         """Whether ``prop`` does not hold on one of ``examples``, in order."""
         for example in examples:
+            if time.monotonic() > self.until:
+                raise OutOfTime
             count[0] += 1
             fails, problem = tell(prop, self.case, replacer, example)
             if problem is not None:

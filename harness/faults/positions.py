@@ -175,7 +175,15 @@ def _all_tokens(alibi: Tensor) -> Tensor:
 
 
 def _partial(traits: Traits) -> bool:
-    return traits.any_block(lambda one: one.rotary is not None and (one.rotary.size or 0) < one.head_size - 1)
+    """Whether a head is rotated in part: by its description, or where that leaves it to the call, by what is drawn."""
+    drawn = traits.varies("rotary") or traits.varies("rotary_share")
+
+    def in_part(one: Attention) -> bool:
+        if one.rotary is None or one.rotary.size is None:
+            return one.rotary is not None and drawn
+        return one.rotary.size < one.head_size - 1
+
+    return traits.any_block(in_part)
 
 
 def _rotates(traits: Traits) -> bool:

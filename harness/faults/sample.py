@@ -35,17 +35,36 @@ def draw(case: Case, number: int, seed: int) -> tuple[Example, ...]:
 
 def traits_of(case: Case, examples: tuple[Example, ...], replacer: Replacer) -> Traits:
     """The descriptions of the layers in the models of ``examples``, as clean policies read them."""
+    return together(case, traits_of_each(case, examples, replacer))
+
+
+def traits_of_each(case: Case, examples: tuple[Example, ...], replacer: Replacer) -> tuple[Traits, ...]:
+    """What the model of each example is made of."""
+    return tuple(_traits(case, example, replacer) for example in examples)
+
+
+def together(case: Case, parts: tuple[Traits, ...]) -> Traits:
+    """The traits of a case of which ``parts`` are the examples'."""
+    return Traits(
+        case=case,
+        policies=frozenset().union(*(one.policies for one in parts)),
+        layers=tuple(layer for one in parts for layer in one.layers),
+        anatomies=tuple(anatomy for one in parts for anatomy in one.anatomies),
+        calls=tuple(dict.fromkeys(call for one in parts for call in one.calls)),
+    )
+
+
+def _traits(case: Case, example: Example, replacer: Replacer) -> Traits:
     policies, layers, anatomies, calls = set(), [], [], []
-    for example in examples:
-        model = case.build(example)
-        for one in replacer(model).replaced:
-            policies.add(one.policy)
-            layer = model.get_submodule(one.path)
-            layers.append(layer)
-            state = getattr(layer, "fused", None)
-            if state is not None and hasattr(state, "core"):
-                anatomies.append(state.core.anatomy)
-                calls.append(state.policy.call)
+    model = case.build(example)
+    for one in replacer(model).replaced:
+        policies.add(one.policy)
+        layer = model.get_submodule(one.path)
+        layers.append(layer)
+        state = getattr(layer, "fused", None)
+        if state is not None and hasattr(state, "core"):
+            anatomies.append(state.core.anatomy)
+            calls.append(state.policy.call)
     return Traits(
         case=case,
         policies=frozenset(policies),

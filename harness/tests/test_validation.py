@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from harness.validation.derive import derive
+from harness.validation.derived import DerivedCase
 from harness.validation.invent import invent
 from harness.validation.isolation import Limits
 from harness.validation.models import NotDerivable
@@ -142,6 +143,20 @@ def test_a_derived_case_says_what_could_not_be_drawn() -> None:
     assert any("config alibi=True" in one for one in derivation.dropped)
     assert "num_ln_in_parallel_attn stays None" in derivation.undrawn
     assert derivation.causal and derivation.cached
+
+
+def test_dropout_is_on_in_a_derived_case_though_it_is_off_by_default() -> None:
+    """Else a replacement that runs its fused path in training would compute the same."""
+    derivation = derive(MODELING.format("mistral", "MistralDecoderLayer"))
+    assert derivation.dropouts == ("attention_dropout",)
+    case = DerivedCase(derivation)
+    assert case.build(case.simplest).config.attention_dropout > 0
+
+
+def test_verdicts_come_in_the_order_of_the_properties() -> None:
+    """The dearest are judged first; whoever reads the verdict finds them where they always are."""
+    done = judged("wrong_wiring", "revert", "layer equality")
+    assert [one.property for one in done.verdicts] == ["file", "case", "reading", "layer equality", "revert"]
 
 
 def test_a_layer_class_that_is_not_there_is_answered_with_the_nearest() -> None:

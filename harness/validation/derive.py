@@ -25,7 +25,7 @@ from ..hf.unusual import NORM_EPS, WEIGHTS
 from ..search import quiet
 from ..trial import cast
 from .derived import DECODER, Derivation, DerivedCase, config_values
-from .fields import declared, extra_values, fields_of_roles, role_of
+from .fields import declared, extra_values, fields_of_roles, idle_dropouts, role_of
 from .models import NotDerivable, layer_class, models_with
 
 TRIED = 60
@@ -84,6 +84,7 @@ def _first_guess(config_class: type, layer: str) -> Derivation:
         config=qualified_name(config_class),
         fields=fields,
         axes=(*axes, *extras),
+        dropouts=idle_dropouts(declared(config_class), default),
         undrawn=undrawn,
     )
 

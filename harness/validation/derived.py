@@ -14,6 +14,7 @@ from ..hf.case import TransformersCase, attention_implementation, load
 from ..hf.rotary import rope_parameters
 
 DECODER = "config is_decoder"
+DROPOUT = 0.1
 PATCH, CHANNELS = 4, 3
 """Pixels a side of a patch, and colours, of image models."""
 
@@ -22,9 +23,9 @@ PATCH, CHANNELS = 4, 3
 class Derivation:
     """All that is known of a derived case; data only, so that it travels between processes.
 
-    ``fields`` maps a role to the configuration's own names for it. ``kept_apart`` lists axis values that do not go
-    together; ``refused`` what a policy refuses (axis, value, feature); ``dropped`` and ``undrawn`` say what could not
-    be drawn, and why.
+    ``fields`` maps a role to the configuration's own names for it; ``dropouts`` are fields that are switched on.
+    ``kept_apart`` lists axis values that do not go together; ``refused`` what a policy refuses (axis, value, feature);
+    ``dropped`` and ``undrawn`` say what could not be drawn, and why.
     """
 
     layer: str
@@ -32,6 +33,7 @@ class Derivation:
     config: str
     fields: dict[str, tuple[str, ...]]
     axes: tuple[Axis, ...]
+    dropouts: tuple[str, ...] = ()
     undrawn: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     kept_apart: tuple[tuple[tuple[str, Value], ...], ...] = ()
@@ -73,7 +75,13 @@ def config_values(derivation: Derivation, example: Example | None = None) -> dic
         by_role["rope"] = _rope(values, size)
     drawn = {name: by_role[role] for role, names in derivation.fields.items() for name in names if role in by_role}
     extras = {name.removeprefix("config "): value for name, value in values.items() if name.startswith("config ")}
-    return drawn | extras | _FIXED | ({"image_size": 2 * PATCH, "patch_size": PATCH} if derivation.image else {})
+    return (
+        drawn
+        | extras
+        | _FIXED
+        | dict.fromkeys(derivation.dropouts, DROPOUT)
+        | ({"image_size": 2 * PATCH, "patch_size": PATCH} if derivation.image else {})
+    )
 
 
 _FIXED = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 ROLES: dict[str, tuple[str, ...]] = {
@@ -38,6 +39,9 @@ NOT_FOR_LAYERS = re.compile(
     r"|add_cross_attention|router|aux_loss|architectures|scale_embedding|layerscale_value|mask_|reshape|out_(features|indices)"
 )
 """Fields that a layer in eval mode does not read, or that other axes stand for."""
+
+DROPOUTS = re.compile(r"^(?!classifier|summary).*(dropout|pdrop)(_prob|_probability|_rate)?$")
+"""Shares of values that a layer drops in training."""
 
 FACTORS = re.compile(r"multiplier|softcap|clip_qkv|scal(e|ing|ar)\b|query_pre_attn_scalar")
 """Numbers that scale or bound something inside a layer."""
@@ -74,6 +78,11 @@ def fields_of_roles(config_class: type) -> dict[str, tuple[str, ...]]:
         if first or also:
             found[role] = first + also
     return found
+
+
+def idle_dropouts(names: Iterable[str], default: Mapping[str, Any]) -> tuple[str, ...]:
+    """Dropout fields of ``names`` that are 0 by default: a replacement that runs in training would go unnoticed."""
+    return tuple(name for name in names if DROPOUTS.match(name) and default.get(name) in (0, 0.0))
 
 
 def extra_values(name: str, default: Any) -> tuple[Any, ...] | None:

@@ -16,10 +16,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import as_completed
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any
 
 import psutil
 from pebble import ProcessExpired, ProcessPool
+
+PRELOAD = "harness.validation.preload"
+"""What the clean process imports."""
+
+
+def begin() -> None:
+    """Start the clean process, which imports while its parent goes on."""
+    forkserver.set_forkserver_preload([PRELOAD])
+    forkserver.ensure_running()
 
 
 @dataclass(frozen=True)
@@ -38,17 +48,16 @@ class Lost(Exception):
 class Isolated:
     """A pool of limited processes."""
 
-    def __init__(self, limits: Limits, preload: str, *, fresh: bool) -> None:
+    def __init__(self, limits: Limits, *, fresh: bool) -> None:
         self.limits = limits
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([preload])
+        begin()
         count = limits.workers or len(os.sched_getaffinity(0))
         self.pool = ProcessPool(
             max_workers=count,
             max_tasks=1 if fresh else 0,
             initializer=_limit,
             initargs=[limits.memory, list(_paths())],
-            context=context,
+            context=multiprocessing.get_context("forkserver"),
         )
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
@@ -83,9 +92,9 @@ class Isolated:
 
 
 @contextlib.contextmanager
-def isolated(limits: Limits, preload: str, *, fresh: bool) -> Iterator[Isolated]:
-    """A pool whose processes have imported ``preload``; they are gone at the end."""
-    pool = Isolated(limits, preload, fresh=fresh)
+def isolated(limits: Limits, *, fresh: bool) -> Iterator[Isolated]:
+    """A pool whose processes are gone at the end."""
+    pool = Isolated(limits, fresh=fresh)
     try:
         yield pool
     finally:

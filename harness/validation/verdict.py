@@ -102,7 +102,7 @@ def _faults(done: Validation) -> Iterator[str]:
     killed = [one for one in judged if one.status == "killed"]
     examples = median(one.examples for one in killed) if killed else 0
     survivors = ", ".join(one.fault for one in judged if one.status == "survived")
-    missed = f"; not noticed: {survivors}" if survivors else ""
+    missed = f"; not noticed in a second each: {survivors}" if survivors else ""
     yield f"- seeded faults: {len(killed)} of {len(judged)} tried were noticed, median {examples:.0f} examples{missed}"
 
 

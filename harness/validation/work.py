@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import time as clock
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -30,7 +30,13 @@ from .fit import fitted
 from .models import NotDerivable
 from .steps import reads
 
+if TYPE_CHECKING:
+    from ..faults.exam import Exam
+    from ..faults.fault import Fault
+
 READING = "reading"
+FAULT_SECONDS = 1.0
+"""What one seeded fault may take: one that is seen at all is seen in a fifth of it."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ def time(subject: Subject, budget: float, seed: int) -> tuple[Timing, ...]:
         return ()
     device = open_device("cpu")
     entry: Any = _Entry(case, subject.contents.policy)
-    light = measure_ceilings(device)
+    light = measure_ceilings(device, dtypes=(torch.float32,), budget_seconds=1.2)
     rows = time_job(
         Job(entry, case.workloads[0], "float32"),
         device=device,
@@ -205,17 +211,31 @@ def try_faults(part: Part) -> list[Outcome]:
     from ..faults.exam import Exam
 
     end = clock.monotonic() + part.seconds
-    case = part.subject.case
+    case, replacer = part.subject.case, part.subject.replacer
     outcomes = []
     with quiet(), case.surroundings():
-        exam = Exam(case, profile=PROFILES["quick"], seed=part.seed, shrink=False, replacer=part.subject.replacer)
+        exam = Exam(case, profile=PROFILES["quick"], seed=part.seed, shrink=False, replacer=replacer, aimed=True)
         for fault in FAULTS[part.place :: part.of]:
             if clock.monotonic() > end:
                 break
-            outcome = exam.try_fault(fault)
+            outcome = _within(exam, fault, end)
             if outcome is not None:
                 outcomes.append(outcome)
     return outcomes
+
+
+def _within(exam: Exam, fault: Fault, end: float) -> Outcome | None:
+    """The outcome of ``fault`` after ``FAULT_SECONDS`` at most; None where it does not apply, or its time was cut short."""
+    from ..faults.exam import OutOfTime
+
+    alone = clock.monotonic() + FAULT_SECONDS
+    exam.until = min(alone, end)
+    try:
+        return exam.try_fault(fault)
+    except OutOfTime:
+        if alone > end:
+            return None
+        return Outcome(fault=fault.id, case=exam.case.name, status="survived", message=f"not within {FAULT_SECONDS:g} s")
 
 
 def derivation_for(contents: Contents) -> Derivation:

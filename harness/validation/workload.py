@@ -19,8 +19,8 @@ from ..randomise import randomise
 from ..search import quiet
 from .derived import CHANNELS, Derivation
 
-LARGEST = 40_000_000
-"""Parameters of the largest layer that is timed whole."""
+LARGEST = 8_000_000
+"""Parameters of the largest layer that is timed whole: a second of pairs of it carries an interval."""
 TOKENS = 64
 _WIDTHS = ("hidden", "inner", "heads", "kv_heads")
 
@@ -28,7 +28,7 @@ _WIDTHS = ("hidden", "inner", "heads", "kv_heads")
 def default_workloads(derivation: Derivation) -> tuple[Workload, ...]:
     """One workload at the configuration's default sizes, or at a whole fraction of them."""
     name = derivation.config.partition(":")[2]
-    for divisor in (1, 2, 4, 8):
+    for divisor in (1, 2, 4, 8, 16):
         values = _divided(derivation, divisor)
         if values is None:
             continue
