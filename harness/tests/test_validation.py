@@ -3,6 +3,8 @@ harness itself."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from harness.validation.derived import DerivedCase
 from harness.validation.invent import invent
 from harness.validation.isolation import Limits
 from harness.validation.models import NotDerivable
-from harness.validation.validate import Request, Validation, validate
+from harness.validation.validate import Request, Validation, record, validate
+from harness.validation.verdict import block
 
 BAD = Path(__file__).parent / "bad_policies"
 LIMITS = Limits(seconds=8.0, memory=2**30, workers=1)
@@ -109,6 +112,48 @@ def test_syntax_errors_name_their_line(tmp_path: Path) -> None:
     path.write_text("class Policy(\n    layer_classes = (\n")
     done = validate(Request(path=str(path), limits=LIMITS), lambda verdict: None)
     assert "SyntaxError" in reason(done, "file") and "(line " in reason(done, "file")
+
+
+def test_layer_classes_that_are_a_string_are_shown_as_they_should_be(tmp_path: Path) -> None:
+    """A tuple of one without its comma is a string, and its letters are no layers."""
+    path = tmp_path / "one.py"
+    path.write_text((BAD / "wrong_type.py").read_text() + "\n\nBadPolicy.layer_classes = 'module:Layer'\n")
+    done = validate(Request(path=str(path), limits=LIMITS), lambda verdict: None)
+    assert reason(done, "file") == 'BadPolicy.layer_classes has to be a tuple: ("module:Layer",)'
+
+
+def test_a_file_of_which_nothing_could_be_judged_is_not_said_to_fail(tmp_path: Path) -> None:
+    """The headline names the file, and no counts of nothing."""
+    path = tmp_path / "empty.py"
+    path.write_text("")
+    request = Request(path=str(path), limits=LIMITS)
+    done = validate(request, lambda verdict: None)
+    text = block(
+        record(request, done, run_id="1", created="2026-03-02T02:17:00+00:00", command="harness validate"), done, tmp_path
+    )
+    assert text.startswith("### empty.py: NOT JUDGED\n")
+    assert "0 of 0" not in text
+
+
+START = """
+from harness.validation import isolation
+
+if __name__ == "__main__":
+    isolation.PRELOAD = "string"
+    with isolation.isolated(isolation.Limits(workers=1), fresh=False) as pool:
+        print(pool.run(len, "four"))
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before Python 3.11 the folder is always on the path")
+def test_files_in_the_folder_that_somebody_works_in_shadow_no_library(tmp_path: Path) -> None:
+    """Authors call their files what they like, and run the harness beside them."""
+    (tmp_path / "string.py").write_text("raise SystemExit('imported by mistake')")
+    (tmp_path / "elsewhere").mkdir()
+    start = tmp_path / "elsewhere" / "start.py"
+    start.write_text(START)
+    done = subprocess.run([sys.executable, start], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout == "4\n", done.stderr
 
 
 MODELING = "transformers.models.{0}.modeling_{0}:{1}"

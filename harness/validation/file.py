@@ -49,6 +49,8 @@ def look(path: str, name: str | None) -> Contents:
         raise UnusableFile(f"{chosen} does not define {', '.join(left)}")
     if issubclass(policy, AnatomyPolicy) and not hasattr(policy, "call"):
         raise UnusableFile(f"{chosen} has no call: say how its layer is called, call = CallConvention(...)")
+    if isinstance(policy.layer_classes, str):
+        raise UnusableFile(f'{chosen}.layer_classes has to be a tuple: ("{policy.layer_classes}",)')
     cases = _of_kind(module, Case)
     return Contents(chosen, tuple(policy.layer_classes), cases[0] if cases else None)
 

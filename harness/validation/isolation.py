@@ -18,6 +18,7 @@ from concurrent.futures import as_completed
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from typing import Any
+from unittest import mock
 
 import psutil
 from pebble import ProcessExpired, ProcessPool
@@ -27,9 +28,11 @@ PRELOAD = "harness.validation.preload"
 
 
 def begin() -> None:
-    """Start the clean process, which imports while its parent goes on."""
+    """Start the clean process, which imports while its parent goes on. The folder that somebody works in is not on its
+    path: a ``string.py`` there would be imported for the library's."""
     forkserver.set_forkserver_preload([PRELOAD])
-    forkserver.ensure_running()
+    with mock.patch.dict(os.environ, PYTHONSAFEPATH="1"):
+        forkserver.ensure_running()
 
 
 @dataclass(frozen=True)

@@ -35,12 +35,16 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
     examples = sum(one.examples for one in judged)
     replaced = sum(one.layers_replaced for one in judged)
     holds = len(judged) - len([one for one in wrong if one in judged])
-    yield f"### {done.policy}: {'HOLDS' if not wrong else 'DOES NOT HOLD'}"
-    yield ""
-    yield (
-        f"{holds} of {len(judged)} properties hold on {examples} random models of {done.case} "
-        f"({replaced} layers replaced), profile {run.profile}, seed {run.seed}, {run.seconds:.0f} s."
-    )
+    if judged:
+        yield f"### {done.policy}: {'HOLDS' if not wrong else 'DOES NOT HOLD'}"
+        yield ""
+        yield (
+            f"{holds} of {len(judged)} properties hold on {examples} random models of {done.case} "
+            f"({replaced} layers replaced), profile {run.profile}, seed {run.seed}, {run.seconds:.0f} s."
+        )
+    else:
+        yield f"### {done.case if done.policy == '?' else done.policy}: NOT JUDGED"
+        yield ""
     yield f"transformers {run.environment.packages.get('transformers', '?')}, torch {_torch(run)}."
     if wrong:
         yield ""
