@@ -1,8 +1,8 @@
 """``python -m cases.memory``: what replacing costs in memory and time, on a Llama-shaped model of a size of your choice.
 
 Every figure comes from a fresh process. ``replace`` replaces a model that lies in memory. ``load`` (transformers'
-``from_pretrained``, then ``replace_module``) and ``checkpoint`` (``load_replaced``) start from the same files of one
-gibibyte each, in the page cache, and take turns. Memory is given relative to the model's weights, above what the process
+``from_pretrained``, then ``replace_module``) and ``checkpoint`` (``load_replaced``) start from the same files of a
+gigabyte each, in the page cache, and take turns. Memory is given relative to the model's weights, above what the process
 held before: resident (pages of mapped files included) and, behind the stroke, anonymous.
 """
 
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from policies.plans import Plan
 
 WAYS = ("replace", "load", "checkpoint")
 DTYPES = {"float32": 4, "bfloat16": 2}
@@ -48,18 +50,18 @@ def _layers(parameters: float, width: int) -> int:
     return round((parameters - 2 * VOCABULARY * width) / (12.0625 * width * width))
 
 
-def measure(way: str, folder: Path, parameters: float, dtype: str) -> dict[str, float]:
+def measure(way: str, folder: Path, parameters: float, dtype: str, plan: str) -> dict[str, float]:
     """One way, in this process."""
     import torch
 
     from harness.timing.memory import MemoryWatch, held
 
     with tempfile.TemporaryDirectory() as small:  # once at a small size, so that nothing is imported on the clock
-        _save(Path(small), 1e6, dtype)
-        _prepared(way, Path(small), 1e6, dtype)()
+        save(Path(small), 1e6, dtype)
+        _prepared(way, Path(small), 1e6, dtype, plan)()
     gc.collect()
     before = held()
-    run = _prepared(way, folder, parameters, dtype)
+    run = _prepared(way, folder, parameters, dtype, plan)
     with MemoryWatch() as loading:
         model = run()
     gc.collect()
@@ -75,7 +77,7 @@ def measure(way: str, folder: Path, parameters: float, dtype: str) -> dict[str, 
     return found
 
 
-def _prepared(way: str, folder: Path, parameters: float, dtype: str) -> Callable[[], Any]:
+def _prepared(way: str, folder: Path, parameters: float, dtype: str, plan: str) -> Callable[[], Any]:
     """What is timed, with everything before it done."""
     from transformers import LlamaForCausalLM, logging
 
@@ -83,11 +85,11 @@ def _prepared(way: str, folder: Path, parameters: float, dtype: str) -> Callable
 
     logging.disable_progress_bar()
     if way == "checkpoint":
-        return lambda: policies.load_replaced(LlamaForCausalLM, folder).model
+        return lambda: policies.load_replaced(LlamaForCausalLM, folder, plan=plan).model
     if way == "load":
-        return lambda: policies.replace_module(LlamaForCausalLM.from_pretrained(folder)).model
+        return lambda: policies.replace_module(LlamaForCausalLM.from_pretrained(folder), plan=plan).model
     model = _model(parameters, dtype)
-    return lambda: policies.replace_module(model).model
+    return lambda: policies.replace_module(model, plan=plan).model
 
 
 def _model(parameters: float, dtype: str) -> Any:
@@ -110,28 +112,30 @@ def _model(parameters: float, dtype: str) -> Any:
     return model
 
 
-def _save(folder: Path, parameters: float, dtype: str) -> None:
+def save(folder: Path, parameters: float, dtype: str) -> None:
+    """A checkpoint of such a model, in files of a gigabyte at most."""
     from transformers import logging
 
     logging.disable_progress_bar()
     _model(parameters, dtype).save_pretrained(folder, max_shard_size="1GB")
 
 
-def compare(parameters: float, dtype: str, pairs: int) -> dict[str, Any]:
+def compare(parameters: float, dtype: str, plan: str, pairs: int) -> dict[str, Any]:
     """Medians by way, and the ratios of ``pairs`` pairs of processes that load."""
     with tempfile.TemporaryDirectory() as name:
-        _child("save", name, parameters, dtype)
+        _child("save", name, parameters, dtype, plan)
         for way in ("load", "checkpoint"):  # both files and code are in the page cache from here on
-            _child(way, name, parameters, dtype)
+            _child(way, name, parameters, dtype, plan)
         runs: dict[str, list[dict[str, float]]] = {"replace": [], "load": [], "checkpoint": []}
-        runs["replace"].append(_child("replace", name, parameters, dtype))
+        runs["replace"].append(_child("replace", name, parameters, dtype, plan))
         for turn in range(pairs):
             for way in ("load", "checkpoint") if turn % 2 else ("checkpoint", "load"):
-                runs[way].append(_child(way, name, parameters, dtype))
+                runs[way].append(_child(way, name, parameters, dtype, plan))
     medians = {way: {key: statistics.median(one[key] for one in found) for key in found[0]} for way, found in runs.items()}
     both = list(zip(runs["checkpoint"], runs["load"], strict=True))
     return {
         "dtype": dtype,
+        "plan": plan,
         "ways": medians,
         "checkpoint_to_load": [mine["seconds"] / its["seconds"] for mine, its in both],
         "checkpoint_to_load_with_call": [
@@ -140,9 +144,9 @@ def compare(parameters: float, dtype: str, pairs: int) -> dict[str, Any]:
     }
 
 
-def _child(way: str, folder: str, parameters: float, dtype: str) -> dict[str, float]:
+def _child(way: str, folder: str, parameters: float, dtype: str, plan: str) -> dict[str, float]:
     command = [sys.executable, "-m", "cases.memory", "--only", way, "--folder", folder]
-    command += ["--parameters", str(parameters), "--dtype", dtype]
+    command += ["--parameters", str(parameters), "--dtype", dtype, "--plan", plan]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout or "{}")
     return found
@@ -151,7 +155,8 @@ def _child(way: str, folder: str, parameters: float, dtype: str) -> dict[str, fl
 def table(found: dict[str, Any]) -> str:
     first = found["ways"]["replace"]
     lines = [
-        f"{first['parameters'] / 1e9:.2f} billion parameters in {found['dtype']}, {first['bytes'] / 1e9:.2f} GB",
+        f"{first['parameters'] / 1e9:.2f} billion parameters in {found['dtype']}, {first['bytes'] / 1e9:.2f} GB, "
+        f"plan {found['plan']}",
         f"{'':12}{'seconds':>9}{'first call':>12}{'peak':>16}{'at rest':>16}{'after a call':>16}",
     ]
     for way, one in found["ways"].items():
@@ -167,6 +172,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cases.memory", description=str(__doc__).split("\n")[0])
     parser.add_argument("--parameters", type=float, default=1.5e9)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="float32")
+    parser.add_argument("--plan", choices=[one.value for one in Plan], default="auto")
     parser.add_argument("--pairs", type=int, default=3, help="pairs of processes that load, either way")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--only", choices=(*WAYS, "save"), help=argparse.SUPPRESS)
@@ -174,13 +180,13 @@ def main() -> int:
     options = parser.parse_args()
     needed = options.parameters * DTYPES[options.dtype]
     if options.only == "save":
-        _save(options.folder, options.parameters, options.dtype)
+        save(options.folder, options.parameters, options.dtype)
     elif options.only:
-        print(json.dumps(measure(options.only, options.folder, options.parameters, options.dtype)))
+        print(json.dumps(measure(options.only, options.folder, options.parameters, options.dtype, options.plan)))
     elif psutil.virtual_memory().available < 2.5 * needed:
         parser.error(f"a model of {needed / 1e9:.1f} GB needs {2.5 * needed / 1e9:.1f} GB of free memory, itself and its files")
     else:
-        found = compare(options.parameters, options.dtype, options.pairs)
+        found = compare(options.parameters, options.dtype, options.plan, options.pairs)
         print(json.dumps(found) if options.json else table(found))
     return 0
 

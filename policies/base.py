@@ -153,18 +153,11 @@ class Swap(ABC):
     @abstractmethod
     def install(self) -> None: ...
 
-    def relays(self) -> bool:
-        """Whether installing it lays the module's parameters out anew, so that those of a mapped file would be read twice."""
-        return False
-
-    def names(self) -> tuple[str, ...] | None:
-        """Checkpoint names of the module's parameters, from the module; None: all that it has."""
+    def layout(self) -> tuple[tuple[str, ...], ...] | None:
+        """The module's parameters, by checkpoint name from the module, as they will lie in memory once this is installed:
+        those of a group in one storage, in this order. Whoever has them lie so before spares the copy. None: installing
+        lays out what it likes."""
         return None
-
-    def together(self) -> tuple[tuple[str, ...], ...]:
-        """Parameters, by name from the module, that share a storage once this is installed, in the order in which they
-        lie there. Whoever has them lie so before spares the copy."""
-        return ()
 
     @abstractmethod
     def revert(self) -> None:

@@ -77,11 +77,16 @@ def load_replaced(
 
 
 def _fill_layer(filler: Filler, prefix: str, swap: Swap) -> None:
-    for names in swap.together():
-        filler.fill_together(tuple(prefix + name for name in names))
-    own = swap.names()
-    inside = [n for n in filler.places if n.startswith(prefix)] if own is None else [prefix + name for name in own]
-    filler.fill(inside, copied=swap.relays())
+    layout = swap.layout()
+    if layout is None:
+        filler.fill([name for name in filler.places if name.startswith(prefix)], copied=True)
+        return
+    for group in layout:
+        names = tuple(prefix + name for name in group)
+        if len(names) > 1:
+            filler.fill_together(names)
+        else:
+            filler.fill(names)
 
 
 def _finish(model: Any, folder: Path) -> None:

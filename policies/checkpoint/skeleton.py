@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,10 +29,13 @@ def build_skeleton(model: Model, stored: Stored, dtype: torch.dtype | None) -> n
     for one in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))):
         if one is not None:
             one.dtype = wanted
-    with _building_in(wanted):
+    with _building_in(wanted), _nothing_initialised() if config is not None else nullcontext():
         built = build()
     if not isinstance(built, nn.Module):
         raise CheckpointError(stored.path, [f"{model!r} built a {type(built).__name__}, not a model"])
+    tie: Any = getattr(built, "tie_weights", None)
+    if tie is not None:
+        tie()  # which older releases of transformers leave undone while a model has no weights
     _refuse_kept_in_float32(built, stored, wanted)
     _compute_buffers(built, stored)
     return built.eval()
@@ -86,6 +89,13 @@ def _building_in(dtype: torch.dtype) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _nothing_initialised() -> AbstractContextManager[None]:
+    """Saves transformers the initialisation of weights that are not there."""
+    from transformers.initialization import no_init_weights
+
+    return no_init_weights()
 
 
 def _refuse_kept_in_float32(model: nn.Module, stored: Stored, dtype: torch.dtype) -> None:

@@ -187,9 +187,6 @@ class DiffusionSwap(Swap):
         self.policy = policy
         self._swapped: list[nn.Module] = []
 
-    def relays(self) -> bool:
-        return True
-
     def install(self) -> None:
         plan = settle(self.execution)
         if plan is Plan.PACKED:

@@ -180,18 +180,16 @@ class LayerSwap(Swap):
         self.original = type(layer)
         self.policy = policy
 
-    def names(self) -> tuple[str, ...]:
-        return self.policy(self.layer).get_param_names().names
-
-    def relays(self) -> bool:
-        return self.execution is Plan.PACKED
-
-    def together(self) -> tuple[tuple[str, ...], ...]:
-        qkv = self.policy(self.layer).anatomy.attention.qkv
-        if self.execution is Plan.PACKED or not isinstance(qkv, SplitQKV) or not could_pack(qkv.linears, self.shared):
-            return ()
-        names = [tuple(linear.parameters) for linear in qkv.linears]
-        return tuple(zip(*names, strict=True))
+    def layout(self) -> tuple[tuple[str, ...], ...] | None:
+        if self.execution is Plan.PACKED:
+            return None
+        read = self.policy(self.layer)
+        qkv = read.anatomy.attention.qkv
+        packed: tuple[tuple[str, ...], ...] = ()
+        if isinstance(qkv, SplitQKV) and could_pack(qkv.linears, self.shared):
+            packed = tuple(zip(*(linear.parameters for linear in qkv.linears), strict=True))
+        inside = {name for group in packed for name in group}
+        return (*packed, *((name,) for name in read.get_param_names().names if name not in inside))
 
     def install(self) -> None:
         # The class's own forward, bound (see ``patched``), would hide the fused one.
