@@ -18,17 +18,20 @@ from cases import CASES
 from cases.bert import BertCase
 from cases.gpt2 import GPT2Case
 from cases.llama import LlamaCase
+from harness.bench.columns import SDPA, original_columns, packed_column
+from harness.bench.gate import show_equal
 from harness.case import Case, Inputs
 from harness.check import check_property
 from harness.exact import exact_mode
 from harness.plans import by_plan
 from harness.profiles import depth
 from harness.properties import BY_NAME, PROPERTIES, Property
+from harness.properties.memory import bytes_held
 from harness.registry import CaseEntry
 from harness.trial import cast, fused_states
 from policies.fused import onednn
 from policies.fused import packed as packed_module
-from policies.fused.packed import PackedParameter
+from policies.fused.packed import PackedParameter, held_bytes
 from policies.plans import PlanUnavailable
 
 FEW = depth("quick", 16)
@@ -242,6 +245,23 @@ def test_a_model_that_moves_to_another_dtype_runs_plain() -> None:
     assert "packed, 0 of 6 weights" in repr(model)
     inputs = Inputs(kwargs=cast(case.inputs(case.simplest).kwargs, torch.float64), valid=None)
     assert output(case, model, inputs).dtype is torch.float64
+
+
+def test_at_real_size_packed_weights_take_a_hundredth_more_at_most() -> None:
+    """The bench's column: a layer of a published size, its weights in one place only."""
+    case = BertCase()
+    workload = case.workloads[0]
+    module = case.workload_module(workload)
+    plain = bytes_held(module)
+    column = packed_column(case, module, workload)
+    assert column.name == "replaced, packed"
+    assert column.replaced == 1
+    left = sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in column.module.parameters()}.values())
+    assert plain <= left + held_bytes(column.module) <= 1.01 * plain
+    assert bytes_held(module) == plain
+    with torch.no_grad():
+        (original,) = (one for one in original_columns(case, module, workload) if one.name == SDPA)
+        assert show_equal(original.output(), original, column, "float32") < 1e-4
 
 
 def test_packed_weights_go_with_their_model_and_wait_for_no_collector() -> None:

@@ -6,6 +6,7 @@ A column is a module, ready and warm, with the call it is timed by. All columns 
 from __future__ import annotations
 
 import copy
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ..trial import Replacer, cast
 
 EAGER, SDPA, ORIGINAL = "original eager", "original sdpa", "original"
 COMPILED, FROZEN = "original compiled", "original compiled, frozen"
-REPLACED, REPLACED_COMPILED = "replaced", "replaced + compile"
+REPLACED, REPLACED_COMPILED, PACKED = "replaced", "replaced + compile", "replaced, packed"
 _NAMES = {None: ORIGINAL, "eager": EAGER, "sdpa": SDPA}
 
 
@@ -56,10 +57,19 @@ def original_columns(case: Case, module: nn.Module, workload: Workload) -> list[
 
 def replaced_column(case: Case, module: nn.Module, workload: Workload, replacer: Replacer = replace_module) -> Column:
     """``module`` replaced in place. ``prepare_seconds`` is what replacing took."""
+    return _replaced(REPLACED, case, module, workload, replacer)
+
+
+def packed_column(case: Case, module: nn.Module, workload: Workload) -> Column:
+    """A copy of ``module`` replaced by the plan ``packed``."""
+    return _replaced(PACKED, case, copy.deepcopy(module), workload, functools.partial(replace_module, plan="packed"))
+
+
+def _replaced(name: str, case: Case, module: nn.Module, workload: Workload, replacer: Replacer) -> Column:
     start = time.perf_counter()
     handle = replacer(module)
     seconds = time.perf_counter() - start
-    return _column(REPLACED, case, module, workload, seconds=seconds, replaced=len(handle.replaced))
+    return _column(name, case, module, workload, seconds=seconds, replaced=len(handle.replaced))
 
 
 def compiled_columns(case: Case, module: nn.Module, workload: Workload) -> list[Column]:

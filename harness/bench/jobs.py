@@ -10,8 +10,8 @@ import psutil
 from ..case import Workload
 from ..registry import CaseEntry
 
-COPIES = 3.5
-"""Copies of a module's weights that are alive while it is timed: two originals, the replacement, and room to work."""
+COPIES = 4.5
+"""Copies of a module's weights that are alive while it is timed: two originals, two replacements, and room to work."""
 MEMORY_SHARE = 0.6
 """Part of the free memory that a job may take."""
 SECONDS_A_PAIR = (0.4, 5.0)
@@ -51,8 +51,14 @@ class Job:
 
     @property
     def pairs(self) -> int:
-        """Comparisons that it makes: eager and sdpa originals, or the only one; compiled ones beside them."""
-        return 4 if self.compiled else 1 if self.workload.phase == "image" else 2
+        """Comparisons that it makes, at most: eager and sdpa originals, or the only one, compiled ones beside them, and those
+        of packed weights."""
+        return 5 if self.compiled else 3 if self.packs else 1
+
+    @property
+    def packs(self) -> bool:
+        """Whether packed weights are a column of their own: a diffusion model has none."""
+        return self.workload.phase != "image"
 
     def call_seconds(self, device: str) -> float:
         """Rough seconds of one call."""

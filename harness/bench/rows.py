@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from policies import replace_module
+from policies.fused import onednn
+from policies.fused.packed import held_bytes
 from reports.record import Timing
 
 from ..case import Case
@@ -25,6 +27,7 @@ from .columns import (
     compiled_columns,
     first_tensor,
     original_columns,
+    packed_column,
     replaced_column,
 )
 from .gate import NotTimed, show_equal
@@ -57,6 +60,9 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
     if job.compiled:
         *baselines, compiled = compiled_columns(case, module, job.workload)
         subjects = [(originals[-1], compiled)]
+    if device.kind == "cpu" and job.packs and onednn.packs() and replacer is replace_module:
+        packed = packed_column(case, module, job.workload)
+        subjects += [(baseline, packed) for baseline in (baselines if job.compiled else originals[-1:])]
     replaced = replaced_column(case, module, job.workload, replacer)
     pairs = [(baseline, replaced) for baseline in baselines] + subjects
     expected = originals[-1].output()
@@ -127,9 +133,9 @@ def _count(call: Callable[[], Any], module: nn.Module) -> tuple[float, float]:
 
 
 def _held(module: nn.Module) -> int:
-    """Bytes of the storages that the module's parameters and buffers live in, each counted once."""
+    """Bytes of the storages that the module's parameters and buffers live in, each counted once, and of packed weights."""
     storages = [one.untyped_storage() for one in (*module.parameters(), *module.buffers())]
-    return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
+    return sum({one.data_ptr(): one.nbytes() for one in storages}.values()) + held_bytes(module)
 
 
 def _rounded(seconds: float) -> float:

@@ -53,8 +53,8 @@ def unpack(packed: BackToFront) -> Tensor:
     return packed.elements.flip(0).view(packed.shape)
 
 
-def padding(packed: BackToFront) -> int:
-    return 0
+def held_bytes(packed: BackToFront) -> int:
+    return packed.elements.nbytes
 
 
 def linear(x: Tensor, weight: BackToFront, bias: Tensor | None) -> Tensor:

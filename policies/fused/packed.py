@@ -29,7 +29,7 @@ class Operators(Protocol):
 
     def pack(self, weight: Tensor) -> Any: ...
     def unpack(self, packed: Any) -> Tensor: ...
-    def padding(self, packed: Any) -> int: ...
+    def held_bytes(self, packed: Any) -> int: ...
     def linear(self, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor: ...
     def activate(self, x: Tensor, weight: Any, bias: Tensor | None, kind: ActivationKind) -> Tensor: ...
     def add(self, x: Tensor, weight: Any, bias: Tensor | None, residual: Tensor) -> Tensor: ...
@@ -133,6 +133,12 @@ def release_all(module: nn.Module) -> None:
         release(parameter)
 
 
+def held_bytes(module: nn.Module) -> int:
+    """Bytes of the packed weights of ``module``'s parameters, padding included."""
+    held = {one._packed_in for one in module.parameters() if type(one) is PackedParameter}
+    return sum(one.operators.held_bytes(one.packed) for one in held)
+
+
 class Packer:
     """Packs the weights of one layer, except those that are ``shared`` with other modules."""
 
@@ -152,7 +158,8 @@ class Packer:
         operators = _operators(linears[0].weight)
         parts = [linear.weight_out_in.detach() for linear in linears]
         packed = operators.pack(parts[0] if len(parts) == 1 else torch.cat(parts))
-        if operators.padding(packed) > max(_ROOM, sum(part.nbytes for part in parts) // 100):
+        plain = sum(part.nbytes for part in parts)
+        if operators.held_bytes(packed) > plain + max(_ROOM, plain // 100):
             return None
         del parts
         self.held += len(linears)
