@@ -246,7 +246,7 @@ class AnatomyPolicy(TransformerPolicy):
 
     def attention(self) -> AttentionTensors:
         block = self.anatomy.attention
-        weight, bias = _stack(block.qkv.linears)
+        weight, bias = stack(block.qkv.linears)
         return AttentionTensors(
             self.linear_layer,
             weight,
@@ -259,7 +259,7 @@ class AnatomyPolicy(TransformerPolicy):
 
     def mlp(self) -> MLPTensors:
         block = self.anatomy.mlp
-        weight, bias = _stack(block.linears[:-1])
+        weight, bias = stack(block.linears[:-1])
         return MLPTensors(self.linear_layer, weight, bias, block.down.weight, block.down.bias)
 
     def layerNorm(self) -> NormTensors:
@@ -280,7 +280,7 @@ def qualified_name(cls: type) -> str:
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
-def _stack(linears: tuple[Linear, ...]) -> tuple[Tensor, Tensor | None]:
+def stack(linears: tuple[Linear, ...]) -> tuple[Tensor, Tensor | None]:
     """Stack projections along their outputs; a missing bias beside a present one counts as zeros."""
     import torch
 

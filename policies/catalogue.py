@@ -33,13 +33,13 @@ class Entry:
     @property
     def unavailable(self) -> str | None:
         """Why this policy's library cannot be used here, or None."""
-        if _is_installed(self.package):
+        if is_installed(self.package):
             return None
         extra = f": pip install 'replace-policy-harness[{self.extra}]'" if self.extra else ""
         return f"{self.distribution} is not installed{extra}"
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
     """Looking for a part of a package raises where the whole is missing; nothing is imported but the parents."""
     try:
         return find_spec(package) is not None

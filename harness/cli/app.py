@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from ..registry import CaseEntry
+from . import adapters as adapting
 from . import drift as drifting
 from . import explore, perform, show
 from . import faults as examining
@@ -53,6 +54,7 @@ for command in (
     perform.run,
     validating.validate,
     validating.new,
+    adapting.adapters,
     drifting.drift,
     examining.faults,
     show.reproduce,

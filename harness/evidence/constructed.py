@@ -74,9 +74,14 @@ def _recording(into: Construction) -> Iterator[None]:
     honest: Any = into.cls.__init__  # type: ignore[misc]
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        if type(self) is into.cls and not into.seen:
+        first = type(self) is into.cls and not into.seen
+        if first:
             into.seen, into.args, into.kwargs = True, args, kwargs
-        honest(self, *args, **kwargs)
+        try:
+            honest(self, *args, **kwargs)
+        except Exception:
+            into.seen = into.seen and not first  # a constructor that raised made nothing; the case may try another way
+            raise
 
     with mock.patch.object(into.cls, "__init__", init):
         yield
