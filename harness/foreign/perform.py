@@ -12,7 +12,6 @@ from ..registry import CaseEntry
 from ..validation.isolation import Limits, Lost, isolated
 from .report import Judged, Report
 
-PRELOAD = "harness.validation.preload"
 SECONDS = 300.0
 """That one policy may take."""
 LIBRARIES = ("torch", "transformers", "diffusers")
@@ -45,7 +44,7 @@ def perform(
         return Report(adapter=adapter.name, unavailable=why), {}
     tasks = [(adapter.name, piece, entries, examples, seed) for piece in pieces(adapter)]
     found: dict[str, Found] = {}
-    with isolated(Limits(seconds=SECONDS), PRELOAD, fresh=True) as pool:
+    with isolated(Limits(seconds=SECONDS), fresh=True) as pool:
         for task, result in pool.run_all(judge_piece, tasks):
             found[task[1]] = result if not isinstance(result, Lost) else (_lost(task[1], result), {})
             progress(found[task[1]][0])

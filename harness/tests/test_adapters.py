@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from harness.cli.app import status
 from harness.foreign import lossy
 from harness.foreign.deepspeed import judge
 from harness.foreign.domain import as_one, explore, refusing
-from harness.foreign.perform import PRELOAD, pieces
+from harness.foreign.perform import pieces
 from harness.foreign.readings import Judge, Proof
 from harness.foreign.rows import ROWS, Row
 from harness.foreign.subject import subject
@@ -198,8 +199,13 @@ def test_what_needs_a_gpu_says_so(capsys: pytest.CaptureFixture[str], tmp_path: 
     assert not (tmp_path / "found").exists()
 
 
-def test_processes_are_prepared_by_a_module_that_exists() -> None:
-    assert importlib.util.find_spec(PRELOAD) is not None
+def test_a_run_writes_its_report_and_says_what_held(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Exit status 0, the table on the terminal, the same as a page and as data."""
+    folder = tmp_path / "found"
+    assert status(CASES, ["adapters", "channels_last", "--examples", "2", "--out", str(folder)]) == 0
+    assert "channels_last: 2 judged, 0 defects" in capsys.readouterr().out
+    assert "| unet |" in (folder / "adapters.md").read_text()
+    assert json.loads((folder / "adapters.json").read_bytes())[0]["adapter"] == "channels_last"
 
 
 @pytest.mark.skipif(not DEEPSPEED, reason="deepspeed is not installed (pip install 'replace-policy-harness[deepspeed]')")
