@@ -26,12 +26,12 @@ def _kept(outputs: Outputs) -> Outputs:
 def _repeat(trial: Trial) -> None:
     """The call, two of its own form with other values, one of another form, one more of its own, and the call again.
 
-    Images come as they are and in the format that replacements compute in: only there is there nothing to convert, so that
-    a graph can take the caller's tensors for its own.
+    Images come first in the format that replacements compute in: only there is there nothing to convert, so that a graph can
+    take the tensors of its first call for its own. Then they come as they are.
     """
-    _repeat_with(trial, lambda inputs: inputs)
     if not trial.case.layered:
         _repeat_with(trial, _in_channels_last)
+    _repeat_with(trial, lambda inputs: inputs)
 
 
 def _repeat_with(trial: Trial, formed: Callable[[Inputs], Inputs]) -> None:
