@@ -50,7 +50,9 @@ def _told(fact: str, said: Mapping[str, Any], own: Mapping[str, Any]) -> str:
         case "GELU form":
             return f"says GELU, which its kernels take for the tanh form; the layer has {name(own['activation'])}"
         case "norm position":
-            return f"says {_pre(said['pre_norm'])}, the layer is {_pre(own['pre_norm'])}"
+            corrected = said.get("container_pre_norm") == own["pre_norm"]
+            then = " (its container takes that from the model's configuration instead, and is right)" if corrected else ""
+            return f"says {_pre(said['pre_norm'])}, the layer is {_pre(own['pre_norm'])}{then}"
         case "eps":
             return f"gives one eps for both norms, {said['near_eps']:g}; the layer has {own['near_eps']:g} and {own['far_eps']:g}"
         case "scale":

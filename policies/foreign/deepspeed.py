@@ -289,7 +289,7 @@ def _from_container(container: Any) -> Parts:
     if container is None or isinstance(container, Exception):
         return {}
     window = container.window_size if container.local_attention else None
-    return {"parallel": not container.mlp_after_attn, "window": window}
+    return {"parallel": not container.mlp_after_attn, "window": window, "container_pre_norm": container.pre_layer_norm}
 
 
 @contextlib.contextmanager
