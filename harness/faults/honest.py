@@ -48,7 +48,8 @@ def _strided_weight(honest: Any) -> Any:
     """The product with a weight of other strides."""
 
     def linear(self: Projection, x: Tensor, emit: Any) -> Tensor:
-        out: Tensor = honest(dataclasses.replace(self, stored=self.stored.t().contiguous().t()), x, emit)
+        other = self.weight.contiguous() if self.transposed else self.weight.t().contiguous().t()
+        out: Tensor = honest(dataclasses.replace(self, stored=other, held=None, transposed=False), x, emit)
         return out
 
     return linear

@@ -132,10 +132,22 @@ def _refused(trial: Trial, model: nn.Module) -> None:
         trial.evidence.refusals.append(str(refusal))
     else:
         raise Disagreement("a plan for inference was trained without a word")
+    expected = _without_gradients(trial, trial.original)
+    actual = _without_gradients(trial, model)
+    same_outputs(trial, expected, actual, trial.inputs.valid, "in training mode without gradients")
+    trial.original.eval()
     model.eval()
     same_state(trial.original, model, "after training was refused", strides=False)
     actual = trial.run_replaced(model, trial.fresh_inputs())
     same_outputs(trial, trial.expected_outputs, actual, trial.inputs.valid, "after training was refused")
+
+
+def _without_gradients(trial: Trial, model: nn.Module) -> dict[str, Tensor]:
+    """Outputs in training mode, dropout included, from one state of the random generator."""
+    model.train()
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(trial.example.seed)
+        return trial.case.run(model, trial.fresh_inputs())
 
 
 def _step(trial: Trial, model: nn.Module) -> None:

@@ -31,11 +31,12 @@ class Projection:
     """``x @ weight.T + bias`` with weight (N, D), a view of ``stored``: usually the layer's own parameter.
 
     ``onednn`` lets calls that suit it run on oneDNN, activation or residual included; the rest run on public operators.
-    ``transposed``: ``stored`` is (D, N). ``held``: the weight in oneDNN's layout, which ``stored`` has no memory beside.
+    ``transposed``: ``stored`` is (D, N). ``held``: the weight in oneDNN's layout, which ``stored`` has no memory beside;
+    several projections that are held as one have no ``stored``.
     """
 
     name: str
-    stored: Tensor
+    stored: Tensor | None
     bias: Tensor | None
     onednn: bool = False
     transposed: bool = False
@@ -48,7 +49,11 @@ class Projection:
 
     @property
     def weight(self) -> Tensor:
-        """(N, D). The view is taken anew at each call: one that was kept would pass no gradients on."""
+        """(N, D). The view is taken anew at each call: one that was kept would pass no gradients on. Of several projections
+        that are held as one, a copy."""
+        if self.stored is None:
+            assert self.held is not None
+            return self.held.plain()
         return self.stored.t() if self.transposed else self.stored
 
     def runs(self, x: Tensor) -> bool:
@@ -132,7 +137,7 @@ def pack(linears: tuple[Linear, ...], plan: Plan, held: PackedWeight | None = No
     oneDNN's layout are joined there; it can run only calls that suit them."""
     biases = [linear.bias for linear in linears if linear.bias is not None]
     name = " and ".join(linear.name for linear in linears)
-    stored = linears[0].weight if held is not None else _take_over([linear.weight for linear in linears])
+    stored = None if held is not None else _take_over([linear.weight for linear in linears])
     return Projection(name, stored, _take_over(biases) if biases else None, plan is not Plan.PLAIN, held=held)
 
 

@@ -73,6 +73,10 @@ class PackedWeight:
         every = [*tensors, *(one() for one in self._parameters)]
         return any(one is not None and one.requires_grad for one in every)
 
+    def plain(self) -> Tensor:
+        """A plain copy (N, D)."""
+        return self.operators.unpack(self.packed)
+
     def release(self) -> None:
         """Give the parameters their values back, each in memory of its own."""
         packed, self.packed = self.packed, None
