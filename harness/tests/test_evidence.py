@@ -347,5 +347,5 @@ def test_only_a_nightly_run_of_full_depth_is_held_to_its_coverage(profile: str, 
 
     found = coverage(_Case(), [_Tally(example())])  # type: ignore[arg-type]
     run = SimpleNamespace(coverage=(found,))
-    plan = SimpleNamespace(profile=profile, examples=examples)
+    plan = SimpleNamespace(profile=profile, examples=examples, properties=())
     assert len(_unmet(run, plan)) == sentences  # type: ignore[arg-type]

@@ -29,7 +29,7 @@ def test_equal_outputs_have_no_error() -> None:
 )
 def test_incomparable_outputs_are_a_problem_and_within_no_tolerance(actual: object, words: str) -> None:
     found = gap(torch.ones(3), actual)
-    assert found.problem == words
+    assert (found.problem, found.error) == (words, math.inf)
     assert not found.within(math.inf)
 
 
@@ -62,3 +62,24 @@ def test_outputs_that_show_nothing_are_dead() -> None:
     assert alive({"out": torch.tensor([1.0, math.nan])}, None) == "the original's out is not finite"
     assert alive({"out": torch.rand(1, 2, 3)}, torch.zeros(1, 2, dtype=torch.bool)) == "out has no position that counts"
     assert alive({"out": torch.tensor([1.0, 2.0])}, None) is None
+
+
+def test_where_no_position_counts_nothing_differs_and_nothing_is_alive() -> None:
+    nothing = torch.zeros(1, 2, dtype=torch.bool)
+    assert gap(torch.ones(1, 2, 3), torch.zeros(1, 2, 3), nothing).error == 0.0
+    assert alive({"y": torch.ones(1, 2, 3)}, nothing) == "y has no position that counts"
+
+
+def test_single_elements_are_compared_and_need_not_vary() -> None:
+    assert gap(torch.tensor([2.0]), torch.tensor([1.0])).error == 0.5
+    assert alive({"y": torch.tensor([2.0])}, None) is None
+
+
+def test_two_equal_elements_are_constant_and_two_different_ones_are_not() -> None:
+    assert alive({"y": torch.tensor([2.0, 2.0])}, None) == "the original's y is constant"
+    assert alive({"y": torch.tensor([2.0, 1.0])}, None) is None
+
+
+def test_an_expected_zero_is_met_by_zero_alone() -> None:
+    assert gap(torch.zeros(3), torch.zeros(3)).error == 0.0
+    assert gap(torch.zeros(3), torch.full((3,), 1e-30)).error == math.inf

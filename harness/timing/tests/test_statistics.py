@@ -122,10 +122,13 @@ def test_a_difference_that_is_shown_but_looks_negligible_is_ambiguous():
 
 
 def test_an_ambiguous_verdict_says_what_would_settle_it():
-    """More budget, by a factor."""
+    """More budget, by the square of what the interval is too wide."""
     judgement = judge(*_noisy(1.0, spread=0.3))
-    assert judgement.verdict == "AMBIGUOUS"
-    assert "times the budget, or a quieter machine, would settle it" in judgement.reason
+    half_width = math.log(judgement.ratio.high / judgement.ratio.low) / 2
+    factor = (half_width / (math.log(1.01) / 2)) ** 2
+    assert (judgement.verdict, factor > 2) == ("AMBIGUOUS", True)
+    assert "allows both equality and a difference" in judgement.reason
+    assert f"about {factor:.0f} times the budget, or a quieter machine, would settle it" in judgement.reason
 
 
 def test_too_few_blocks_are_ambiguous_and_say_how_many_are_needed():
@@ -148,6 +151,9 @@ def test_an_implausible_ratio_voids_the_row():
     judgement = judge([1.0] * 40, [0.01] * 40)
     assert judgement.verdict == "VOID"
     assert judgement.reason.startswith("a ratio of 100 is not plausible (limit 50 either way)")
+    assert judge([0.01] * 40, [1.0] * 40).verdict == "VOID"
+    assert judge([1.0] * 40, [0.9 / 40] * 40).verdict == "FASTER"
+    assert judge([0.9 / 40] * 40, [1.0] * 40).verdict == "SLOWER"
 
 
 @pytest.mark.parametrize(("baseline", "subject"), [(4, 6), (3, 3)])

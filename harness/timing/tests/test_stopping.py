@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.timing.statistics import judge
+from harness.timing.statistics import Judgement, judge
 from harness.timing.stopping import FIRST_LOOK_BLOCKS, plan_looks, settled
+from reports.record import Interval
 
 
 @given(st.integers(1, 5000))
@@ -17,6 +18,31 @@ def test_the_allowances_of_all_looks_add_up_to_one(maximum):
     assert looks[-1].blocks == maximum
     assert [look.blocks for look in looks] == sorted({look.blocks for look in looks})
     assert len(looks) == 1 or looks[0].blocks >= FIRST_LOOK_BLOCKS
+
+
+def test_looks_are_halvings_of_the_last_down_to_the_first():
+    """Half of the allowance is kept for the last."""
+    assert [look.blocks for look in plan_looks(1024)] == [32, 64, 128, 256, 512, 1024]
+    assert [look.blocks for look in plan_looks(2 * FIRST_LOOK_BLOCKS)] == [FIRST_LOOK_BLOCKS, 2 * FIRST_LOOK_BLOCKS]
+    assert [look.share for look in plan_looks(2 * FIRST_LOOK_BLOCKS)] == [0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "low", "estimate", "high", "enough"),
+    [
+        ("FASTER", 1.02, 1.0245, 1.029, True),  # half-width 0.44 %, below half the margin
+        ("FASTER", 1.02, 1.026, 1.033, False),  # 0.63 %
+        ("SLOWER", 0.48, 0.5, 0.53, True),  # 5.0 %, below a tenth of the effect
+        ("SLOWER", 0.45, 0.5, 0.55, False),  # 10 %
+        ("SAME", 0.99, 1.0, 1.01, True),
+        ("AMBIGUOUS", 0.9999, 1.0, 1.0001, False),
+    ],
+)
+def test_a_difference_is_settled_by_its_width_sameness_at_once_and_doubt_never(verdict, low, estimate, high, enough):
+    """Widths count on both sides of the estimate, as logarithms."""
+    ratio = Interval(low=low, estimate=estimate, high=high, confidence=0.99)
+    judgement = Judgement(verdict=verdict, reason="", ratio=ratio, standard_error=0.0)
+    assert settled(judgement, margin=0.01) == enough
 
 
 def test_looking_often_at_full_allowance_raises_alarms_and_planned_looks_do_not():
