@@ -69,6 +69,7 @@ class LlamaCase(common.TransformersCase):
             "rope_parameters": rope_parameters(example["rope"], example["head_size"]),
             "attention_bias": example["attention_bias"],
             "mlp_bias": example["mlp_bias"],
+            "attention_dropout": 0.1,
             "bos_token_id": None,
             "eos_token_id": None,
         }

@@ -146,14 +146,14 @@ def _untouched(trial: Trial) -> None:
 @contextlib.contextmanager
 def _layer_inputs_watched(trial: Trial) -> Iterator[None]:
     """Raise where a replaced layer writes to what it is given; most layers are given another layer's result."""
-    given: dict[nn.Module, list[Tensor]] = {}
+    given: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 
     def before(layer: nn.Module, args: Any, kwargs: Any) -> None:
-        given[layer] = [tensor.clone() for tensor in tensors_in((args, kwargs))]
+        given[layer] = [(tensor, tensor.clone()) for tensor in tensors_in((args, kwargs))]
 
-    def after(layer: nn.Module, args: Any, kwargs: Any, _: Any) -> None:
-        now = tensors_in((args, kwargs))
-        if not all(torch.equal(mine, its) for mine, its in zip(given[layer], now, strict=True)):
+    def after(layer: nn.Module, *_: Any) -> None:
+        # The tensors, not the containers: diffusers' own UNet takes residuals out of the list that it is given.
+        if not all(torch.equal(tensor, before) for tensor, before in given[layer]):
             raise Disagreement(f"a {type(layer).__name__} writes to what it is given")
 
     layers = [trial.replaced.model.get_submodule(one.path) for one in trial.replaced.replaced]
@@ -182,7 +182,7 @@ REPEAT = Property(
     statement="The same call gives bit for bit the same, now, later and in inference mode, and a kept result stays.",
     check=_repeat,
     share=0.05,
-    least=20,  # graphs that keep memory they do not own show only in some forms of call
+    least=10,  # graphs that keep memory they do not own show only in some forms of call
 )
 
 SHAPES = Property(
