@@ -175,10 +175,14 @@ def _remarks(run: Run, unavailable: tuple[Verdict, ...]) -> tuple[str, ...]:
     if unavailable:
         cases = ", ".join(dict.fromkeys(v.case for v in unavailable))
         remarks.append(f"Not judged here, because something is not installed: {cases}.")
-    missed = sum(len(c.missed) for c in run.coverage)
-    if missed:
-        cases = ", ".join(c.case for c in run.coverage if c.missed)
-        remarks.append(f"{wording.count(missed, 'claimed value was', 'claimed values were')} never drawn: {cases}.")
+    missed = [(c.case, one) for c in run.coverage for one in c.missed]
+    for one, many, paired in (
+        ("claimed value was", "claimed values were", False),
+        ("claimed pair of values was", "claimed pairs of values were", True),
+    ):
+        cases = [case for case, name in missed if (" with " in name) == paired]
+        if cases:
+            remarks.append(f"{wording.count(len(cases), one, many)} never drawn: {', '.join(dict.fromkeys(cases))}.")
     lane = run.null_lane
     if lane is not None and lane.alarms:
         remarks.append(

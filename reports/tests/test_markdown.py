@@ -10,7 +10,8 @@ from hypothesis import given
 from markdown_it import MarkdownIt
 from rich.console import Console
 
-from reports import compare, markdown, terminal, wording
+from reports import compare, markdown, record, terminal, wording
+from reports.summary import summarize
 from reports.tests import strategies, synthetic
 
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
@@ -170,3 +171,11 @@ def _failing(**changes):
     from msgspec.structs import replace
 
     return replace(synthetic.failure(), **changes)
+
+
+def test_values_and_pairs_that_were_never_drawn_are_told_apart():
+    missed = ("batch=1", "batch=1 with way=decode", "batch=1 with way=encode")
+    coverage = record.Coverage(case="vae", axes={}, pairs_seen=1, pairs_claimed=3, missed=missed)
+    remarks = summarize(synthetic.run(coverage=(coverage,))).remarks
+    assert "1 claimed value was never drawn: vae." in remarks
+    assert "2 claimed pairs of values were never drawn: vae." in remarks
