@@ -180,9 +180,9 @@ def _remarks(run: Run, unavailable: tuple[Verdict, ...]) -> tuple[str, ...]:
         ("claimed value was", "claimed values were", False),
         ("claimed pair of values was", "claimed pairs of values were", True),
     ):
-        cases = [case for case, name in missed if (" with " in name) == paired]
-        if cases:
-            remarks.append(f"{wording.count(len(cases), one, many)} never drawn: {', '.join(dict.fromkeys(cases))}.")
+        found = [case for case, name in missed if (" with " in name) == paired]
+        if found:
+            remarks.append(f"{wording.count(len(found), one, many)} never drawn: {', '.join(dict.fromkeys(found))}.")
     lane = run.null_lane
     if lane is not None and lane.alarms:
         remarks.append(
