@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from policies.catalogue import ENTRIES, Entry
+
+from .suggest import suggestion
 
 if TYPE_CHECKING:
     from .case import Case
@@ -55,7 +56,6 @@ def choose(entries: tuple[CaseEntry, ...], names: Iterable[str]) -> tuple[CaseEn
     known = {entry.name: entry for entry in entries}
     for name in wanted:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {' '.join(known)}"
+            hint = suggestion(name, known, f"there are: {' '.join(known)}")
             raise UnknownCase(f"no case is called {name!r}; {hint}")
     return tuple(entry for entry in entries if not wanted or entry.name in wanted)

@@ -136,7 +136,7 @@ def _record(journal: Journal, scope: Scope, seconds: float) -> Run:
     plan = journal.plan
     checks = [one for one in journal.done if isinstance(one, CheckDone)]
     measured = [one for one in journal.done if isinstance(one, CeilingsDone)]
-    light = best(one.light for one in measured) if measured else None
+    light = best([one.light for one in measured]) if measured else None
     rows = [row for one in journal.done if isinstance(one, TimingDone) for row in one.timings]
     lanes = [one.null_lane for one in measured if one.null_lane is not None]
     order = {entry.name: place for place, entry in enumerate(scope.entries)}

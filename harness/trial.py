@@ -159,9 +159,8 @@ class Trial:
     def copy(self) -> nn.Module:
         """A bit-identical copy of the original that shares no storage with it."""
         twin = copy.deepcopy(self.original)
-        storages = {tensor.untyped_storage().data_ptr() for tensor in _tensors(self.original) if tensor.numel()}
+        assert not storages(self.original).keys() & storages(twin).keys(), "the reference is aliased"
         for mine, its in zip(_tensors(self.original), _tensors(twin), strict=True):
-            assert its.untyped_storage().data_ptr() not in storages or not its.numel(), "the reference is aliased"
             assert torch.equal(mine, its), "the copy differs from the original"
         return twin
 
@@ -200,6 +199,12 @@ def fused_path(model: nn.Module) -> Iterator[None]:
 def fused_states(model: nn.Module) -> list[Any]:
     """The state of every fused layer in ``model``; layers of other people's replacements have none."""
     return [module.fused for module in model.modules() if hasattr(type(module), "_fused_policy")]
+
+
+def storages(model: nn.Module) -> dict[int, int]:
+    """Addresses and sizes in bytes of the memory that the parameters and buffers of ``model`` lie in; empty ones have none."""
+    held = [tensor.untyped_storage() for tensor in _tensors(model) if tensor.numel()]
+    return {storage.data_ptr(): storage.nbytes() for storage in held}
 
 
 def _tensors(model: nn.Module) -> Iterator[Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ..numerics import gap
-from ..trial import Disagreement, fused_path
+from ..trial import Disagreement, fused_path, storages
 from .columns import Column
 
 EQUALITY = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 1e-2}
@@ -27,22 +27,21 @@ def show_equal(expected: Tensor, baseline: Column, subject: Column, dtype: str) 
     """
     if subject.replaced == 0:
         raise NotTimed("no layer was replaced: there is nothing to time")
-    if _parts(baseline.module) & _parts(subject.module):
+    if _share(baseline.module, subject.module):
         raise NotTimed(f"{baseline.name} and {subject.name} are not separate models: a thing would be timed against itself")
     try:
         with fused_path(subject.module):
-            subject.output()
+            mine = subject.output()
     except Disagreement as problem:
         raise NotTimed(str(problem)) from None
-    for column in (baseline, subject):
-        difference = gap(expected, column.output())
+    for column, output in ((baseline, baseline.output()), (subject, mine)):
+        difference = gap(expected, output)
         if not difference.within(EQUALITY[dtype]):
             what = difference.problem or f"differs by {difference.error:.1e} of the output's scale"
             raise NotTimed(f"{column.name} does not compute the same: {what}")
     return difference.error
 
 
-def _parts(module: nn.Module) -> set[int]:
-    """Modules, and addresses of the tensors that they hold."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return {id(one) for one in module.modules()} | {one.data_ptr() for one in tensors if one.numel()}
+def _share(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two models have a module or any memory in common."""
+    return not set(one.modules()).isdisjoint(other.modules()) or not storages(one).keys().isdisjoint(storages(other))

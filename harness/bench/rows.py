@@ -20,7 +20,7 @@ from ..randomise import randomise
 from ..search import quiet
 from ..timing.devices import Device
 from ..timing.paired import PairedResult, compare
-from ..trial import Replacer
+from ..trial import Replacer, storages
 from .columns import (
     REPLACED,
     Column,
@@ -134,8 +134,7 @@ def _count(call: Callable[[], Any], module: nn.Module) -> tuple[float, float]:
 
 def _held(module: nn.Module) -> int:
     """Bytes of the storages that the module's parameters and buffers live in, each counted once, and of packed weights."""
-    storages = [one.untyped_storage() for one in (*module.parameters(), *module.buffers())]
-    return sum({one.data_ptr(): one.nbytes() for one in storages}.values()) + held_bytes(module)
+    return sum(storages(module).values()) + held_bytes(module)
 
 
 def _rounded(seconds: float) -> float:

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..profiles import PROFILES
 from . import options
 
 if TYPE_CHECKING:
@@ -36,8 +35,7 @@ def faults(
 
     if listing:
         return _list()
-    if profile not in PROFILES:
-        raise typer.BadParameter(f"no profile is called {profile!r}; there are: {' '.join(PROFILES)}")
+    options.see_profile(profile)
     settle(plan)
     console = Console(stderr=True, highlight=False)
 

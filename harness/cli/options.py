@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..profiles import PROFILES
 from ..registry import CaseEntry, choose
 
 
@@ -18,6 +19,12 @@ def complete_case(ctx: typer.Context, incomplete: str) -> list[str]:
 def chosen(ctx: typer.Context, names: list[str] | None) -> tuple[CaseEntry, ...]:
     """The cases of these names, or all. Raises ``UnknownCase`` with a suggestion."""
     return choose(ctx.find_root().obj, names or ())
+
+
+def see_profile(name: str) -> None:
+    """Raises one line that names the profiles, where none is called ``name``."""
+    if name not in PROFILES:
+        raise typer.BadParameter(f"no profile is called {name!r}; there are: {' '.join(PROFILES)}")
 
 
 Cases = Annotated[

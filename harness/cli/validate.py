@@ -13,7 +13,6 @@ import typer
 
 from reports import record
 
-from ..profiles import PROFILES
 from . import options
 from .progress import Reporter
 
@@ -35,8 +34,7 @@ def validate(
     from ..validation.isolation import Limits, begin
     from .perform import write_page
 
-    if profile not in PROFILES:
-        raise typer.BadParameter(f"no profile is called {profile!r}; there are: {' '.join(PROFILES)}")
+    options.see_profile(profile)
     path, name = _split(file)
     if not Path(path).is_file():
         raise typer.BadParameter(f"{path}: there is no such file")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-
+from ..suggest import suggestion
 from .activation_norm import ACTIVATION_NORM
 from .cache import CACHE
 from .calling import CALLING
@@ -46,7 +45,6 @@ def find_faults(names: tuple[str, ...]) -> tuple[Fault, ...]:
     for name in names:
         if not any(name == fault.id or name in fault.rows for fault in FAULTS):
             known = [*(fault.id for fault in FAULTS), *(row for fault in FAULTS for row in fault.rows)]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "rows are F01 to F83 and M01 to M26"
+            hint = suggestion(name, known, "rows are F01 to F83 and M01 to M26", written=repr)
             raise UnknownFault(f"no fault is called {name!r}; {hint}")
     return tuple(one for one in FAULTS if not names or one.id in names or set(one.rows) & set(names))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from policies.foreign.catalogue import ADAPTERS, Adapter
 
 from ..registry import CaseEntry
+from ..suggest import suggestion
 from ..validation.isolation import Limits, Lost, isolated
 from .report import Judged, Report
 
@@ -29,8 +29,7 @@ def choose(names: Iterable[str]) -> tuple[Adapter, ...]:
     wanted, known = list(names), {one.name: one for one in ADAPTERS}
     for name in wanted:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are: {' '.join(known)}"
+            hint = suggestion(name, known, f"there are: {' '.join(known)}")
             raise UnknownAdapter(f"no adapter is called {name!r}; {hint}")
     return tuple(one for one in ADAPTERS if not wanted or one.name in wanted)
 

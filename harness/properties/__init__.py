@@ -6,9 +6,9 @@ of the replaced side count as disagreement, errors of the original's do not.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
+from ..suggest import suggestion
 from .accounting import ACCOUNTING
 from .base import Property
 from .cache import CACHE
@@ -79,8 +79,7 @@ def choose_properties(names: Iterable[str]) -> tuple[Property, ...]:
     """
     wanted = set(names)
     for name in sorted(wanted - BY_NAME.keys()):
-        near = difflib.get_close_matches(name, BY_NAME, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(BY_NAME)}"
+        hint = suggestion(name, BY_NAME, f"there are: {', '.join(BY_NAME)}", written=repr)
         raise UnknownProperty(f"no property is called {name!r}; {hint}")
     return tuple(one for one in PROPERTIES if not wanted or one.name in wanted)
 

@@ -102,8 +102,9 @@ def test_a_bench_goes_on_only_where_its_device_is(tmp_path: Path, capsys: pytest
     assert "no CUDA device" in one_line(capsys)
 
 
-def test_an_unknown_profile_names_the_profiles(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert harness("check", "bert", "--profile", "deep", "--out", tmp_path / "run") == 2
+@pytest.mark.parametrize("name", ["deep", "bench"])
+def test_an_unknown_profile_names_the_profiles(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert harness("check", "bert", "--profile", name, "--out", tmp_path / "run") == 2
     assert "quick regression nightly" in one_line(capsys)
     assert not (tmp_path / "run").exists()
 

@@ -6,14 +6,15 @@ ceiling that is too low voids honest rows. So the fractions are worked out when 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from typing import TypeVar
 
 import msgspec
 
 from reports.record import Ceilings, Timing
 
+Key = TypeVar("Key")
 TOLERANCE = 0.05
 """A figure may exceed a ceiling by this much before it voids its row: the ceiling is a measurement too."""
 
@@ -31,17 +32,6 @@ class SpeedOfLight:
     warnings: tuple[str, ...]
     """What disturbed the measurement: ceilings that are too low void honest rows."""
 
-    def best_with(self, other: SpeedOfLight) -> SpeedOfLight:
-        """The higher of each ceiling."""
-        flops, rates = (self.gemm_flops, other.gemm_flops), (self.stream_bytes, other.stream_bytes)
-        return SpeedOfLight(
-            device=self.device,
-            gemm_flops={dtype: max(side.get(dtype, 0.0) for side in flops) for dtype in flops[0] | flops[1]},
-            stream_bytes={size: max(side.get(size, 0.0) for side in rates) for size in rates[0] | rates[1]},
-            seconds=self.seconds + other.seconds,
-            warnings=tuple(dict.fromkeys((*self.warnings, *other.warnings))),
-        )
-
     def record(self) -> Ceilings:
         """The part that the run record holds: memory outside all caches."""
         return Ceilings(device=self.device, gemm_flops=self.gemm_flops, copy_bytes=self.stream_bytes[max(self.stream_bytes)])
@@ -51,9 +41,19 @@ class SpeedOfLight:
         return self.stream_bytes[max((size for size in self.stream_bytes if size <= working_set), default=min(self.stream_bytes))]
 
 
-def best(measured: Iterable[SpeedOfLight]) -> SpeedOfLight:
+def best(measured: Sequence[SpeedOfLight]) -> SpeedOfLight:
     """The highest of each ceiling over at least one measurement."""
-    return reduce(SpeedOfLight.best_with, measured)
+    return SpeedOfLight(
+        device=measured[0].device,
+        gemm_flops=_highest([one.gemm_flops for one in measured]),
+        stream_bytes=_highest([one.stream_bytes for one in measured]),
+        seconds=sum(one.seconds for one in measured),
+        warnings=tuple(dict.fromkeys(warning for one in measured for warning in one.warnings)),
+    )
+
+
+def _highest(rates: Sequence[dict[Key, float]]) -> dict[Key, float]:
+    return {key: max(one.get(key, 0.0) for one in rates) for key in dict.fromkeys(key for one in rates for key in one)}
 
 
 def held_against(light: SpeedOfLight, row: Timing) -> Timing:

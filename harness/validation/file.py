@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.util
 import inspect
@@ -15,6 +14,7 @@ from types import ModuleType
 from policies.base import AnatomyPolicy, DSPolicy
 
 from ..case import Case
+from ..suggest import suggestion
 
 
 class UnusableFile(ValueError):
@@ -39,8 +39,7 @@ def look(path: str, name: str | None) -> Contents:
     if name is None and len(policies) > 1:
         raise UnusableFile(f"{path} has {len(policies)} policies; say which: {path}:{policies[0]}, or {policies[1]}")
     if name is not None and name not in policies:
-        near = difflib.get_close_matches(name, policies, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"it has: {' '.join(policies)}"
+        hint = suggestion(name, policies, f"it has: {' '.join(policies)}", cutoff=0.4)
         raise UnusableFile(f"{path} has no policy called {name}; {hint}")
     chosen = name or policies[0]
     policy = getattr(module, chosen)

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..search import quiet
+from ..suggest import suggestion
 
 
 class NotDerivable(ValueError):
@@ -27,11 +28,9 @@ def layer_class(path: str) -> type[nn.Module]:
     found = getattr(module, name, None)
     if inspect.isclass(found) and issubclass(found, nn.Module):
         return found
-    import difflib
-
     layers = [n for n, cls in vars(module).items() if inspect.isclass(cls) and issubclass(cls, nn.Module)]
-    near = difflib.get_close_matches(name, layers, n=1, cutoff=0.3)
-    raise NotDerivable(f"{module_name} has no module class {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    hint = suggestion(name, layers, "", cutoff=0.3)
+    raise NotDerivable("; ".join(filter(None, (f"{module_name} has no module class {name}", hint))))
 
 
 def models_with(layer: type[nn.Module], tiny: Any) -> list[Any]:

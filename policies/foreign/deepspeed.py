@@ -20,7 +20,7 @@ from ..base import ActivationFuncType, AnatomyPolicy
 from .facts import FACTS, Contradiction, Parts, put_together, take_apart
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from ..anatomy import LayerAnatomy
 
@@ -244,35 +244,30 @@ def _flags(policy: Any, own: LayerAnatomy) -> Parts:
 
 def _activation(code: int, own: Activation) -> Activation:
     """The activation that a code stands for: the layer's own where that is a form of it."""
-    from torch.nn import functional as F  # noqa: N812
+    from ..fused.activations import KERNELS
 
-    forms: dict[int, tuple[ActivationKind, Any]] = {
-        ActivationFuncType.GELU: (ActivationKind.GELU, F.gelu),
-        ActivationFuncType.ReLU: (ActivationKind.RELU, F.relu),
-        ActivationFuncType.GATED_GELU: (ActivationKind.GELU, F.gelu),
-        ActivationFuncType.GATED_SILU: (ActivationKind.SILU, F.silu),
+    forms: dict[int, ActivationKind] = {
+        ActivationFuncType.GELU: ActivationKind.GELU,
+        ActivationFuncType.ReLU: ActivationKind.RELU,
+        ActivationFuncType.GATED_GELU: ActivationKind.GELU,
+        ActivationFuncType.GATED_SILU: ActivationKind.SILU,
     }
-    kind, function = forms[code]
-    if _gap(own.function, function) < WIDEST_GELU_GAP:
+    kind = forms[code]
+    if _gap(own.function, KERNELS[kind]) < WIDEST_GELU_GAP:
         return own
-    return Activation(kind=kind, function=function)
+    return Activation(kind=kind, function=KERNELS[kind])
 
 
 def _with_gelu(parts: Parts) -> Parts:
     """DeepSpeed's kernels compute the tanh form wherever a policy says GELU (``ops/transformer/inference/op_binding``)."""
-    from torch.nn import functional as F  # noqa: N812
+    from ..fused.activations import KERNELS
 
     function = parts["activation"].function
-    is_gelu = _gap(function, F.gelu) < WIDEST_GELU_GAP
-    if parts["gelu_is_tanh"] and is_gelu and _gap(function, _tanh_gelu) > NEXT_TO_NOTHING:
+    is_gelu = _gap(function, KERNELS[ActivationKind.GELU]) < WIDEST_GELU_GAP
+    is_tanh = _gap(function, KERNELS[ActivationKind.GELU_TANH]) <= NEXT_TO_NOTHING
+    if parts["gelu_is_tanh"] and is_gelu and not is_tanh:
         parts["activation"] = replace(parts["activation"], kind=ActivationKind.GELU_TANH)
     return parts
-
-
-def _tanh_gelu(x: Tensor) -> Tensor:
-    from torch.nn import functional as F  # noqa: N812
-
-    return F.gelu(x, approximate="tanh")
 
 
 def _gap(one: Any, other: Any) -> float:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ..anatomy import ActivationKind
+from .activations import KERNELS
 
 DTYPES = frozenset({torch.float64})
 _state = {"active": False}
@@ -62,17 +63,7 @@ def linear(x: Tensor, weight: BackToFront, bias: Tensor | None) -> Tensor:
 
 
 def activate(x: Tensor, weight: BackToFront, bias: Tensor | None, kind: ActivationKind) -> Tensor:
-    out = linear(x, weight, bias)
-    match kind:
-        case ActivationKind.GELU:
-            return F.gelu(out)
-        case ActivationKind.GELU_TANH:
-            return F.gelu(out, approximate="tanh")
-        case ActivationKind.RELU:
-            return F.relu(out)
-        case ActivationKind.SILU:
-            return F.silu(out)
-    raise ValueError(f"{kind.value} is no activation that oneDNN applies")
+    return KERNELS[kind](linear(x, weight, bias))
 
 
 def add(x: Tensor, weight: BackToFront, bias: Tensor | None, residual: Tensor) -> Tensor:

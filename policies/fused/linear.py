@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812  (the name everybody knows)
 
-from ..anatomy import Activation, ActivationKind, Linear
+from ..anatomy import Activation, Linear
 from ..plans import Plan
 from . import onednn
+from .activations import KERNELS
 from .packed import Operators, PackedWeight, Packer
 
 Emit = Callable[[str, Tensor], None]
@@ -94,19 +95,8 @@ class Projection:
 
 def activate(activation: Activation, x: Tensor) -> Tensor:
     """Apply ``activation``, by torch's kernel where it has one."""
-    match activation.kind:
-        case ActivationKind.GELU:
-            return F.gelu(x)
-        case ActivationKind.GELU_TANH:
-            return F.gelu(x, approximate="tanh")
-        case ActivationKind.QUICK_GELU:
-            return x * torch.sigmoid(1.702 * x)
-        case ActivationKind.RELU:
-            return F.relu(x)
-        case ActivationKind.SILU:
-            return F.silu(x)
-        case ActivationKind.OWN:
-            return activation.function(x)
+    kernel = KERNELS.get(activation.kind, activation.function)
+    return kernel(x)
 
 
 def can_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
