@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 
 from harness.environment import fingerprint
 from harness.profiles import PROFILES
@@ -15,6 +16,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # How long an example takes says more about what else the machine does than about the code.
+    settings.register_profile("unhurried", deadline=None)
+    settings.load_profile("unhurried")
     # Tiny models are faster on one thread, and pytest-xdist runs one process a core. Timings use all of them.
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from harness.case import Axis, Example, Refusal, Workload, flag
-from harness.hf.releases import at_least
+from policies.releases import at_least
 
 from . import common
 
@@ -23,7 +23,6 @@ class BloomCase(common.TransformersCase):
     model = "transformers:BloomModel"
     layer = "transformers.models.bloom.modeling_bloom:BloomBlock"
     sdpa = False
-    cache_argument = "layer_past"
     static_cache = at_least("transformers", "5.22")
     """Before, BLOOM's own ALiBi does not fit a preallocated cache."""
     axes = (

@@ -26,7 +26,6 @@ class GPTNeoCase(common.TransformersCase):
     sdpa = False
     static_cache = False
     """Its own mask takes the last position of a preallocated cache for the latest token."""
-    cache_argument = "layer_past"
     axes = (
         common.EAGER_ONLY,
         common.HEADS,

@@ -24,7 +24,6 @@ class GPTNeoXCase(common.TransformersCase):
     configuration = "transformers:GPTNeoXConfig"
     model = "transformers:GPTNeoXModel"
     layer = "transformers.models.gpt_neox.modeling_gpt_neox:GPTNeoXLayer"
-    cache_argument = "layer_past"
     axes = (
         common.IMPLEMENTATION,
         common.HEADS,

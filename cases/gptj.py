@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from harness.case import Axis, Example, Workload
+from harness.hf.rotary import rotary_embeddings
+from policies.releases import at_least
 
 from . import common
 
@@ -20,10 +22,9 @@ class GPTJCase(common.TransformersCase):
     configuration = "transformers:GPTJConfig"
     model = "transformers:GPTJModel"
     layer = "transformers.models.gptj.modeling_gptj:GPTJBlock"
-    sdpa = False
-    cache_argument = "layer_past"
+    sdpa = at_least("transformers", "5.24")
     axes = (
-        common.EAGER_ONLY,
+        common.IMPLEMENTATION if sdpa else common.EAGER_ONLY,
         common.HEADS,
         common.HEAD_SIZES,
         Axis("rotary", ("whole", "half", "two")),
@@ -54,4 +55,7 @@ class GPTJCase(common.TransformersCase):
         }
 
     def layer_extras(self, config: Any, workload: Workload, hidden: Tensor) -> dict[str, Any]:
-        return {"position_ids": torch.arange(workload.tokens)[None] + workload.past}
+        if not self.sdpa:
+            return {"position_ids": torch.arange(workload.tokens)[None] + workload.past}
+        embedding = common.load("transformers.models.gptj.modeling_gptj:GPTJRotaryEmbedding")
+        return rotary_embeddings(embedding(config), workload, hidden)

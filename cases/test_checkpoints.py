@@ -26,7 +26,7 @@ from policies.plans import PlanUnavailable
 
 SAVED = [entry for entry in CASES if entry.unavailable is None and not entry.name.startswith("megatron")]
 """Cases whose models have a ``save_pretrained``."""
-FEW = settings(max_examples=6, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+FEW = settings(max_examples=6, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 HEADED = ("GPT2LMHeadModel", "LlamaForCausalLM", "BertForMaskedLM", "OPTForCausalLM", "BloomForCausalLM", "GPTNeoXForCausalLM")
 
 

@@ -31,7 +31,7 @@ from .vae import VAECase
 
 UNET, VAE = UNetCase(), VAECase()
 CASES = (UNET, VAE)
-EXAMPLES = settings(max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(max_examples=10, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.fixture(autouse=True)

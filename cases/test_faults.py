@@ -161,6 +161,18 @@ def test_the_example_of_a_kill_is_simplified_to_the_axes_that_matter() -> None:
     assert {"batch", "mask"} <= set(outcome.off_simplest) <= {"batch", "mask", "padding", "attention", "tokens"}
 
 
+def test_a_fault_that_lives_in_one_stage_is_located_there() -> None:
+    faults = find_faults(("M14 first row", "F19 blocked", "M06 interleaved", "M07 transposed"))
+    result = report(exam(*faults, shrink=True))
+    assert result.placed and result.located_rate == 1.0
+    assert all(one.departs and set(one.places) for one in result.placed)
+
+
+def test_a_fault_of_the_whole_layer_has_no_place() -> None:
+    (outcome,) = exam(*find_faults(("F57 in place",)), shrink=True).outcomes
+    assert outcome.status == "killed" and not outcome.places and not outcome.located
+
+
 def test_an_exam_of_honest_variants_raises_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exam_module, "HONEST", tuple(one for one in HONEST if one.id in ("keys reversed", "unpacked")))
     result = examine(opt(), faults=(), profile=TINY, seed=1)

@@ -185,7 +185,6 @@ def _nested(kind: str, width: int) -> Any:
 DEPTH = settings(
     max_examples=40,
     stateful_step_count=25,
-    deadline=None,
     database=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

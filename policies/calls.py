@@ -23,11 +23,13 @@ class RotarySource(Enum):
     """Where cosines and sines come from.
 
     EMBEDDINGS  the call passes (cos, sin), each (B or 1, T, size)
-    TABLE       the layer holds a table and the call passes positions (GPT-J)
+    HALVES      the call passes (sin, cos), each (B or 1, T, size / 2), one angle a pair (GPT-J)
+    TABLE       the layer holds a table of such halves and the call passes positions (GPT-J before transformers 5.24)
     ANGLES      the call passes angles (T, B or 1, 1, size) (Megatron)
     """
 
     EMBEDDINGS = "embeddings"
+    HALVES = "halves"
     TABLE = "table"
     ANGLES = "angles"
 
@@ -42,13 +44,15 @@ class CallConvention:
     """
 
     returns: Returns = Returns.TENSOR
-    cache: str | None = "past_key_values"
     rotary: RotarySource | None = None
     sequence_first: bool = False
     true_means_masked: bool = False
     ignored: frozenset[str] = frozenset()
     signature: str = "forward"
 
+
+CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value", "cache")
+"""What transformers' layers call the key/value cache that they are given; it depends on the layer and on the release."""
 
 HF_IGNORED = frozenset(
     {

@@ -1,4 +1,8 @@
-"""GPT-J blocks: one norm for attention and MLP in parallel, every-two rotary positions from the layer's own table."""
+"""GPT-J blocks: one norm for attention and MLP in parallel, every-two rotary positions.
+
+Until transformers 5.24 each layer holds a table of positions and computes attention itself; since then the model hands
+positions down, and attention is eager or sdpa.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,19 @@ from typing import Any
 from .anatomy import MLP, Attention, Causality, LayerAnatomy, NormPosition, Rotary, RotaryStyle, SplitQKV
 from .base import AnatomyPolicy
 from .calls import HF_IGNORED, CallConvention, Returns, RotarySource
+from .releases import at_least
 
 _MODELING = "transformers.models.gptj.modeling_gptj"
+_HANDED_DOWN = at_least("transformers", "5.24")
 
 
 class HFGPTJLayerPolicy(AnatomyPolicy):
     layer_classes = (f"{_MODELING}:GPTJBlock",)
-    call = CallConvention(returns=Returns.TENSOR_AND_WEIGHTS, cache="layer_past", rotary=RotarySource.TABLE, ignored=HF_IGNORED)
+    call = CallConvention(
+        returns=Returns.TENSOR if _HANDED_DOWN else Returns.TENSOR_AND_WEIGHTS,
+        rotary=RotarySource.HALVES if _HANDED_DOWN else RotarySource.TABLE,
+        ignored=HF_IGNORED,
+    )
 
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:
@@ -30,15 +40,17 @@ class HFGPTJLayerPolicy(AnatomyPolicy):
 
 
 def _attention(layer: Any) -> Attention:
-    own = layer.module("attn", f"{_MODELING}:GPTJAttention")
+    check = layer.transformers_attention if _HANDED_DOWN else layer.module
+    own = check("attn", f"{_MODELING}:GPTJAttention")
+    causal = _HANDED_DOWN and own.is_causal and own.config._attn_implementation == "sdpa"
     return Attention(
         qkv=SplitQKV(query=layer.linear("attn.q_proj"), key=layer.linear("attn.k_proj"), value=layer.linear("attn.v_proj")),
         out=layer.linear("attn.out_proj"),
         heads=own.num_attention_heads,
         kv_heads=own.num_attention_heads,
         head_size=own.head_dim,
-        scale=1.0 / own.scale_attn,
-        causality=Causality.NEVER,
+        scale=own.scaling if _HANDED_DOWN else 1.0 / own.scale_attn,
+        causality=Causality.IF_NO_MASK if causal else Causality.NEVER,
         module=own,
         cache_index=own.layer_idx,
         rotary=Rotary(style=RotaryStyle.EVERY_TWO, size=_rotary_size(layer, own)),
@@ -46,8 +58,8 @@ def _attention(layer: Any) -> Attention:
 
 
 def _rotary_size(layer: Any, own: Any) -> int:
-    """The table's width. Without ``rotary_dim`` it is as wide as the hidden size, which fits one head only."""
-    size: int = own.embed_positions.shape[-1]
+    """Without ``rotary_dim`` positions are as wide as the hidden size, which fits one head only."""
+    size: int = own.rotary_dim or own.embed_dim
     if size > own.head_dim:
-        raise layer.refuse(f"a rotary table of width {size} for heads of size {own.head_dim}")
+        raise layer.refuse(f"rotary positions of width {size} for heads of size {own.head_dim}")
     return size

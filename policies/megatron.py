@@ -42,7 +42,6 @@ class MegatronLayerPolicy(AnatomyPolicy):
     layer_classes = (f"{_TRANSFORMER}.transformer_layer:TransformerLayer", "*:ParallelTransformerLayer")
     call = CallConvention(
         returns=Returns.TENSOR_AND_CONTEXT,
-        cache=None,
         rotary=RotarySource.ANGLES,
         sequence_first=True,
         true_means_masked=True,

@@ -46,7 +46,7 @@ _TOKENS, _BATCH = 5, 2
 class OlderMegatronLayerPolicy(MegatronLayerPolicy):
     """``MegatronLayerPolicy`` with the older layer's call: it returns the hidden states alone."""
 
-    call = CallConvention(returns=Returns.TENSOR, cache=None, sequence_first=True, true_means_masked=True)
+    call = CallConvention(returns=Returns.TENSOR, sequence_first=True, true_means_masked=True)
 
 
 def read_parallel_layer(layer: Any) -> LayerAnatomy:

@@ -23,7 +23,9 @@ def faults(
     profile: options.Profile = "regression",
     plan: options.Execution = "auto",
     seed: options.Seed = None,
-    shrink: Annotated[bool, typer.Option("--shrink", help="Make each killing example as simple as it can be.")] = False,
+    shrink: Annotated[
+        bool, typer.Option("--shrink", help="Make each killing example as simple as it can be, and locate the fault in it.")
+    ] = False,
     listing: Annotated[bool, typer.Option("--list", help="List the faults and their sources, and stop.")] = False,
     workers: options.Workers = None,
     json: options.Json = False,
@@ -85,9 +87,15 @@ def _show(report: FaultReport, console: Console) -> None:
     for problem in report.problems:
         console.print(f"[bold red]not examined[/] {escape(problem)}")
     axes = "" if report.median_off_simplest is None else f", median {report.median_off_simplest:g} axes off simplest"
+    for one in report.placed:
+        if not one.located:
+            console.print(
+                f"[yellow]not located[/] {escape(one.fault)} on {one.case}: {escape(one.departs or 'no stage departs')}"
+            )
+    located = "" if report.located_rate is None else f", {report.located_rate:.0%} of {len(report.placed)} located"
     print(
         f"{len(report.killed)} of {len(report.judged)} pairs noticed ({report.kill_rate:.1%}), {report.faults} faults, "
-        f"median {report.median_examples or 0:g} examples{axes}, {len(report.false_alarms)} false alarms, "
+        f"median {report.median_examples or 0:g} examples{axes}{located}, {len(report.false_alarms)} false alarms, "
         f"{report.seconds:.0f} s, seed {report.seed}"
     )
 

@@ -74,6 +74,15 @@ def _always_original(honest: Any) -> Any:
     return wrong
 
 
+def _original_if_cached(honest: Any) -> Any:
+    """What an argument of an unknown name comes to: the call goes to the original, which knows it."""
+
+    def wrong(self: FusedLayer, state: FusedState, arguments: Any, *rest: Any) -> Any:
+        return "argument cache" if arguments.call.cache is not None else honest(self, state, arguments, *rest)
+
+    return wrong
+
+
 def _even_in_training(honest: Any) -> Any:
     def wrong(self: FusedLayer, *rest: Any) -> Any:
         training, self.training = self.training, False
@@ -184,6 +193,15 @@ CALLING = (
         "DeepSpeed #2606",
         "The replacement runs the original every time: right, and of no use.",
         (FusedLayer, "_why_not", _always_original),
+    ),
+    miscomputing(
+        "F82 cached calls",
+        "F82 F62",
+        "transformers 5.24 renamed its layers' argument",
+        "A call with a cache, of a name that the policy does not know, runs the original: right, and of no use.",
+        (FusedLayer, "_why_not", _original_if_cached),
+        applies=lambda traits: traits.layered and traits.case.cached,
+        expects=("cache",),
     ),
     miscomputing(
         "F83 training",

@@ -20,6 +20,7 @@ from policies import replace_module
 from .. import search as search_module
 from ..case import Case, Example
 from ..check import check_property, off_simplest
+from ..evidence.localise import first_departing, localise
 from ..evidence.minimise import minimise
 from ..profiles import Profile
 from ..properties import BY_NAME, PROPERTIES, Property
@@ -30,7 +31,7 @@ from .fault import Fault, unharmed
 from .honest import HONEST
 from .ledger import excuse
 from .report import Alarm, CaseReport, Outcome, Status
-from .sample import draw, together, traits_of_each
+from .sample import draw, together, traits_of, traits_of_each
 
 FIRST_LOOK = 6
 """Examples of each property before any of them is asked in depth; twice as many of the first."""
@@ -173,11 +174,12 @@ class Exam:
     def _try_policy(self, fault: Fault, excused: str | None) -> tuple[Outcome, Noticed | None]:
         start = time.perf_counter()
         count = [0]
-        simplified = None
+        simplified = departs = None
         with fault.inject(self.replacer) as faulty:
             noticed = self._ask(fault, faulty, count, deep=excused is None)
             if noticed is not None and self.shrink and not noticed.prop.once:
                 simplified = self._simplified(noticed, faulty)
+                departs = first_departing(localise(self.case, simplified, faulty))
         example = simplified or (None if noticed is None else noticed.example)
         outcome = Outcome(
             fault=fault.id,
@@ -189,6 +191,8 @@ class Exam:
             message=(excused or "") if noticed is None else _one_line(noticed.problem),
             example=None if example is None else str(example),
             off_simplest=None if simplified is None else off_simplest(simplified, self.case.axes),
+            places=() if simplified is None else self._places(fault, simplified),
+            departs=None if departs is None else departs.name,
         )
         return outcome, noticed
 
@@ -249,6 +253,11 @@ class Exam:
             return tell(noticed.prop, self.case, faulty, example)[0]
 
         return minimise(noticed.example, self.case.axes, fails, budget=SHRINKING)
+
+    def _places(self, fault: Fault, example: Example) -> tuple[str, ...]:
+        """Stages at which ``fault`` has to show first in the model of ``example``, by their names inside a layer."""
+        anatomies = traits_of(self.case, (example,), self.replacer).anatomies
+        return tuple(sorted(frozenset[str]().union(*map(fault.places, anatomies))))
 
     def _try_harness(self, fault: Fault) -> Outcome:
         start = time.perf_counter()

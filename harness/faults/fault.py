@@ -28,6 +28,7 @@ from policies.calls import CallConvention
 
 from ..case import Case, Value
 from ..trial import Replacer
+from .places import changed_places, computed_places
 
 Seam = Literal["reading", "computing", "methods", "engine", "graphs", "harness", "honest"]
 Inject = Callable[[Replacer], AbstractContextManager[Replacer]]
@@ -100,6 +101,8 @@ class Fault:
     canaries: tuple[str, ...] = ()
     baseline: Inject | None = None
     """What the policy does without the fault, where that is not what it does as a rule."""
+    places: Callable[[LayerAnatomy], frozenset[str]] = lambda anatomy: frozenset()
+    """Stages of a layer at which the fault shows first; none where it does not live in single stages."""
     passes: tuple[str, ...] = ()
     """Of an honest variant: properties that it may fail, because they speak of something else than its result."""
 
@@ -140,6 +143,7 @@ def misreading(id: str, rows: str, source: str, breaks: str, edit: Edit, *, expe
         applies=lambda traits: any(edit(one) is not one for one in traits.anatomies),
         inject=patched((AnatomyPolicy, "__init__", make)),
         expects=expects,
+        places=lambda anatomy: changed_places(anatomy, edit(anatomy)),
     )
 
 
@@ -196,6 +200,7 @@ def miscomputing(
         applies=applies,
         inject=patched(patch),
         expects=expects,
+        places=lambda anatomy: computed_places(patch[0], anatomy),
     )
 
 

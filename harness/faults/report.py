@@ -33,6 +33,16 @@ class Outcome(Struct, frozen=True, kw_only=True):
     """The example on which it was noticed, made simpler where that was asked for."""
     off_simplest: tuple[str, ...] | None = None
     """Axes of the simplified example that are off their simplest value; None where nothing was simplified."""
+    places: tuple[str, ...] = ()
+    """Stages, by their names inside a layer, at which the fault has to show first in the simplified example; none where
+    it does not live in single stages."""
+    departs: str | None = None
+    """The first stage that localisation found to depart there."""
+
+    @property
+    def located(self) -> bool:
+        """Whether localisation named a stage in which the fault lives."""
+        return self.departs is not None and any(self.departs.endswith(f".{one}") for one in self.places)
 
 
 class Alarm(Struct, frozen=True, kw_only=True):
@@ -118,6 +128,16 @@ class FaultReport(Struct, frozen=True, kw_only=True):
         return median(counts) if counts else None
 
     @property
+    def placed(self) -> tuple[Outcome, ...]:
+        """Faults noticed and simplified that live in single stages."""
+        return tuple(one for one in self.killed if one.places)
+
+    @property
+    def located_rate(self) -> float | None:
+        """Share of ``placed`` whose stage localisation named, 0 to 1; None where there are none."""
+        return sum(one.located for one in self.placed) / len(self.placed) if self.placed else None
+
+    @property
     def passed(self) -> bool:
         """Every fault noticed, no false alarm, every ledger entry true, and something was judged at all."""
         return bool(self.judged) and not (self.survivors or self.stale or self.false_alarms or self.problems)
@@ -131,6 +151,7 @@ class FaultReport(Struct, frozen=True, kw_only=True):
             "kill_rate": self.kill_rate,
             "median_examples": self.median_examples,
             "median_off_simplest": self.median_off_simplest,
+            "located_rate": self.located_rate,
             "survivors": self.survivors,
             "false_alarms": self.false_alarms,
         }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from importlib import import_module
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from policies.calls import CACHE_NAMES
 
 from ..case import Case, Example, Inputs, Refusal, Workload
 from ..randomise import randomise
@@ -35,7 +38,6 @@ class TransformersCase(Case):
     """Whether a layer is constructed with its index."""
     sdpa: ClassVar[bool] = True
     """Whether transformers has an sdpa variant of this architecture."""
-    cache_argument: ClassVar[str] = "past_key_values"
 
     @abstractmethod
     def config_kwargs(self, example: Example) -> dict[str, Any]:
@@ -96,13 +98,18 @@ class TransformersCase(Case):
         if self.causal and attention_implementation(module) == "eager":
             call["attention_mask"] = causal_mask(workload)
         if workload.past:
-            call[self.cache_argument] = self.filled_cache(config, workload)
+            call[self._cache_argument()] = self.filled_cache(config, workload)
         return call | self.layer_extras(config, workload, hidden)
 
     def filled_cache(self, config: Any, workload: Workload) -> FilledCache:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         return FilledCache(workload.batch, heads, workload.past, size)
+
+    def _cache_argument(self) -> str:
+        """What this release of the layer calls its cache."""
+        parameters = inspect.signature(load(self.layer).forward).parameters
+        return next(name for name in CACHE_NAMES if name in parameters)
 
     def layer_extras(self, config: Any, workload: Workload, hidden: Tensor) -> dict[str, Any]:
         """What else the model hands to each layer (positions, ALiBi)."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Inputs
-from ..trial import Trial, original_side
+from ..trial import Trial, fused_path, original_side
 from .base import Property, cached, relation_holds, same_outputs
 
 PER_TOKEN = ("input_ids", "position_ids")
@@ -91,7 +91,8 @@ def _cache(trial: Trial) -> None:
     with original_side("with a cache"):
         expected, expected_cache = in_chunks(trial.original, kwargs, lengths)
         whole = trial.original(**alone).last_hidden_state
-    actual, actual_cache = in_chunks(trial.replaced.model, kwargs, lengths)
+    with fused_path(trial.replaced.model):
+        actual, actual_cache = in_chunks(trial.replaced.model, kwargs, lengths)
     what = f"calls of {lengths} tokens"
     same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, valid, what)
     if relation_holds(whole, expected, valid):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Inputs
-from ..trial import Trial, original_side
+from ..trial import Trial, fused_path, original_side
 from .base import Property, cached, identical, same_outputs
 from .cache import OUTPUT, arguments, cached_trial, cuts, extended, in_chunks, piece, valid_in
 from .inputs import mapped, other_inputs
@@ -38,7 +38,9 @@ def _both(trial: Trial, continued: Continue, what: str) -> None:
     """Run the same on either side and compare."""
     with original_side(what):
         expected = {OUTPUT: continued(trial.original)}
-    same_outputs(trial, expected, {OUTPUT: continued(trial.replaced.model)}, None, what)
+    with fused_path(trial.replaced.model):
+        actual = {OUTPUT: continued(trial.replaced.model)}
+    same_outputs(trial, expected, actual, None, what)
 
 
 def _beams(edit: str, batch: int, seed: int) -> Tensor:
@@ -98,25 +100,29 @@ def _static(trial: Trial) -> None:
         prompts = [{**kwargs, "attention_mask": None} for kwargs in prompts]
         with original_side("with a static cache"):
             expected = _reused(trial.original, prompts, lengths, size)
-    actual = _reused(trial.replaced.model, prompts, lengths, size)
+    with fused_path(trial.replaced.model):
+        actual = _reused(trial.replaced.model, prompts, lengths, size)
     for inputs, kwargs, one, other in zip((first, second), prompts, expected, actual, strict=True):
         what = f"static cache, calls of {lengths} tokens"
         same_outputs(trial, {OUTPUT: one}, {OUTPUT: other}, valid_in(inputs, kwargs), what)
 
 
 def _reused(model: nn.Module, prompts: list[dict[str, Any]], lengths: list[int], size: int) -> list[Tensor]:
-    """Outputs for each prompt, all on one preallocated cache that is emptied in between."""
+    """Outputs for each prompt, all on one preallocated cache that is emptied in between.
+
+    What cross-attention keeps of the encoder grows with its source and starts anew with each prompt: emptying a cache of
+    both kinds leaves it as it was in transformers 5.4.
+    """
     from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
     config = model.config
-    cache: Any = StaticCache(config=config, max_cache_len=size)
-    if getattr(config, "add_cross_attention", False):
-        cache = EncoderDecoderCache(cache, DynamicCache(config=config))
+    crosses = getattr(config, "add_cross_attention", False)
+    preallocated = StaticCache(config=config, max_cache_len=size)
     outputs = []
     for kwargs in prompts:
-        output, cache = in_chunks(model, kwargs, lengths, cache)
-        outputs.append(output)
-        cache.reset()
+        cache = EncoderDecoderCache(preallocated, DynamicCache(config=config)) if crosses else preallocated
+        outputs.append(in_chunks(model, kwargs, lengths, cache)[0])
+        preallocated.reset()
     return outputs
 
 
@@ -125,9 +131,10 @@ def _fresh(trial: Trial) -> None:
     trial = cached_trial(trial)
     model = trial.replaced.model
     prompts = [_Prompt(trial, trial.inputs), _Prompt(trial, other_inputs(trial, 1))]
-    for turn in range(max(len(prompt.lengths) for prompt in prompts)):
-        for prompt in prompts:
-            prompt.call(model, turn)
+    with fused_path(model):
+        for turn in range(max(len(prompt.lengths) for prompt in prompts)):
+            for prompt in prompts:
+                prompt.call(model, turn)
     for prompt in prompts:
         prompt.check("two prompts in turn, each with a cache of its own")
     again = in_chunks(model, prompts[0].kwargs, prompts[0].lengths)[0]

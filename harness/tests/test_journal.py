@@ -45,7 +45,7 @@ def test_what_was_appended_is_there_on_resuming(tmp_path: Path) -> None:
     assert again.done == [verdict("a"), verdict("b")]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cut=st.integers(0, 2000))
 def test_a_journal_cut_anywhere_keeps_every_whole_entry(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     folder = tmp_path_factory.mktemp("run")

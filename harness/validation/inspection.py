@@ -30,7 +30,6 @@ _QUERY = re.compile(r"^(q|query|q_proj|q_lin|wq|to_q|query_proj)$")
 _KEY = re.compile(r"^(k|key|k_proj|k_lin|wk|to_k|key_proj)$")
 _VALUE = re.compile(r"^(v|value|v_proj|v_lin|wv|to_v|value_proj)$")
 _FUSED = re.compile(r"^(query_key_value|qkv|qkv_proj|c_attn|wqkv|in_proj|w_pack|att_proj)$", re.IGNORECASE)
-_CACHES = ("past_key_values", "layer_past", "past_key_value")
 CLOSE = 1e-9
 
 
@@ -73,7 +72,6 @@ class Found:
     rotary: bool = False
     alibi: bool = False
     returns_tuple: bool = False
-    cache: str | None = None
     cache_index: str | None = None
     grouped: bool = False
     heads: str = ""
@@ -146,13 +144,11 @@ def _watched(
 
 def _call(found: Found, layer: nn.Module, call: dict[str, Any], output: Any) -> None:
     parameters = inspect.signature(layer.forward).parameters
-    inner = {n for one in layer.modules() for n in inspect.signature(one.forward).parameters}
     if "hidden_states" not in parameters:
         found.open.append(f"the layer's first argument is called {next(iter(parameters))}, not hidden_states")
     found.returns_tuple = isinstance(output, tuple)
     if found.returns_tuple and len(output) != 2:
         found.open.append(f"the layer returns {len(output)} values: choose or add a Returns")
-    found.cache = next((name for name in _CACHES if name in inner or name in parameters), None)
     found.rotary = call.get("position_embeddings") is not None
     found.alibi = call.get("alibi") is not None
 

@@ -114,8 +114,6 @@ def _call(found: Found) -> str:
     arguments = []
     if found.returns_tuple:
         arguments.append("returns=Returns.TENSOR_AND_WEIGHTS")
-    if found.cache != "past_key_values":
-        arguments.append(f"cache={found.cache!r}".replace("'", '"'))
     if found.rotary:
         arguments.append("rotary=RotarySource.EMBEDDINGS")
     return f"CallConvention({', '.join([*arguments, 'ignored=HF_IGNORED'])})"

@@ -13,7 +13,7 @@ _MODELING = "transformers.models.distilbert.modeling_distilbert"
 
 class DistilBertLayerPolicy(AnatomyPolicy):
     layer_classes = (f"{_MODELING}:TransformerBlock",)
-    call = CallConvention(cache=None, ignored=HF_IGNORED)
+    call = CallConvention(ignored=HF_IGNORED)
 
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..calls import CallConvention, RotarySource
+from ..calls import CACHE_NAMES, CallConvention, RotarySource
 from .attention import AttentionCall
 from .transformer import EncoderStates
 
@@ -39,7 +39,7 @@ def read_arguments(
     given.update((name, value) for name, value in kwargs.items() if value is not None)
     hidden = given.pop("hidden_states")
     mask = given.pop("attention_mask", None)
-    cache = given.pop(convention.cache, None) if convention.cache else None
+    cache = next((given.pop(name) for name in CACHE_NAMES if name in given), None)
     positions = given.get("cache_position")
     unknown = None
     cos = sin = None
@@ -88,6 +88,7 @@ def _cos_sin(
         return None, None
     name = {
         RotarySource.EMBEDDINGS: "position_embeddings",
+        RotarySource.HALVES: "position_embeddings",
         RotarySource.TABLE: "position_ids",
         RotarySource.ANGLES: "rotary_pos_emb",
     }[source]
@@ -98,6 +99,8 @@ def _cos_sin(
         raise _NotGivenError(f"no {name}")
     if source is RotarySource.EMBEDDINGS:
         cos, sin = value
+    elif source is RotarySource.HALVES:
+        sin, cos = (half.repeat_interleave(2, dim=-1) for half in value)
     elif source is RotarySource.TABLE:
         cos, sin = _from_table(state.core.anatomy.attention.module.get_buffer("embed_positions"), value, hidden)
     else:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import settings
 from hypothesis import strategies as st
 
 from reports import record
-
-# A busy machine is no fault of the code.
-unhurried = settings(deadline=None)
 
 # What JSON can carry: every character but lone surrogates.
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)

@@ -190,7 +190,6 @@ def test_an_unknown_category_of_fail_on_is_refused_with_those_there_are():
         compare.violations(compare.compare(synthetic.run(), synthetic.run()), ["broken"])
 
 
-@strategies.unhurried
 @given(run=strategies.runs())
 def test_any_run_compares_with_itself_without_a_change_but_what_is_wrong_still(run):
     try:

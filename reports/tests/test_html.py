@@ -54,7 +54,6 @@ def full():
     return Page(html.render_html(synthetic.full_run("b", faulty=True), synthetic.full_run("a", seed=2)))
 
 
-@strategies.unhurried
 @given(run=strategies.runs())
 def test_any_run_becomes_a_page_with_no_tag_attribute_or_character_that_is_not_its_own(run):
     source = html.render_html(run, run)
@@ -64,7 +63,6 @@ def test_any_run_becomes_a_page_with_no_tag_attribute_or_character_that_is_not_i
     assert all(c.isprintable() or c in "\n\t" for c in source)
 
 
-@strategies.unhurried
 @given(text=strategies.hostile)
 def test_any_text_is_shown_on_the_page_as_it_is(text):
     page = Page(html.render_html(synthetic.run(command=text)))

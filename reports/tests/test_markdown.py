@@ -23,7 +23,6 @@ def inline(source):
     return {child.type for child in token.children}, "".join(child.content for child in token.children)
 
 
-@strategies.unhurried
 @given(text=strategies.hostile)
 def test_any_text_in_a_table_cell_is_shown_as_it_is_and_nothing_more(text):
     source = f"| a | b |\n| --- | --- |\n| x {markdown.escape(text)} | last |"
@@ -35,7 +34,6 @@ def test_any_text_in_a_table_cell_is_shown_as_it_is_and_nothing_more(text):
     assert "".join(child.content for child in cells[2].children) == f"x {wording.one_line(text)}".strip()
 
 
-@strategies.unhurried
 @given(text=strategies.hostile)
 def test_any_text_in_a_sentence_is_shown_as_it_is_and_nothing_more(text):
     kinds, shown = inline(f"x {markdown.escape(text)}")
@@ -43,7 +41,6 @@ def test_any_text_in_a_sentence_is_shown_as_it_is_and_nothing_more(text):
     assert shown == f"x {wording.one_line(text)}".strip()
 
 
-@strategies.unhurried
 @given(script=strategies.hostile)
 def test_no_script_closes_its_own_fence(script):
     verdict = synthetic.verdict(outcome="failed", failure=_failing(script=script or "x"))
@@ -51,7 +48,6 @@ def test_no_script_closes_its_own_fence(script):
     assert [t.content for t in tokens if t.type == "fence"] == [wording.plain(script or "x").replace("\r\n", "\n") + "\n"]
 
 
-@strategies.unhurried
 @given(run=strategies.runs())
 def test_any_run_becomes_markdown_whose_only_html_is_the_pages_own(run):
     allowed = ("<details><summary>Script</summary>", "</details>", "<sub>", "</sub>", "<br>")
@@ -95,7 +91,6 @@ def test_a_full_run_becomes_markdown_within_two_seconds():
     assert time.perf_counter() - start < 2
 
 
-@strategies.unhurried
 @given(run=strategies.runs())
 def test_no_run_sends_a_control_character_to_the_terminal(run):
     for terminal_there in (False, True):

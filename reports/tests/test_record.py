@@ -17,7 +17,6 @@ from reports import record
 from reports.tests import strategies, synthetic
 
 
-@strategies.unhurried
 @given(run=strategies.runs())
 def test_any_run_reads_back_as_it_was_written(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
@@ -62,7 +61,6 @@ def test_a_record_is_readable_by_whoever_the_umask_allows(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-@strategies.unhurried
 @given(cut=st.integers(0, 2000))
 def test_a_record_cut_short_anywhere_is_refused_in_one_line_with_its_path(cut, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")

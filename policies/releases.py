@@ -1,4 +1,4 @@
-"""Which release of a library is installed, for what a case can only ask of newer ones."""
+"""Which release of a library is installed, for what differs between the releases that are served."""
 
 from __future__ import annotations
 
