@@ -179,7 +179,7 @@ class Exam:
             noticed = self._ask(fault, faulty, count, deep=excused is None)
             if noticed is not None and self.shrink and not noticed.prop.once:
                 simplified = self._simplified(noticed, faulty)
-                departs = first_departing(localise(self.case, simplified, faulty))
+                departs = self._departs(simplified, faulty)
         example = simplified or (None if noticed is None else noticed.example)
         outcome = Outcome(
             fault=fault.id,
@@ -192,7 +192,7 @@ class Exam:
             example=None if example is None else str(example),
             off_simplest=None if simplified is None else off_simplest(simplified, self.case.axes),
             places=() if simplified is None else self._places(fault, simplified),
-            departs=None if departs is None else departs.name,
+            departs=departs,
         )
         return outcome, noticed
 
@@ -253,6 +253,14 @@ class Exam:
             return tell(noticed.prop, self.case, faulty, example)[0]
 
         return minimise(noticed.example, self.case.axes, fails, budget=SHRINKING)
+
+    def _departs(self, example: Example, faulty: Replacer) -> str | None:
+        """The stage that localisation names. A fault may be such that no stages can be compared."""
+        try:
+            stage = first_departing(localise(self.case, example, faulty))
+        except Exception:
+            return None
+        return None if stage is None else stage.name
 
     def _places(self, fault: Fault, example: Example) -> tuple[str, ...]:
         """Stages at which ``fault`` has to show first in the model of ``example``, by their names inside a layer."""

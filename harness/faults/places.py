@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from policies.anatomy import MLP, Attention, LayerAnatomy
+from policies.anatomy import MLP, Attention, LayerAnatomy, Norm
 from policies.fused import attention as fused_attention
 
 from ..evidence.stages import INPUT
@@ -20,7 +20,7 @@ def changed_places(honest: LayerAnatomy, wrong: LayerAnatomy) -> frozenset[str]:
             places |= {part.out.name} if _changed(part, other) == ["out"] else attention_places(part)
         elif isinstance(part, MLP):
             places |= {part.down.name} if _changed(part, other) == ["down"] else _mlp_places(part)
-        elif name.endswith("_norm") and part is not None:
+        elif isinstance(part, Norm):
             places.add(part.name)
         else:
             return frozenset()

@@ -14,6 +14,10 @@ excused   no property noticed, and the ledger says why it makes no difference he
 stale     the ledger says that it makes no difference, and a property noticed, or it does not apply any more"""
 
 
+ONE_CALL = ("model equality", "layer equality", "contract")
+"""Properties that look at one call in exact mode."""
+
+
 class Struct(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the report's parts."""
 
@@ -129,8 +133,9 @@ class FaultReport(Struct, frozen=True, kw_only=True):
 
     @property
     def placed(self) -> tuple[Outcome, ...]:
-        """Faults noticed and simplified that live in single stages."""
-        return tuple(one for one in self.killed if one.places)
+        """Faults that live in single stages and were noticed in one exact call: localisation compares the stages of
+        such a call, so what only a later call or rounding shows has no stage that it could name."""
+        return tuple(one for one in self.killed if one.places and one.killer in ONE_CALL)
 
     @property
     def located_rate(self) -> float | None:
