@@ -189,6 +189,7 @@ class ActivationKind(Enum):
 
     GELU = "gelu"
     GELU_TANH = "gelu_tanh"
+    GELU_TANH_SHORT = "gelu_tanh with its constant cut to eight digits"
     QUICK_GELU = "quick_gelu"
     RELU = "relu"
     SILU = "silu"

@@ -304,11 +304,13 @@ def _activation_code(anatomy: LayerAnatomy) -> ActivationFuncType:
     plain = {
         ActivationKind.GELU: ActivationFuncType.GELU,
         ActivationKind.GELU_TANH: ActivationFuncType.GELU,
+        ActivationKind.GELU_TANH_SHORT: ActivationFuncType.GELU,
         ActivationKind.RELU: ActivationFuncType.ReLU,
     }
     with_gate = {
         ActivationKind.GELU: ActivationFuncType.GATED_GELU,
         ActivationKind.GELU_TANH: ActivationFuncType.GATED_GELU,
+        ActivationKind.GELU_TANH_SHORT: ActivationFuncType.GATED_GELU,
         ActivationKind.SILU: ActivationFuncType.GATED_SILU,
     }
     return (with_gate if gated else plain).get(mlp.activation.kind, ActivationFuncType.UNKNOWN)

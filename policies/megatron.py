@@ -31,7 +31,7 @@ from .calls import CallConvention, Returns, RotarySource
 from .megatron_config import unknown_feature
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 _TRANSFORMER = "megatron.core.transformer"
 _LINEAR = "megatron.core.tensor_parallel.layers"
@@ -178,13 +178,15 @@ def _mlp(layer: Any) -> MLP:
 def _activation(layer: Any, own: Any, first: Linear) -> Activation:
     from torch.nn import functional as F  # noqa: N812
 
+    from .fused.activations import gelu_tanh_short
+
     config, function = own.config, own.activation_func
     if config.activation_func is not function:
         raise layer.refuse("mlp.activation_func is not the configuration's")
     if not config.bias_activation_fusion:
         return activation(layer, "mlp.activation_func")
     if function is F.gelu and (config.gated_linear_unit or first.bias is not None):
-        return Activation(kind=ActivationKind.OWN, function=bias_gelu)
+        return Activation(kind=ActivationKind.GELU_TANH_SHORT, function=gelu_tanh_short)
     if function is F.silu and config.gated_linear_unit:
         return Activation(kind=ActivationKind.SILU, function=function)
     raise layer.refuse("bias_activation_fusion with an activation for which Megatron has no fused kernel")
@@ -201,12 +203,6 @@ def activation(layer: Any, path: str) -> Activation:
             return Activation(kind=kind, function=function)
     read: Activation = layer.activation(path)
     return read
-
-
-def bias_gelu(x: Tensor) -> Tensor:
-    """What Megatron computes in place of GELU where it fuses the bias: the tanh form (Hendrycks and Gimpel, 2016) with
-    its constant rounded to eight digits, which is not what torch's kernel computes."""
-    return 0.5 * x * (1.0 + (0.79788456 * (x + 0.044715 * x * x * x)).tanh())
 
 
 def parallel_linear(layer: Any, path: str, *class_names: str, adds: bool = False) -> Linear:

@@ -35,7 +35,7 @@ from .anatomy import (
     QKVLayout,
 )
 from .calls import CallConvention, Returns
-from .megatron import MegatronLayerPolicy, activation, bias_gelu, no_kernel_without_mask, parallel_linear
+from .megatron import MegatronLayerPolicy, activation, no_kernel_without_mask, parallel_linear
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -218,7 +218,9 @@ def _norm(layer: Any, path: str) -> Norm:
 
 def _activations(layer: Any) -> tuple[Activation, ...]:
     """What the MLP may apply. A gated MLP of this age halves its input inside, so up and gate stay one projection."""
-    fused = Activation(kind=ActivationKind.OWN, function=bias_gelu)
+    from .fused.activations import gelu_tanh_short
+
+    fused = Activation(kind=ActivationKind.GELU_TANH_SHORT, function=gelu_tanh_short)
     if not layer.has("mlp.activation_func"):
         from torch.nn import functional as F  # noqa: N812
 

@@ -25,11 +25,12 @@ _KERNELS = {
     "transformers.activations:NewGELUActivation": ActivationKind.GELU_TANH,
     "transformers.activations:QuickGELUActivation": ActivationKind.QUICK_GELU,
     "transformers.activations:SiLUActivation": ActivationKind.SILU,
+    "transformers.models.bloom.modeling_bloom:BloomGelu": ActivationKind.GELU_TANH_SHORT,
     "torch.nn.modules.activation:SiLU": ActivationKind.SILU,
     "torch.nn.modules.activation:ReLU": ActivationKind.RELU,
 }
 """Activations with a kernel of their own, by exact class. The others stay the layer's own function, among them those
-that look alike but use a rounded constant (``gelu_fast``, BLOOM's)."""
+that look alike but use a rounded constant (``gelu_fast``)."""
 
 _RMS_NORMS = {"LlamaRMSNorm": "variance_epsilon"}
 """RMS norms by class name, with the attribute that holds eps."""

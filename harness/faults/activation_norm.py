@@ -88,7 +88,7 @@ def _half(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach().half().to(tensor.dtype)
 
 
-_GELU_KINDS = (ActivationKind.QUICK_GELU, ActivationKind.GELU_TANH)
+_GELU_KINDS = (ActivationKind.QUICK_GELU, ActivationKind.GELU_TANH, ActivationKind.GELU_TANH_SHORT)
 
 ACTIVATION_NORM = (
     misreading(

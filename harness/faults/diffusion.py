@@ -17,7 +17,6 @@ from policies.fused.vae import FusedCoder, FusedVAE
 
 from .fault import Applies, Fault, Inject, Patch, Traits, patched
 from .graphs import captures
-from .layout import Functional
 
 
 def _without(*names: str) -> Patch:
@@ -71,11 +70,7 @@ def _old_signature(honest: Any) -> Any:
 
 
 def _attending(make: Any) -> Patch:
-    return (
-        diffusion_attention,
-        "F",
-        lambda honest: Functional(honest, make(honest.scaled_dot_product_attention)),
-    )
+    return diffusion_attention, "scaled_dot_product_attention", make
 
 
 def _key_value(honest: Any) -> Any:

@@ -126,24 +126,9 @@ def _unmerged(honest: Any) -> Any:
     return wrong
 
 
-class Functional:
-    """``torch.nn.functional`` with another ``scaled_dot_product_attention``."""
-
-    def __init__(self, honest: Any, attend: Any) -> None:
-        self._honest = honest
-        self.scaled_dot_product_attention = attend
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._honest, name)
-
-
 def attending(make: Any) -> Any:
     """A patch of the fused attention's call of ``scaled_dot_product_attention``."""
-    return (
-        fused_attention,
-        "F",
-        lambda honest: Functional(honest, make(honest.scaled_dot_product_attention)),
-    )
+    return fused_attention, "scaled_dot_product_attention", make
 
 
 LAYOUT = (

@@ -24,7 +24,9 @@ class FilledCache:
 
     def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         """(B, H, T, E) -> (B, H, P + T, E)."""
-        return torch.cat((self.keys.to(keys), keys), dim=-2), torch.cat((self.values.to(values), values), dim=-2)
+        if self.keys.dtype is not keys.dtype:
+            self.keys, self.values = self.keys.to(keys), self.values.to(values)  # once: a real cache holds what it was given
+        return torch.cat((self.keys, keys), dim=-2), torch.cat((self.values, values), dim=-2)
 
 
 def make_layer(layer_class: Any, config: Any, *, indexed: bool) -> nn.Module:

@@ -48,15 +48,13 @@ def biases_in_half() -> contextlib.AbstractContextManager[Any]:
 
 def probabilities_in_half() -> contextlib.AbstractContextManager[Any]:
     """Attention takes its values, and so its weighted sums, in bfloat16."""
-    honest = torch.nn.functional.scaled_dot_product_attention
-    functional = mock.Mock(wraps=torch.nn.functional)
+    honest = attention.scaled_dot_product_attention
 
     def attend(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kwargs: Any) -> Tensor:
         mask = attn_mask.bfloat16() if attn_mask is not None and attn_mask.is_floating_point() else attn_mask
         return honest(query.bfloat16(), key.bfloat16(), value.bfloat16(), attn_mask=mask, **kwargs).to(query.dtype)
 
-    functional.scaled_dot_product_attention = attend
-    return mock.patch.object(attention, "F", functional)
+    return mock.patch.object(attention, "scaled_dot_product_attention", attend)
 
 
 def statistics_in_half() -> contextlib.AbstractContextManager[Any]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
 
 from ..anatomy import Attention, FusedQKV, Linear, QKVLayout, SplitCrossQKV, SplitQKV
 from ..plans import Plan
@@ -19,6 +18,7 @@ from .masks import resolve, spread_if_blind
 from .norm import normalise
 from .packed import Packer
 from .positions import rotate
+from .products import scaled_dot_product_attention
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +41,7 @@ class FusedAttention:
         self, attention: Attention, plan: Plan, *, packing: bool, shared: frozenset[str], packer: Packer | None = None
     ) -> None:
         self.attention = attention
+        self.products = plan is not Plan.PLAIN
         linears = attention.qkv.linears
         self.out = Projection.of(attention.out, plan, packer)
         self.packed: Projection | None = None
@@ -149,7 +150,7 @@ class FusedAttention:
             # The causal flag aligns to the first key. transformers calls a layer so only with a preallocated cache
             # that holds nothing behind these queries yet.
             key, value = key[..., :queries, :], value[..., :queries, :]
-        context = F.scaled_dot_product_attention(
+        context = scaled_dot_product_attention(
             query,
             key,
             value,
@@ -157,6 +158,7 @@ class FusedAttention:
             is_causal=causal,
             scale=attention.scale,
             enable_gqa=attention.heads != attention.kv_heads,
+            products=self.products,
         )
         context = context.transpose(1, 2).flatten(-2)
         emit(f"{attention.out.name}:input", context)

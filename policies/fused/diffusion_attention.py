@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 
 from ..anatomy import Linear
 from ..base import qualified_name
 from ..plans import Plan
 from .linear import Projection, can_pack, pack, unpack
+from .products import scaled_dot_product_attention
 from .swapped import Swapped, apply, gradients_wanted, is_plain, linear
 
 _SDPA = "diffusers.models.attention_processor:AttnProcessor2_0"
@@ -134,7 +134,8 @@ class FusedAttention(Swapped):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self._fused_project(hidden, encoder)
         )
         scale = self.scale if qualified_name(type(self.processor)) == _EAGER else None
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+        products = self._fused_state.execution is not Plan.PLAIN
+        context = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale, products=products)
         result = apply(self.to_out[0], context.transpose(1, 2).flatten(2).to(query.dtype), self._fused_state.execution)
         result = self.to_out[1](result)
         if image is not None:

@@ -24,10 +24,12 @@ DTYPES = frozenset({torch.float32, torch.bfloat16})
 POST_OPERATIONS: dict[ActivationKind, tuple[str, str]] = {
     ActivationKind.GELU: ("gelu", "none"),
     ActivationKind.GELU_TANH: ("gelu", "tanh"),
+    ActivationKind.GELU_TANH_SHORT: ("gelu", "tanh"),
     ActivationKind.RELU: ("relu", ""),
     ActivationKind.SILU: ("swish", ""),
 }
-"""Activation kinds that the linear can apply itself: operator attribute and algorithm."""
+"""Activation kinds that the linear can apply itself: operator attribute and algorithm. The cut constant is the whole one to
+every dtype that runs here."""
 
 
 @functools.cache
@@ -103,11 +105,29 @@ def unfit(parameter: Tensor) -> Iterator[str]:
 
 
 def loses(x: Tensor, weight: Tensor) -> bool:
-    """Whether the BLAS behind ``F.linear`` is faster: one row by a float32 weight whose storage is (D, N). Measured with two
-    threads on an x86 server with AVX-512, the BLAS' milliseconds and oneDNN's, D by N: 0.61 and 1.07 at 768 by 3072, 0.85
-    and 1.04 at 3072 by 768, 1.36 and 2.52 at 1280 by 3840, 3.0 and 3.2 at 6400 by 1600, 4.2 and 6.2 at 2048 by 8192; level
-    at 768 by 768. From two rows on oneDNN is faster."""
-    return x.numel() == weight.shape[1] and weight.dtype is torch.float32 and weight.numel() >= _LARGE and weight.stride(1) != 1
+    """Whether the BLAS behind ``F.linear`` is faster: one row by a float32 weight whose storage is (D, N), on a processor
+    for which that BLAS was made. Measured with two threads on an Intel server with AVX-512, the BLAS' milliseconds and
+    oneDNN's, D by N: 0.61 and 1.07 at 768 by 3072, 0.85 and 1.04 at 3072 by 768, 1.36 and 2.52 at 1280 by 3840, 3.0 and 3.2
+    at 6400 by 1600, 4.2 and 6.2 at 2048 by 8192; level at 768 by 768. From two rows on oneDNN is faster. On an AMD server
+    with AVX-512 oneDNN is always: 0.11 and 0.07 at 768 by 3072, 2.4 and 1.6 at 2048 by 8192."""
+    return (
+        x.numel() == weight.shape[1]
+        and weight.dtype is torch.float32
+        and weight.numel() >= _LARGE
+        and weight.stride(1) != 1
+        and not _by_amd()
+    )
+
+
+@functools.cache
+def _by_amd() -> bool:
+    return str(capabilities().get("cpu_name", "")).startswith("AMD")
+
+
+def capabilities() -> dict[str, Any]:
+    """What torch knows of the processor; nothing in releases of torch that do not tell."""
+    found: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return found
 
 
 _LARGE = 1_000_000

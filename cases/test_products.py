@@ -1,0 +1,90 @@
+"""Attention as two products is torch's attention."""
+
+from __future__ import annotations
+
+import math
+from unittest import mock
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from policies.fused import onednn, products
+from policies.fused.emulated import emulation
+
+SIZES = st.integers(1, 5)
+MASKS = ("none", "causal", "bool", "added", "added with -inf")
+CLOSE = 1e-13
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> dict[str, object]:
+    """Arguments of one call, float64."""
+    batch, kv_heads, group, queries, keys, size = (draw(SIZES) for _ in range(6))
+    kind = draw(st.sampled_from(MASKS))
+    keys = queries if kind == "causal" else keys
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+
+    def random(*shape: int) -> Tensor:
+        return 2.0 * torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    whole = (batch, kv_heads * group, queries, keys)
+    shape = tuple(size if draw(st.booleans()) else 1 for size in whole[:-1]) + whole[-1:]
+    scores = random(*shape)
+    mask = {
+        "bool": scores > 0.0,
+        "added": scores,
+        "added with -inf": scores.masked_fill(scores < 0.0, -math.inf),
+    }.get(kind)
+    return {
+        "query": random(batch, kv_heads * group, queries, size),
+        "key": random(batch, kv_heads, keys, size),
+        "value": random(batch, kv_heads, keys, size),
+        "attn_mask": mask,
+        "is_causal": kind == "causal",
+        "scale": draw(st.sampled_from((None, 0.3))),
+        "enable_gqa": group > 1,
+    }
+
+
+@given(call=calls(), at_once=st.sampled_from((1, 60, products.SCORES_AT_ONCE)))
+def test_products_give_what_torch_gives_whatever_the_mask_the_groups_and_the_heads_at_a_time(
+    call: dict[str, object], at_once: int
+) -> None:
+    """Queries that may attend nowhere included: they get zeros."""
+    with torch.no_grad(), emulation(), mock.patch.object(products, "SCORES_AT_ONCE", at_once):
+        mine = products.scaled_dot_product_attention(**call, products=True)  # type: ignore[arg-type]
+    its = F.scaled_dot_product_attention(**call)  # type: ignore[arg-type]
+    assert mine.shape == its.shape
+    assert float((mine - its).abs().max()) <= CLOSE
+
+
+@pytest.mark.parametrize(
+    ("allowed", "dtype", "able", "many", "runs"),
+    [
+        (True, torch.bfloat16, {"avx512_bf16": True}, False, True),
+        (False, torch.bfloat16, {"avx512_bf16": True}, False, False),
+        (True, torch.float32, {"avx512_bf16": True}, False, False),
+        (True, torch.bfloat16, {"avx512_bf16": True, "amx_bf16": True}, False, False),
+        (True, torch.bfloat16, {}, False, False),
+        (True, torch.bfloat16, {"avx512_bf16": True}, True, False),
+    ],
+)
+def test_products_run_where_they_are_faster_and_their_scores_are_not_too_many(
+    allowed: bool, dtype: torch.dtype, able: dict[str, bool], many: bool, runs: bool
+) -> None:
+    query = torch.ones(1, 2, 3, 4, dtype=dtype)
+    bound = 1 if many else products.SCORES_OF_A_HEAD
+    products._faster.cache_clear()
+    with (
+        torch.no_grad(),
+        mock.patch.object(onednn, "capabilities", return_value=able),
+        mock.patch.object(products, "SCORES_OF_A_HEAD", bound),
+        mock.patch.object(products, "_by_products", return_value=query) as by_products,
+    ):
+        products.scaled_dot_product_attention(query, query, query, products=allowed)
+    products._faster.cache_clear()
+    assert by_products.called is runs
