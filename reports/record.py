@@ -208,6 +208,8 @@ class Timing(Struct, frozen=True, kw_only=True):
     flops_fraction: float | None = None
     """Subject's achieved FLOP/s over the GEMM ceiling measured in the same run."""
     bytes_fraction: float | None = None
+    products_fraction: float | None = None
+    """Time of the subject's own products with weights, alone and through the same operators, over the subject's time."""
     peak_bytes: int | None = None
     """Memory at the subject's peak during a call."""
     rest_bytes: int | None = None

@@ -28,13 +28,17 @@ _NAMES = {None: ORIGINAL, "eager": EAGER, "sdpa": SDPA}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Column:
-    """``call`` runs ``module`` once and returns its output. ``replaced`` counts layers, in replaced columns."""
+    """``call`` runs ``module`` once and returns its output. ``replaced`` counts layers, in replaced columns.
+
+    ``uncompiled`` is what a compiled column's call was made of: only outside a compiler does a fused layer count its calls.
+    """
 
     name: str
     module: nn.Module
     call: Callable[[], Any]
     prepare_seconds: float
     replaced: int | None = None
+    uncompiled: Callable[[], Any] | None = None
 
     def output(self) -> Tensor:
         """The tensor that the column is judged by."""
@@ -134,4 +138,5 @@ def _compiled(
     with config.patch(freezing=freezing):
         call()
         call()
-    return Column(name=name, module=module, call=call, prepare_seconds=time.perf_counter() - start, replaced=replaced)
+    seconds = time.perf_counter() - start
+    return Column(name=name, module=module, call=call, prepare_seconds=seconds, replaced=replaced, uncompiled=plain.call)

@@ -10,8 +10,11 @@ import psutil
 from ..case import Workload
 from ..registry import CaseEntry
 
-COPIES = 4.5
-"""Copies of a module's weights that are alive while it is timed: two originals, two replacements, and room to work."""
+COPIES = {"layer": 4.5, "model": 2.5}
+"""Copies of a module's weights that are alive while it is timed: of a layer two originals, two replacements, and room to
+work; of a diffusion model one of each."""
+COMPILED_COPIES = 4.0
+"""Further copies beside compiled columns: a module for each of the three, and weights that freezing has laid out anew."""
 MEMORY_SHARE = 0.6
 """Part of the free memory that a job may take."""
 SECONDS_A_PAIR = (0.4, 5.0)
@@ -53,12 +56,18 @@ class Job:
     def pairs(self) -> int:
         """Comparisons that it makes, at most: eager and sdpa originals, or the only one, compiled ones beside them, and those
         of packed weights."""
-        return 5 if self.compiled else 3 if self.packs else 1
+        return 5 if self.compiled else 4 if self.layer else 1
 
     @property
-    def packs(self) -> bool:
-        """Whether packed weights are a column of their own: a diffusion model has none."""
+    def layer(self) -> bool:
+        """Whether a Transformer layer is timed, of which packed weights are a column of their own, and not a whole
+        diffusion model."""
         return self.workload.phase != "image"
+
+    @property
+    def memory_bytes(self) -> float:
+        """Memory for all its columns."""
+        return self.weight_bytes * (COPIES["layer" if self.layer else "model"] + COMPILED_COPIES * self.compiled)
 
     def call_seconds(self, device: str) -> float:
         """Rough seconds of one call."""
@@ -99,8 +108,8 @@ def plan_jobs(entries: Iterable[CaseEntry], *, device: str, budget: float) -> Jo
     """
     jobs = _in_order_of_worth(entries, device)
     room = psutil.virtual_memory().available * MEMORY_SHARE
-    small = [job for job in jobs if job.weight_bytes * COPIES <= room]
-    left_out = [(job, f"needs {job.weight_bytes * COPIES / 2**30:.0f} GiB") for job in jobs if job not in small]
+    small = [job for job in jobs if job.memory_bytes <= room]
+    left_out = [(job, f"needs {job.memory_bytes / 2**30:.0f} GiB") for job in jobs if job not in small]
     least, most = SECONDS_A_PAIR
     plain = max(sum(not job.compiled for job in small), 1)
     plan = JobPlan(device, budget, seconds_a_pair=min(max(budget / plain / 4, least), most))

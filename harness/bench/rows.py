@@ -32,6 +32,7 @@ from .columns import (
 )
 from .gate import NotTimed, show_equal
 from .jobs import Job
+from .products import products_fraction
 
 
 def time_job(
@@ -60,9 +61,9 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
     if job.compiled:
         *baselines, compiled = compiled_columns(case, module, job.workload)
         subjects = [(originals[-1], compiled)]
-    if device.kind == "cpu" and job.packs and onednn.packs() and replacer is replace_module:
+    if device.kind == "cpu" and job.layer and onednn.packs() and replacer is replace_module:
         packed = packed_column(case, module, job.workload)
-        subjects += [(baseline, packed) for baseline in (baselines if job.compiled else originals[-1:])]
+        subjects += [(baseline, packed) for baseline in baselines]
     replaced = replaced_column(case, module, job.workload, replacer)
     pairs = [(baseline, replaced) for baseline in baselines] + subjects
     expected = originals[-1].output()
@@ -104,6 +105,7 @@ def _timed(
         layers_replaced=subject.replaced,
         flops=flops,
         bytes=moved,
+        products_fraction=products_fraction(subject.call, device) if job.layer and subject.uncompiled is None else None,
         peak_bytes=device.peak_bytes(subject.call),
         rest_bytes=_held(subject.module),
         prepare_seconds=subject.prepare_seconds,

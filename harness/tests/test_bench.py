@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from cases.bert import BertCase
 from harness.bench.columns import EAGER, ORIGINAL, SDPA, Column, original_columns
 from harness.bench.gate import NotTimed, show_equal
 from harness.bench.jobs import JobPlan, plan_jobs
+from harness.bench.products import products_fraction, products_of
 from harness.case import Workload
+from harness.timing.devices import open_device
+from policies import replace_module
 
 
 class Bench:
@@ -103,3 +108,45 @@ def test_what_needs_more_memory_than_is_free_is_left_out_with_its_need() -> None
     one = plan(workload("small"), workload("huge", weight_bytes=2**50), budget=1e6)
     assert {job.workload.name for job in one.jobs} == {"small"}
     assert all("GiB" in reason for _, reason in one.left_out)
+
+
+def test_a_call_s_own_products_are_done_again_and_nothing_else_of_it() -> None:
+    first, second = nn.Linear(3, 4), nn.Linear(4, 5)
+    with torch.no_grad():
+        again = products_of(lambda: second(first(torch.ones(2, 3)).softmax(-1)))
+        assert again is not None
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            again()
+    done = {one.key: one.count for one in profile.key_averages()}
+    assert done["aten::addmm"] == 2 and "aten::softmax" not in done
+
+
+def test_a_call_without_products_has_no_fraction() -> None:
+    assert products_fraction(lambda: torch.ones(3).sum(), open_device("cpu")) is None
+
+
+def test_a_diffusion_model_needs_memory_for_fewer_columns_and_compiled_columns_for_more() -> None:
+    layer = plan(workload(weight_bytes=1000), budget=1e6).jobs
+    image = plan(Workload(name="w", phase="image", batch=1, tokens=8, weight_bytes=1000), budget=1e6).jobs
+    needs = {one.compiled: one.memory_bytes for one in layer if one.dtype == "float32"}
+    assert needs == {False: 4500.0, True: 8500.0}
+    assert image[0].memory_bytes == 2500.0
+
+
+def test_a_compiled_replacement_passes_the_gate_by_what_it_was_compiled_of() -> None:
+    """Inside a compiler a fused layer does not count its calls."""
+    case = BertCase()
+    original = case.build(case.simplest)
+    module = copy.deepcopy(original)
+    count = len(replace_module(module).replaced)
+    kwargs = case.inputs(case.simplest).kwargs
+
+    def of(model: nn.Module) -> Column:
+        return Column(name="c", module=model, call=lambda: model(**kwargs), prepare_seconds=0.0)
+
+    torch.compiler.reset()
+    compiled = dataclasses.replace(
+        of(module), call=torch.compile(lambda: module(**kwargs), backend="eager"), replaced=count, uncompiled=of(module).call
+    )
+    with torch.no_grad():
+        assert show_equal(of(original).output(), of(original), compiled, "float32") < 1e-5

@@ -110,6 +110,7 @@ def runs(names: st.SearchStrategy[str] = hostile) -> st.SearchStrategy[record.Ru
         error=optional,
         flops_fraction=optional,
         bytes_fraction=optional,
+        products_fraction=optional,
         peak_bytes=st.none() | counts,
         warnings=st.lists(names, max_size=2).map(tuple),
         prepare_seconds=optional,

@@ -139,6 +139,7 @@ def timing(
         "bytes": 2.9e7,
         "flops_fraction": source.uniform(0.35, 0.9),
         "bytes_fraction": source.uniform(0.05, 0.6),
+        "products_fraction": source.uniform(0.6, 0.95),
         "peak_bytes": 61 * 2**20,
         "rest_bytes": 29 * 2**20,
         "prepare_seconds": 0.21,
