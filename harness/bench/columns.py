@@ -6,6 +6,7 @@ A column is a module, ready and warm, with the call it is timed by. All columns 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -14,15 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from policies import replace_module
 
 from ..case import Case, Workload
+from ..timing.devices import Device
 from ..trial import Replacer, cast
 
 EAGER, SDPA, ORIGINAL = "original eager", "original sdpa", "original"
 COMPILED, FROZEN = "original compiled", "original compiled, frozen"
 REPLACED, REPLACED_COMPILED, PACKED = "replaced", "replaced + compile", "replaced, packed"
+REPLACED_GRAPHED = "replaced + graph"
 _NAMES = {None: ORIGINAL, "eager": EAGER, "sdpa": SDPA}
 
 
@@ -30,7 +34,7 @@ _NAMES = {None: ORIGINAL, "eager": EAGER, "sdpa": SDPA}
 class Column:
     """``call`` runs ``module`` once and returns its output. ``replaced`` counts layers, in replaced columns.
 
-    ``uncompiled`` is what a compiled column's call was made of: only outside a compiler does a fused layer count its calls.
+    ``plain`` is what a compiled or captured column's call was made of: there alone does a fused layer count its calls.
     """
 
     name: str
@@ -38,7 +42,7 @@ class Column:
     call: Callable[[], Any]
     prepare_seconds: float
     replaced: int | None = None
-    uncompiled: Callable[[], Any] | None = None
+    plain: Callable[[], Any] | None = None
 
     def output(self) -> Tensor:
         """The tensor that the column is judged by."""
@@ -74,6 +78,17 @@ def _replaced(name: str, case: Case, module: nn.Module, workload: Workload, repl
     handle = replacer(module)
     seconds = time.perf_counter() - start
     return _column(name, case, module, workload, seconds=seconds, replaced=len(handle.replaced))
+
+
+def graphed_column(replaced: Column, device: Device) -> Column | None:
+    """The calls of ``replaced`` captured as a graph; None where the device has none. Raises what torch raises where they
+    cannot be captured."""
+    start = time.perf_counter()
+    replay = device.captured(replaced.call)
+    if replay is None:
+        return None
+    seconds = replaced.prepare_seconds + time.perf_counter() - start
+    return dataclasses.replace(replaced, name=REPLACED_GRAPHED, call=replay, plain=replaced.call, prepare_seconds=seconds)
 
 
 def compiled_columns(case: Case, module: nn.Module, workload: Workload) -> list[Column]:
@@ -120,10 +135,11 @@ def _switchable_configs(module: nn.Module) -> list[Any]:
 def _column(
     name: str, case: Case, module: nn.Module, workload: Workload, *, seconds: float = 0.0, replaced: int | None = None
 ) -> Column:
-    dtype = next(module.parameters()).dtype
+    weight = next(module.parameters())
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        kwargs = cast(case.workload_call(module, workload), dtype)
+        kwargs = cast(case.workload_call(module, workload), weight.dtype)
+    kwargs = tree_map(lambda one: one.to(weight.device) if isinstance(one, Tensor) else one, kwargs)
     return Column(name=name, module=module, call=lambda: module(**kwargs), prepare_seconds=seconds, replaced=replaced)
 
 
@@ -139,4 +155,4 @@ def _compiled(
         call()
         call()
     seconds = time.perf_counter() - start
-    return Column(name=name, module=module, call=call, prepare_seconds=seconds, replaced=replaced, uncompiled=plain.call)
+    return Column(name=name, module=module, call=call, prepare_seconds=seconds, replaced=replaced, plain=plain.call)

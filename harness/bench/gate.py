@@ -31,10 +31,10 @@ def show_equal(expected: Tensor, baseline: Column, subject: Column, dtype: str) 
         raise NotTimed(f"{baseline.name} and {subject.name} are not separate models: a thing would be timed against itself")
     try:
         with fused_path(subject.module):
-            mine = subject.output() if subject.uncompiled is None else subject.uncompiled()
+            mine = subject.output() if subject.plain is None else subject.plain()
     except Disagreement as problem:
         raise NotTimed(str(problem)) from None
-    if subject.uncompiled is not None:
+    if subject.plain is not None:
         mine = subject.output()
     for column, output in ((baseline, baseline.output()), (subject, mine)):
         difference = gap(expected, output)

@@ -31,6 +31,8 @@ COMPILED_RANK = 2
 """Columns of ``torch.compile`` come as late as workloads that are two further down a case's list."""
 COMPILE_SECONDS = 10.0
 """What compiling a layer is taken to cost; for estimates only."""
+CLOCKS = {"cpu": 1, "cuda": 2}
+"""Times that a comparison is made: end to end, and where that differs by the device's own clock."""
 DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
 
 
@@ -55,7 +57,7 @@ class Job:
     @property
     def pairs(self) -> int:
         """Comparisons that it makes, at most: eager and sdpa originals, or the only one, compiled ones beside them, and those
-        of packed weights."""
+        of packed weights or of graphs."""
         return 5 if self.compiled else 4 if self.layer else 1
 
     @property
@@ -97,7 +99,7 @@ class JobPlan:
     def cost(self, job: Job) -> float:
         """Seconds that ``job`` is likely to take."""
         build = 0.5 + job.workload.weight_bytes / BUILD_RATE + 2 * COMPILE_SECONDS * job.compiled
-        return build + CALLS_OF_A_JOB * job.call_seconds(self.device) + job.pairs * self.pair_seconds(job)
+        return build + CALLS_OF_A_JOB * job.call_seconds(self.device) + CLOCKS[self.device] * job.pairs * self.pair_seconds(job)
 
 
 def plan_jobs(entries: Iterable[CaseEntry], *, device: str, budget: float) -> JobPlan:

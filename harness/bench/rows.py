@@ -23,9 +23,11 @@ from ..timing.paired import PairedResult, compare
 from ..trial import Replacer, storages
 from .columns import (
     REPLACED,
+    REPLACED_GRAPHED,
     Column,
     compiled_columns,
     first_tensor,
+    graphed_column,
     original_columns,
     packed_column,
     replaced_column,
@@ -49,8 +51,7 @@ def time_job(
         with torch.no_grad(), quiet(), case.surroundings():
             return _rows(job, case, replacer, device=device, seconds_a_pair=seconds_a_pair, seed=seed)
     except Exception as problem:
-        text = str(problem).splitlines()[0] if str(problem) else ""
-        return (_row(job, device, "original", REPLACED, verdict="FAILED", reason=f"{type(problem).__name__}: {text}"),)
+        return (_row(job, device, "original", REPLACED, verdict="FAILED", reason=_one_line(problem)),)
 
 
 def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a_pair: float, seed: int) -> tuple[Timing, ...]:
@@ -65,19 +66,33 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
         packed = packed_column(case, module, job.workload)
         subjects += [(baseline, packed) for baseline in baselines]
     replaced = replaced_column(case, module, job.workload, replacer)
+    rows = []
+    try:
+        graphed = graphed_column(replaced, device) if job.layer else None
+    except RuntimeError as problem:
+        rows.append(_row(job, device, originals[-1].name, REPLACED_GRAPHED, verdict="FAILED", reason=_one_line(problem)))
+        graphed = None
+    if graphed is not None:
+        subjects += [(baseline, graphed) for baseline in originals]
     pairs = [(baseline, replaced) for baseline in baselines] + subjects
     expected = originals[-1].output()
-    rows = []
     for number, (baseline, subject) in enumerate(pairs):
         try:
             error = show_equal(expected, baseline, subject, job.dtype)
         except NotTimed as problem:
             rows.append(_row(job, device, baseline.name, subject.name, verdict="FAILED", reason=str(problem)))
             continue
-        with device.pinned():
-            result = compare(baseline.call, subject.call, device=device, budget_seconds=seconds_a_pair, seed=seed + number)
-        rows.append(_timed(job, device, baseline, subject, result, error=error, flops=flops, moved=moved))
+        for clock in device.clocks:
+            with device.pinned():
+                result = compare(
+                    baseline.call, subject.call, device=device, budget_seconds=seconds_a_pair, seed=seed + number, clock=clock
+                )
+            rows.append(_timed(job, device, baseline, subject, result, error=error, flops=flops, moved=moved))
     return tuple(rows)
+
+
+def _one_line(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]}"
 
 
 def _timed(
@@ -105,10 +120,11 @@ def _timed(
         layers_replaced=subject.replaced,
         flops=flops,
         bytes=moved,
-        products_fraction=products_fraction(subject.call, device) if job.layer and subject.uncompiled is None else None,
+        products_fraction=products_fraction(subject.call, device) if job.layer and subject.plain is None else None,
         peak_bytes=device.peak_bytes(subject.call),
         rest_bytes=_held(subject.module),
         prepare_seconds=subject.prepare_seconds,
+        clock="device" if result.clock == "device" else "end-to-end",
     )
 
 

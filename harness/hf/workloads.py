@@ -24,7 +24,7 @@ class FilledCache:
 
     def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         """(B, H, T, E) -> (B, H, P + T, E)."""
-        if self.keys.dtype is not keys.dtype:
+        if (self.keys.dtype, self.keys.device) != (keys.dtype, keys.device):
             self.keys, self.values = self.keys.to(keys), self.values.to(values)  # once: a real cache holds what it was given
         return torch.cat((self.keys, keys), dim=-2), torch.cat((self.values, values), dim=-2)
 

@@ -10,14 +10,20 @@ import pytest
 import torch
 from torch import nn
 
+from cases import CASES
 from cases.bert import BertCase
-from harness.bench.columns import EAGER, ORIGINAL, SDPA, Column, original_columns
+from harness.bench.columns import EAGER, ORIGINAL, REPLACED_GRAPHED, SDPA, Column, original_columns
 from harness.bench.gate import NotTimed, show_equal
-from harness.bench.jobs import JobPlan, plan_jobs
+from harness.bench.jobs import Job, JobPlan, plan_jobs
 from harness.bench.products import products_fraction, products_of
+from harness.bench.rows import time_job
 from harness.case import Workload
-from harness.timing.devices import open_device
+from harness.registry import CaseEntry, choose
+from harness.timing.cpu import CpuDevice
+from harness.timing.devices import Call, open_device
 from policies import replace_module
+
+TINY = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
 
 
 class Bench:
@@ -146,7 +152,50 @@ def test_a_compiled_replacement_passes_the_gate_by_what_it_was_compiled_of() -> 
 
     torch.compiler.reset()
     compiled = dataclasses.replace(
-        of(module), call=torch.compile(lambda: module(**kwargs), backend="eager"), replaced=count, uncompiled=of(module).call
+        of(module), call=torch.compile(lambda: module(**kwargs), backend="eager"), replaced=count, plain=of(module).call
     )
     with torch.no_grad():
         assert show_equal(of(original).output(), of(original), compiled, "float32") < 1e-5
+
+
+class TwoClocks(CpuDevice):
+    """A CPU that has what a GPU has: a clock of its own, and graphs."""
+
+    clocks = ("end_to_end", "device")
+    capturing = True
+
+    def captured(self, call: Call) -> Call:
+        if not self.capturing:
+            raise RuntimeError("operation not permitted when stream is capturing\nand more")
+        output = call()
+        return lambda: output
+
+
+@pytest.mark.parametrize("capturing", [True, False])
+def test_on_a_device_with_graphs_and_a_clock_of_its_own_both_are_columns(capturing: bool) -> None:
+    (entry,) = choose(CASES, ["bert"])
+    small = Workload(name="small", phase="encoder", batch=1, tokens=3, config=TINY)
+    device = TwoClocks()
+    device.capturing = capturing
+    rows = time_job(Job(entry, small, "float32"), device=device, seconds_a_pair=0.05, seed=0)
+    assert {row.clock for row in rows if row.verdict != "FAILED"} == {"end-to-end", "device"}
+    graphed = [row for row in rows if row.subject == REPLACED_GRAPHED]
+    if capturing:
+        assert {(row.baseline, row.clock) for row in graphed} == {(b, c) for b in (EAGER, SDPA) for c in ("end-to-end", "device")}
+        assert all(row.verdict != "FAILED" for row in graphed)
+    else:
+        (failed,) = graphed
+        assert failed.reason == "RuntimeError: operation not permitted when stream is capturing"
+
+
+LIGHT = 60 * 2**20
+
+
+@pytest.mark.parametrize("entry", [one for one in CASES if one.unavailable is None], ids=lambda one: one.name)
+def test_a_timed_call_is_made_where_its_module_lies(entry: CaseEntry) -> None:
+    case = entry.load()
+    with case.surroundings(), torch.no_grad():
+        for one in case.workloads:
+            if one.weight_bytes < LIGHT:
+                module = case.workload_module(one).to("meta")
+                assert original_columns(case, module, one)[0].output().device.type == "meta"

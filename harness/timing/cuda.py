@@ -34,6 +34,7 @@ class CudaDevice(Device):
     """
 
     kind = "cuda"
+    clocks = ("end_to_end", "device")
 
     def __init__(self, *, cuda: Any, allocate: Callable[[int], Any], nvml: Nvml | None, flush_l2: bool = True) -> None:
         self._cuda = cuda
@@ -85,10 +86,7 @@ class CudaDevice(Device):
             self._flush_buffer.zero_()
 
     def captured(self, call: Call) -> Call:
-        """Capture ``call`` as a CUDA graph and return its replay; raises whatever torch raises when it cannot be captured.
-
-        Inputs, outputs and weights must stay where they are: timing a replay is timing the call without its launches.
-        """
+        """Capture ``call`` as a CUDA graph, after a few calls aside, and return its replay."""
         side = self._cuda.Stream()
         side.wait_stream(self._cuda.current_stream())
         with self._cuda.stream(side):  # lazy initialisation must not end up in the graph
@@ -97,8 +95,12 @@ class CudaDevice(Device):
         self._cuda.current_stream().wait_stream(side)
         graph = self._cuda.CUDAGraph()
         with self._cuda.graph(graph):
-            call()
-        replay: Call = graph.replay
+            output = call()
+
+        def replay() -> object:
+            graph.replay()
+            return output
+
         return replay
 
     def conditions(self) -> Conditions:

@@ -59,6 +59,8 @@ class Device(ABC):
     kind: Literal["cpu", "cuda"]
     unavailable: tuple[str, ...]
     """What cannot be measured or pinned here, one sentence each."""
+    clocks: tuple[Clock, ...] = ("end_to_end",)
+    """The clocks that tell different times here."""
 
     @abstractmethod
     def synchronise(self) -> None:
@@ -75,6 +77,14 @@ class Device(ABC):
     @abstractmethod
     def peak_bytes(self, call: Call) -> int | None:
         """Most memory that one call held above what was held before it; None where that cannot be measured."""
+
+    def captured(self, call: Call) -> Call | None:
+        """A replay of ``call`` as a graph, which returns what the call returned; None where the device has no graphs.
+
+        Inputs, outputs and weights must stay where they are: timing a replay is timing the call without its launches.
+        Raises whatever torch raises when the call cannot be captured.
+        """
+        return None
 
     @contextmanager
     def pinned(self) -> Iterator[None]:

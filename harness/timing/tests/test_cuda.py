@@ -39,7 +39,13 @@ def test_without_flush_nothing_comes_between_the_calls():
 def test_a_graph_is_warmed_up_aside_captured_once_and_replayed():
     """What is timed afterwards is the replay."""
     cuda = FakeCuda()
-    replay = _device(cuda).captured(lambda: cuda.launch(1e-4))
+    outputs = iter("abcd")
+
+    def call():
+        cuda.launch(1e-4)
+        return next(outputs)
+
+    replay = _device(cuda).captured(call)
     assert cuda.log == [
         "side waits",
         "on side",
@@ -51,7 +57,7 @@ def test_a_graph_is_warmed_up_aside_captured_once_and_replayed():
         "launch",
         "captured",
     ]
-    replay()
+    assert replay() == "d", "what the captured call returned is what a replay fills"
     assert cuda.log[-1] == "replay"
 
 
