@@ -60,6 +60,13 @@ class TimingDone(msgspec.Struct, frozen=True, kw_only=True, tag="timing"):
     timings: tuple[Timing, ...]
 
 
+class TimingsPlanned(msgspec.Struct, frozen=True, kw_only=True, tag="planned"):
+    """What is to be timed, decided once: memory and speed may differ when the run goes on."""
+
+    rates: dict[str, float]
+    keys: tuple[str, ...]
+
+
 class CeilingsDone(msgspec.Struct, frozen=True, kw_only=True, tag="ceilings"):
     """One measurement of the ceilings: before the rows, with the A/A lane, and after them."""
 
@@ -67,7 +74,7 @@ class CeilingsDone(msgspec.Struct, frozen=True, kw_only=True, tag="ceilings"):
     null_lane: NullLane | None = None
 
 
-Entry = Plan | CheckDone | TimingDone | CeilingsDone
+Entry = Plan | CheckDone | TimingsPlanned | TimingDone | CeilingsDone
 
 
 class Journal:

@@ -11,7 +11,7 @@ from typing import Protocol
 from reports.record import Coverage, Run, Timing, Verdict, write
 
 from .environment import fingerprint
-from .journal import CeilingsDone, CheckDone, Journal, TimingDone
+from .journal import CeilingsDone, CheckDone, Journal, TimingDone, TimingsPlanned
 from .profiles import depth
 from .registry import CaseEntry
 from .timing.light import best, held_against
@@ -100,15 +100,21 @@ def _unavailable(entry: CaseEntry, seed: int) -> Verdict:
 
 
 def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
-    from .bench.jobs import plan_jobs
+    from .bench.jobs import DTYPES, plan_jobs
+    from .bench.rates import measure_rates
     from .bench.rows import time_job, warm_call
     from .timing.ceilings import measure_ceilings
     from .timing.devices import open_device
     from .timing.null_lane import null_lane
 
     entries = [entry for entry in scope.entries if entry.unavailable is None]
-    plan = plan_jobs(entries, device=scope.device, budget=scope.budget)
     device = open_device(scope.device)
+    begun = next((one for one in journal.done if isinstance(one, TimingsPlanned)), None)
+    rates = begun.rates if begun else measure_rates(device, DTYPES[scope.device])
+    keys = begun.keys if begun else None
+    plan = plan_jobs(entries, device=scope.device, budget=scope.budget, rates=rates, keys=keys)
+    if begun is None:
+        journal.append(TimingsPlanned(rates=rates, keys=tuple(job.key for job in plan.jobs)))
     done = {one.key for one in journal.done if isinstance(one, TimingDone)}
     wrong = {one.verdict.case for one in journal.done if isinstance(one, CheckDone) and one.verdict.failure}
     jobs = [job for job in plan.jobs if job.key not in done]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import psutil
@@ -10,7 +10,7 @@ import psutil
 from ..case import Workload
 from ..registry import CaseEntry
 
-COPIES = {"layer": 4.5, "model": 2.5}
+COPIES = {"layer": 4.5, "image": 2.5}
 """Copies of a module's weights that are alive while it is timed: of a layer two originals, two replacements, and room to
 work; of a diffusion model one of each."""
 COMPILED_COPIES = 4.0
@@ -23,12 +23,13 @@ CALLS_A_PAIR = 44
 """Calls that a comparison makes before it can give an interval: warm-up, eight blocks of four, and some room."""
 CALLS_OF_A_JOB = 8
 """Calls beside the comparisons: counting operations, showing equality, memory at the peak."""
-RATES = {"cpu": {"float32": 1e11, "bfloat16": 2e11}, "cuda": {"float32": 2e13, "bfloat16": 1e14, "float16": 1e14}}
-"""Operations a second that an ordinary device reaches; for estimates only."""
+SETTLES = 0.75
+"""Part of the time a comparison may take that it takes as a rule: most settle early. Measured over a full run."""
 BUILD_RATE = 4e8
 """Bytes of weights a second that are randomised, copied and run once before timing; for estimates only."""
 COMPILED_RANK = 2
-"""Columns of ``torch.compile`` come as late as workloads that are two further down a case's list."""
+"""Columns of ``torch.compile`` come as late as workloads that are two further down a case's list, but for those of the very
+first workload: every run with time for them says something of compilers."""
 COMPILE_SECONDS = 10.0
 """What compiling a layer is taken to cost; for estimates only."""
 CLOCKS = {"cpu": 1, "cuda": 2}
@@ -64,16 +65,21 @@ class Job:
     def layer(self) -> bool:
         """Whether a Transformer layer is timed, of which packed weights are a column of their own, and not a whole
         diffusion model."""
-        return self.workload.phase != "image"
+        return self.kind == "layer"
+
+    @property
+    def kind(self) -> str:
+        """``image`` or ``layer``."""
+        return "image" if self.workload.phase == "image" else "layer"
 
     @property
     def memory_bytes(self) -> float:
         """Memory for all its columns."""
-        return self.weight_bytes * (COPIES["layer" if self.layer else "model"] + COMPILED_COPIES * self.compiled)
+        return self.weight_bytes * (COPIES[self.kind] + COMPILED_COPIES * self.compiled)
 
-    def call_seconds(self, device: str) -> float:
-        """Rough seconds of one call."""
-        return self.workload.flops / RATES[device][self.dtype]
+    def call_seconds(self, rates: Mapping[str, float]) -> float:
+        """Rough seconds of one call at ``rates`` (see ``measure_rates``)."""
+        return self.workload.flops / rates[f"{self.kind} {self.dtype}"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,8 @@ class JobPlan:
 
     device: str
     budget: float
+    rates: Mapping[str, float]
+    """FLOP/s of this device, by kind of workload and dtype."""
     seconds_a_pair: float
     """For short calls."""
     jobs: tuple[Job, ...] = ()
@@ -93,28 +101,39 @@ class JobPlan:
 
     def pair_seconds(self, job: Job) -> float:
         """Seconds for one comparison of ``job``: enough for an interval, unless that takes the whole budget."""
-        enough = CALLS_A_PAIR * job.call_seconds(self.device)
+        enough = CALLS_A_PAIR * job.call_seconds(self.rates)
         return min(max(self.seconds_a_pair, enough), max(self.seconds_a_pair, self.budget / 2))
 
     def cost(self, job: Job) -> float:
         """Seconds that ``job`` is likely to take."""
         build = 0.5 + job.workload.weight_bytes / BUILD_RATE + 2 * COMPILE_SECONDS * job.compiled
-        return build + CALLS_OF_A_JOB * job.call_seconds(self.device) + CLOCKS[self.device] * job.pairs * self.pair_seconds(job)
+        comparing = SETTLES * CLOCKS[self.device] * job.pairs * self.pair_seconds(job)
+        return build + CALLS_OF_A_JOB * job.call_seconds(self.rates) + comparing
 
 
-def plan_jobs(entries: Iterable[CaseEntry], *, device: str, budget: float) -> JobPlan:
-    """Fit the workloads of ``entries`` into ``budget`` seconds and the memory that is free.
+def plan_jobs(
+    entries: Iterable[CaseEntry],
+    *,
+    device: str,
+    budget: float,
+    rates: Mapping[str, float],
+    keys: Sequence[str] | None = None,
+) -> JobPlan:
+    """Fit the workloads of ``entries`` into ``budget`` seconds and the memory that is free, or take those of ``keys``: what a
+    run that goes on was begun with.
 
     Every case's first workload comes first, so that a small budget still says something of each; the very first is taken
     however small the budget.
     """
-    jobs = _in_order_of_worth(entries, device)
+    jobs = [job for job in _in_order_of_worth(entries, device) if f"{job.kind} {job.dtype}" in rates]
     room = psutil.virtual_memory().available * MEMORY_SHARE
     small = [job for job in jobs if job.memory_bytes <= room]
     left_out = [(job, f"needs {job.memory_bytes / 2**30:.0f} GiB") for job in jobs if job not in small]
     least, most = SECONDS_A_PAIR
     plain = max(sum(not job.compiled for job in small), 1)
-    plan = JobPlan(device, budget, seconds_a_pair=min(max(budget / plain / 4, least), most))
+    plan = JobPlan(device, budget, rates, seconds_a_pair=min(max(budget / plain / 4, least), most))
+    if keys is not None:
+        return replace(plan, jobs=tuple(job for job in jobs if job.key in keys))
     taken: list[Job] = []
     spent = 0.0
     for job in small:
@@ -129,9 +148,10 @@ def plan_jobs(entries: Iterable[CaseEntry], *, device: str, budget: float) -> Jo
 
 def _in_order_of_worth(entries: Iterable[CaseEntry], device: str) -> list[Job]:
     ranked: list[tuple[tuple[int, int], Job]] = []
-    for entry in entries:
+    for number, entry in enumerate(entries):
         for place, workload in enumerate(entry.load().workloads):
             for rank, dtype in enumerate(DTYPES[device]):
                 ranked.append(((place + rank, place), Job(entry, workload, dtype)))
-            ranked.append(((place + COMPILED_RANK, place), Job(entry, workload, "float32", compiled=True)))
+            late = COMPILED_RANK if number or place else 0
+            ranked.append(((place + late, place), Job(entry, workload, "float32", compiled=True)))
     return [job for _, job in sorted(ranked, key=lambda one: one[0])]

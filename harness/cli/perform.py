@@ -197,10 +197,13 @@ def previous_run(run: Run, folder: Path) -> Run | None:
 def _list_jobs(scope: Scope) -> int:
     from rich.table import Table
 
-    from ..bench.jobs import plan_jobs
+    from ..bench.jobs import DTYPES, plan_jobs
+    from ..bench.rates import measure_rates
+    from ..timing.devices import open_device
 
+    rates = measure_rates(open_device(scope.device), DTYPES[scope.device])
     entries = tuple(entry for entry in scope.entries if entry.unavailable is None)
-    plan = plan_jobs(entries, device=scope.device, budget=scope.budget)
+    plan = plan_jobs(entries, device=scope.device, budget=scope.budget, rates=rates)
     table = Table("what", "estimated seconds", box=None)
     for job in plan.jobs:
         table.add_row(job.key, f"{plan.cost(job):.1f}")

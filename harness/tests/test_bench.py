@@ -16,6 +16,7 @@ from harness.bench.columns import EAGER, ORIGINAL, REPLACED_GRAPHED, SDPA, Colum
 from harness.bench.gate import NotTimed, show_equal
 from harness.bench.jobs import Job, JobPlan, plan_jobs
 from harness.bench.products import products_fraction, products_of
+from harness.bench.rates import measure_rates
 from harness.bench.rows import time_job
 from harness.case import Workload
 from harness.registry import CaseEntry, choose
@@ -23,6 +24,7 @@ from harness.timing.cpu import CpuDevice
 from harness.timing.devices import Call, open_device
 from policies import replace_module
 
+RATES = {"layer float32": 1e11, "layer bfloat16": 2e11, "image float32": 1e11, "image bfloat16": 2e11}
 TINY = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
 
 
@@ -89,7 +91,7 @@ def test_the_gate_lets_no_lie_be_timed(lie: str) -> None:
 
 
 def plan(*workloads: Workload, budget: float) -> JobPlan:
-    return plan_jobs([Bench(*workloads)], device="cpu", budget=budget)  # type: ignore[list-item]
+    return plan_jobs([Bench(*workloads)], device="cpu", budget=budget, rates=RATES)  # type: ignore[list-item]
 
 
 def test_a_long_call_gets_the_time_that_an_interval_needs() -> None:
@@ -199,3 +201,17 @@ def test_a_timed_call_is_made_where_its_module_lies(entry: CaseEntry) -> None:
             if one.weight_bytes < LIGHT:
                 module = case.workload_module(one).to("meta")
                 assert original_columns(case, module, one)[0].output().device.type == "meta"
+
+
+def test_a_run_that_goes_on_times_what_it_was_begun_with_whatever_time_and_memory_are_left() -> None:
+    jobs = [Bench(*(workload(str(n)) for n in range(20)), workload("huge", weight_bytes=2**50))]
+    begun = ("linear: 3 prefill batch 1, 1 tokens float32", "linear: huge prefill batch 1, 1 tokens bfloat16")
+    one = plan_jobs(jobs, device="cpu", budget=1.0, rates=RATES, keys=begun)  # type: ignore[arg-type]
+    assert {job.key for job in one.jobs} == set(begun)
+    assert one.left_out == ()
+
+
+def test_rates_are_known_for_each_kind_of_workload_and_dtype() -> None:
+    rates = measure_rates(open_device("cpu"), ("float32", "bfloat16"))
+    assert rates.keys() == RATES.keys()
+    assert all(one > 0 for one in rates.values())
