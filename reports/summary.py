@@ -157,7 +157,7 @@ def _headline(run: Run, wrong: int, wrong_timings: int, unavailable: int) -> tup
         if wrong:
             parts.append(f"{wrong} of {wording.count(judged, 'verdict')} did not hold")
         if wrong_timings:
-            parts.append(f"{wording.count(wrong_timings, 'row')} could not be timed because the outputs differ")
+            parts.append(f"{wording.count(wrong_timings, 'row')} could not be timed")
         return "bad", "; ".join(parts)
     if not judged and not run.timings:
         return "unsure", "Nothing was judged in this run"
