@@ -42,9 +42,14 @@ class CaseEntry:
         return self.policy_entry.unavailable
 
     def load(self) -> Case:
-        module, _, cls = self.path.partition(":")
-        case: Case = getattr(import_module(module), cls)()
-        return case
+        return load_case(self.path)
+
+
+def load_case(path: str) -> Case:
+    """The case at ``module:Class``."""
+    module, _, cls = path.partition(":")
+    case: Case = getattr(import_module(module), cls)()
+    return case
 
 
 def choose(entries: tuple[CaseEntry, ...], names: Iterable[str]) -> tuple[CaseEntry, ...]:

@@ -18,6 +18,7 @@ from .progress import Reporter
 
 
 def validate(
+    ctx: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE[:NAME]", help="A Python file, and which policy in it.")],
     profile: options.Profile = "regression",
     seed: options.Seed = None,
@@ -48,7 +49,10 @@ def validate(
     from ..validation.verdict import block
 
     limits = Limits(seconds=seconds, memory=int(memory * 2**30), workers=workers)
-    request = Request(path=path, name=name, profile=profile, seed=seed or 0, budget=budget, faults=faults, limits=limits)
+    known = tuple((one, entry.path) for entry in ctx.find_root().obj for one in entry.policy_entry.load().layer_classes)
+    request = Request(
+        path=path, name=name, profile=profile, seed=seed or 0, budget=budget, faults=faults, limits=limits, known=known
+    )
     with Reporter() as reporter:
         done = perform(request, reporter.verdict)
     command = shlex.join(["harness", *sys.argv[1:]])

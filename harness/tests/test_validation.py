@@ -3,19 +3,23 @@ harness itself."""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cases import CASES
 from harness.validation.derive import derive
 from harness.validation.derived import DerivedCase
+from harness.validation.file import Contents
 from harness.validation.invent import invent
 from harness.validation.isolation import Limits
 from harness.validation.models import NotDerivable
 from harness.validation.validate import Request, Validation, record, validate
 from harness.validation.verdict import block
+from harness.validation.work import Subject, time
 
 BAD = Path(__file__).parent / "bad_policies"
 LIMITS = Limits(seconds=8.0, memory=2**30, workers=1)
@@ -226,3 +230,32 @@ def test_the_examples_hold(example: str) -> None:
     done = validate(request, lambda verdict: None)
     assert not done.failed, [f"{one.property}: {one.reason}" for one in done.failed]
     assert len(done.verdicts) == 6
+
+
+KNOWN = tuple((one, entry.path) for entry in CASES for one in entry.policy_entry.load().layer_classes)
+FORWARDING = "from policies.{module} import {policy}\nclass Mine({policy}):\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("module", "policy", "case"), [("gpt_neo", "HFGPTNEOLayerPolicy", "gpt_neo"), ("vae", "VAEPolicy", "vae")]
+)
+def test_where_no_case_can_be_derived_the_one_that_is_known_for_the_layer_is_used(
+    module: str, policy: str, case: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(FORWARDING.format(module=module, policy=policy))
+    limits = Limits(seconds=60.0, memory=2**30, workers=1)
+    asked = Request(path=str(path), profile="quick", budget=0.0, faults=0.0, limits=limits, properties=("revert",), known=KNOWN)
+    done = validate(asked, lambda verdict: None)
+    assert done.case == case and not done.failed
+    assert "the case that this project has for the layer" in block(
+        record(asked, done, run_id="1", created="", command=""), done, tmp_path
+    )
+    without = validate(dataclasses.replace(asked, known=()), lambda verdict: None)
+    assert "case" in [one.property for one in without.failed]
+
+
+def test_a_workload_that_does_not_fit_the_memory_of_a_check_is_not_timed_and_says_what_would() -> None:
+    """It does not fail: nothing of the policy is wrong."""
+    subject = Subject("", Contents("Mine", (), None), known="cases.unet:UNetCase")
+    assert time(subject, 1.0, 0, 2**30) == "its workloads need 8 GiB of memory or more; allow it with --memory"

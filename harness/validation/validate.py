@@ -41,6 +41,8 @@ class Request:
     faults: float = 4.0
     limits: Limits = field(default_factory=Limits)
     properties: tuple[str, ...] | None = None
+    known: work.Known = ()
+    """Cases for layers of which none can be derived."""
 
 
 @dataclass
@@ -53,6 +55,8 @@ class Validation:
     coverage: list[Coverage] = field(default_factory=list)
     timings: tuple[Timing, ...] = ()
     derivation: Derivation | None = None
+    known: str | None = None
+    """Path of the case that was known for the layer."""
     budgets: list[ErrorBudget] = field(default_factory=list)
     untimed: str = ""
     faults: list[Outcome] = field(default_factory=list)
@@ -105,13 +109,18 @@ class _Stages:
     def _case(self, contents: Contents) -> work.Subject | None:
         path = os.path.abspath(self.request.path)
         if contents.case is not None:
-            subject = work.Subject(path, contents, None)
+            subject = work.Subject(path, contents)
             name = self._stage("case", "The case beside the policy builds its simplest model.", work.simplest, subject)
         else:
-            statement = "A case can be derived from the layer's model and configuration."
-            derivation = self._stage("case", statement, work.derivation_for, contents)
-            subject = work.Subject(path, contents, derivation)
-            name = None if derivation is None else derivation.name
+            statement = "A case can be derived from the layer's model and configuration, or is known."
+            found = self._stage("case", statement, work.case_for, contents, self.request.known)
+            if isinstance(found, str):
+                subject = work.Subject(path, contents, known=found)
+                self.done.known = found
+                name = self.pool.run(work.simplest, subject)
+            else:
+                subject = work.Subject(path, contents, found)
+                name = None if found is None else found.name
         if name is None:
             return None
         self.done.case = name
@@ -186,8 +195,8 @@ class _Stages:
             self.done.untimed = "a policy that failed a check is not worth a time"
         else:
             try:
-                self.done.timings = self.pool.run(work.time, subject, self.request.budget, self.request.seed)
-                self.done.untimed = "" if self.done.timings else "no workload is known"
+                timed = self.pool.run(work.time, subject, self.request.budget, self.request.seed, self.request.limits.memory)
+                self.done.timings, self.done.untimed = ((), timed) if isinstance(timed, str) else (timed, "")
             except Lost as loss:
                 self.done.untimed = f"timing {loss}"
 
@@ -272,6 +281,8 @@ def record(request: Request, done: Validation, *, run_id: str, created: str, com
 def notes(done: Validation) -> Iterator[str]:
     """What a reader of the verdict has to know of a derived case, a line each."""
     derivation = done.derivation
+    if done.known is not None:
+        yield f"judged on {done.known.partition(':')[2]}, the case that this project has for the layer"
     if derivation is None:
         return
     drawn = [axis.name.removeprefix("config ") for axis in derivation.axes if len(axis.values) > 1]

@@ -21,6 +21,7 @@ from ..faults.report import Outcome
 from ..profiles import PROFILES
 from ..properties import BY_NAME
 from ..properties.base import Property
+from ..registry import load_case
 from ..search import quiet
 from ..trial import Handle, Replacer
 from .derive import derive
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from ..faults.exam import Exam
     from ..faults.fault import Fault
 
+Known = tuple[tuple[str, str], ...]
+"""Layer classes, and the paths of cases for them."""
 READING = "reading"
 FAULT_SECONDS = 1.0
 """What one seeded fault may take: one that is seen at all is seen in a fifth of it."""
@@ -41,11 +44,13 @@ FAULT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged, as data: a file, what is meant in it, and the derivation of its case if the file has none."""
+    """What is judged, as data: a file, what is meant in it, and where the file has no case the derivation of one, or the path
+    ``module:Class`` of one that is known for its layer."""
 
     path: str
     contents: Contents
-    derivation: Derivation | None
+    derivation: Derivation | None = None
+    known: str | None = None
 
     @property
     def policy(self) -> type[DSPolicy]:
@@ -56,6 +61,8 @@ class Subject:
     def case(self) -> Case:
         if self.derivation is not None:
             return DerivedCase(self.derivation)
+        if self.known is not None:
+            return load_case(self.known)
         assert self.contents.case is not None
         made: Case = getattr(load_file(self.path), self.contents.case)()
         return made
@@ -150,8 +157,9 @@ def fit(subject: Subject) -> Derivation:
     return fitted(subject.derivation, subject.policy)
 
 
-def time(subject: Subject, budget: float, seed: int) -> tuple[Timing, ...]:
-    """Time the subject's first workload in float32, replaced against original."""
+def time(subject: Subject, budget: float, seed: int, memory: int) -> tuple[Timing, ...] | str:
+    """Time the subject's first workload that fits ``memory`` bytes, in float32, replaced against original; a string that
+    says why not where there is none."""
     import os
 
     import torch
@@ -164,13 +172,16 @@ def time(subject: Subject, budget: float, seed: int) -> tuple[Timing, ...]:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     case = subject.case
-    if not case.workloads:
-        return ()
-    device = open_device("cpu")
     entry: Any = _Entry(case, subject.contents.policy)
+    jobs = [Job(entry, workload, "float32") for workload in case.workloads]
+    job = next((job for job in jobs if job.memory_bytes <= memory), None)
+    if job is None:
+        least = min((job.memory_bytes for job in jobs), default=0) / 2**30
+        return f"its workloads need {least:.0f} GiB of memory or more; allow it with --memory" if jobs else "no workload is known"
+    device = open_device("cpu")
     light = measure_ceilings(device, dtypes=(torch.float32,), budget_seconds=1.2)
     rows = time_job(
-        Job(entry, case.workloads[0], "float32"),
+        job,
         device=device,
         seconds_a_pair=budget / 4,
         seed=seed,
@@ -238,8 +249,20 @@ def _within(exam: Exam, fault: Fault, end: float) -> Outcome | None:
         return Outcome(fault=fault.id, case=exam.case.name, status="survived", message=f"not within {FAULT_SECONDS:g} s")
 
 
-def derivation_for(contents: Contents) -> Derivation:
-    """A case for the first layer class of a policy that is installed. Raises ``NotDerivable``."""
+def case_for(contents: Contents, known: Known) -> Derivation | str:
+    """A case for the first layer class of a policy that is installed: derived, or where that cannot be the path of one that
+    is known for it. Raises ``NotDerivable``."""
+    try:
+        return _derivation_for(contents)
+    except NotDerivable:
+        paths = [path for layer, path in known if layer in contents.layer_classes]
+        own = [path for path in paths if getattr(load_case(path), "layer", None) in contents.layer_classes]
+        if paths:
+            return (own or paths)[0]
+        raise
+
+
+def _derivation_for(contents: Contents) -> Derivation:
     problems = []
     for path in contents.layer_classes:
         try:
@@ -252,7 +275,7 @@ def derivation_for(contents: Contents) -> Derivation:
 
 
 def simplest(subject: Subject) -> str:
-    """The name of the subject's own case, whose simplest model builds. Raises ``NotDerivable``."""
+    """The name of the subject's case, whose simplest model builds. Raises ``NotDerivable``."""
     try:
         case = subject.case
         case.build(case.simplest)
