@@ -38,7 +38,7 @@ _HEAD = '''"""{title}
 
 Needs torch, {library} and the package "policies". Exit status 1 and one line: the failure shows; 0: it does not.
 
-    python SCRIPT               with the policies of the package
+    python SCRIPT               with POLICY below: a file's, or where it is empty the policies of the package
     python SCRIPT FILE[:NAME]   with FILE's replace_module, or with its policy class NAME
 """
 
@@ -46,11 +46,16 @@ from __future__ import annotations
 
 '''
 
-_REPLACER = '''def chosen_replacer():
-    """``replace_module`` of the package, or what the command line names instead."""
+_NO_POLICY = 'POLICY = ""'
+_REPLACER = f'''{_NO_POLICY}
+"""FILE[:NAME] of what is replaced with, as on the command line."""
+
+
+def chosen_replacer():
+    """``replace_module`` of the package, or what ``POLICY`` or the command line names instead."""
     from policies import replace_module
 
-    file, _, name = (sys.argv[1] if len(sys.argv) > 1 else "").partition(":")
+    file, _, name = (sys.argv[1] if len(sys.argv) > 1 else POLICY).partition(":")
     if not file:
         return replace_module
     found = runpy.run_path(file)
@@ -137,6 +142,11 @@ def script(prop: Property, case: Case, example: Example, replacer: Replacer) -> 
             return text
         reasons.append(f"the script ended with {status} ({said})")
     raise CannotWriteError("; ".join(reasons))
+
+
+def with_policy(text: str, file: str, name: str) -> str:
+    """A script's text that by itself judges the policy class ``name`` in ``file``."""
+    return text.replace(_NO_POLICY, f"POLICY = {f'{file}:{name}'!r}")
 
 
 def run_here(text: str, replacer: Replacer) -> tuple[int, str]:

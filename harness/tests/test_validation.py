@@ -4,6 +4,7 @@ harness itself."""
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,17 @@ from harness.validation.verdict import block
 from harness.validation.work import Subject, time
 
 BAD = Path(__file__).parent / "bad_policies"
+ROOT = Path(__file__).parents[2]
+REVERSED = """
+import dataclasses
+from policies.gpt2 import HFGPT2LayerPolicy
+
+class Mine(HFGPT2LayerPolicy):
+    @classmethod
+    def read(cls, layer):
+        found = super().read(layer)
+        return dataclasses.replace(found, attention_norm=found.mlp_norm, mlp_norm=found.attention_norm)
+"""
 LIMITS = Limits(seconds=8.0, memory=2**30, workers=1)
 
 
@@ -259,3 +271,22 @@ def test_a_workload_that_does_not_fit_the_memory_of_a_check_is_not_timed_and_say
     """It does not fail: nothing of the policy is wrong."""
     subject = Subject("", Contents("Mine", (), None), known="cases.unet:UNetCase")
     assert time(subject, 1.0, 0, 2**30) == "its workloads need 8 GiB of memory or more; allow it with --memory"
+
+
+@pytest.mark.parametrize("prop", ["layer equality", "cache"])
+def test_the_script_of_a_failure_shows_it_by_itself_with_the_policy_that_was_validated(prop: str, tmp_path: Path) -> None:
+    policy = tmp_path / "mine.py"
+    policy.write_text(REVERSED)
+    limits = Limits(seconds=60.0, memory=2**30, workers=1)
+    done = validate(
+        Request(path=str(policy), profile="quick", budget=0.0, limits=limits, properties=(prop,)), lambda verdict: None
+    )
+    (failed,) = (one.failure for one in done.failed)
+    assert failed is not None and failed.script is not None
+    script = tmp_path / "script.py"
+    script.write_text(failed.script)
+    here = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(script)]
+    by_itself = subprocess.run(command, capture_output=True, text=True, check=False, env=here, cwd=tmp_path)
+    assert by_itself.returncode == 1, by_itself.stderr
+    assert "agrees" not in by_itself.stdout

@@ -17,6 +17,7 @@ from reports.record import Coverage, Timing
 from ..case import Case
 from ..check import Checked, check_property
 from ..coverage import coverage
+from ..evidence.script import with_policy
 from ..faults.report import Outcome
 from ..profiles import PROFILES
 from ..properties import BY_NAME
@@ -102,7 +103,7 @@ def judge(task: Task) -> Checked:
             again = _check(task, DerivedCase(_without(subject.derivation, axis)))
             if not _original_failed(again):
                 return _with_note(again, axis)
-    return _with_line(checked, subject.path)
+    return _with_policy(_with_line(checked, subject.path), subject)
 
 
 def _check(task: Task, case: Case) -> Checked:
@@ -149,6 +150,15 @@ def _with_line(checked: Checked, path: str) -> Checked:
     line = failure.traceback.rpartition(f'"{path}", line ')[2].partition(",")[0]
     verdict = msgspec.structs.replace(checked.verdict, reason=f"{checked.verdict.reason} (line {line} of the policy)")
     return dataclasses.replace(checked, verdict=verdict)
+
+
+def _with_policy(checked: Checked, subject: Subject) -> Checked:
+    """The script that shows a failure shows it of the policy in the subject's file."""
+    failure = checked.verdict.failure
+    if failure is None or failure.script is None:
+        return checked
+    failure = msgspec.structs.replace(failure, script=with_policy(failure.script, subject.path, subject.contents.policy))
+    return dataclasses.replace(checked, verdict=msgspec.structs.replace(checked.verdict, failure=failure))
 
 
 def fit(subject: Subject) -> Derivation:
