@@ -99,7 +99,7 @@ def selftest(
     *,
     comparisons: int = 300,
     effects: tuple[float, ...] = (0.02, 0.03),
-    effect_comparisons: int = 100,
+    effect_comparisons: int = 40,
     budget_seconds: float = 5.0,
     time_limit_seconds: float = float("inf"),
     seed: int = 0,
