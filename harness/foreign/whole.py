@@ -8,16 +8,24 @@ import time
 from policies.foreign.catalogue import Adapter
 
 from ..case import Case
+from ..properties.base import Property
 from ..properties.calls import INTERLEAVED, ORDER, REPEAT, SHAPES
 from ..properties.equality import MODEL_EQUALITY
 from .domain import Domain, Limit, as_one, explore, refusing
-from .lossy import BUDGET
+from .lossy import BUDGET, INPUTS_BUDGET
 from .report import Defect, Judged
 from .words import example_words, some
 
 LOSSLESS = (MODEL_EQUALITY, REPEAT, SHAPES, ORDER, INTERLEAVED)
-FEWER = {MODEL_EQUALITY.name: 1.0, BUDGET.name: 1.0}
+FEWER = {MODEL_EQUALITY.name: 1.0, BUDGET.name: 1.0, INPUTS_BUDGET.name: 1.0}
 """Share of the examples for a property; a tenth for those not listed."""
+
+
+def asked_of(adapter: Adapter) -> tuple[Property, ...]:
+    """What ``adapter`` is held to, by what it says of itself."""
+    if not adapter.lossy:
+        return LOSSLESS
+    return (INPUTS_BUDGET,) if adapter.rounds_inputs else (BUDGET,)
 
 
 def judge_whole(adapter: Adapter, case: Case, *, examples: int, seed: int) -> Judged:
@@ -25,7 +33,7 @@ def judge_whole(adapter: Adapter, case: Case, *, examples: int, seed: int) -> Ju
     started = time.perf_counter()
     inside = as_one(case)
     domains: dict[str, Domain] = {}
-    for prop in (BUDGET,) if adapter.lossy else LOSSLESS:
+    for prop in asked_of(adapter):
         wanted = max(2, round(examples * FEWER.get(prop.name, 0.1) / max(min(case.effort, 3.0), adapter.effort)))
         domains[prop.name] = explore(prop, inside, refusing(adapter.replace), examples=wanted, seed=seed)
         inside = domains[prop.name].inside or inside

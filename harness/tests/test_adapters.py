@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cases import CASES
 from harness.cli.app import status
@@ -21,9 +23,10 @@ from harness.foreign.perform import pieces
 from harness.foreign.readings import Judge, Proof
 from harness.foreign.rows import ROWS, Row
 from harness.foreign.subject import subject
-from harness.foreign.whole import judge_whole
+from harness.foreign.whole import asked_of, judge_whole
 from harness.properties.equality import MODEL_EQUALITY
-from harness.search import tell
+from harness.rounding.calibration import multiple
+from harness.search import search, tell
 from policies.foreign import deepspeed as adapter
 from policies.foreign.catalogue import ADAPTERS, Adapter
 from policies.foreign.changed import Changed, NothingChanged, as_a_whole
@@ -33,6 +36,7 @@ from policies.replace import replace_module
 
 from . import fake_deepspeed as fake
 
+TORCHAO = importlib.util.find_spec("torchao") is not None
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None
 OPT = Row(
     policy="fake",
@@ -164,6 +168,94 @@ def test_int8_may_cost_what_int8_costs_and_no_more(levels: float, drop_bias: boo
     case = as_one(next(entry for entry in CASES if entry.name == "opt").load())
     verdict, why = tell(lossy.BUDGET, case, lambda model: _quantised(model, levels, drop_bias=drop_bias), case.simplest)
     assert verdict is fails, why
+
+
+def _right(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers of tokens, of shape (..., width), and what a step of each is worth."""
+    step = x.abs().amax(-1, keepdim=True).clamp(min=1e-20) / 127
+    return (x / step).round(), step
+
+
+def _no_scale(x: Tensor) -> tuple[Tensor, Tensor]:
+    whole, step = _right(x)
+    return whole, torch.ones_like(step)
+
+
+def _scale_of_the_first_token(x: Tensor) -> tuple[Tensor, Tensor]:
+    whole, step = _right(x)
+    return whole, step[:1, :1].expand(step.shape)
+
+
+def _four_bits(x: Tensor) -> tuple[Tensor, Tensor]:
+    whole, step = _right(x)
+    return (whole / 18).round(), step * 18
+
+
+def _saturated(x: Tensor) -> tuple[Tensor, Tensor]:
+    whole, step = _right(x)
+    return whole.clamp(-64, 63), step
+
+
+def _with_inputs_rounded(model: nn.Module, rounded: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Changed:
+    def hook(module: nn.Module, args: tuple[Tensor]) -> Tensor:
+        whole, step = rounded(args[0])
+        return whole * step
+
+    changed = _quantised(model, 127.0)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(hook)
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("rounded", "fails"),
+    [(_right, False), (_no_scale, True), (_scale_of_the_first_token, True), (_four_bits, True), (_saturated, True)],
+)
+@pytest.mark.parametrize("name", ["opt", "bert", "llama"])
+def test_int8_inputs_may_cost_what_rounding_each_token_costs_and_no_more(name: str, rounded: Any, fails: bool) -> None:
+    """Honest rounding is within its budget; no scale, another token's scale, four bits and saturation are not."""
+    case = as_one(next(entry for entry in CASES if entry.name == name).load())
+    verdict, why = tell(lossy.INPUTS_BUDGET, case, lambda model: _with_inputs_rounded(model, rounded), case.simplest)
+    assert verdict is fails, why
+
+
+@pytest.mark.parametrize("prop", [lossy.BUDGET, lossy.INPUTS_BUDGET])
+def test_the_budget_is_the_size_of_an_honest_rounding(prop: Any) -> None:
+    """What honest rounding uses of it, over examples, is one over the multiple: the derivation explains what is lost."""
+    case = as_one(next(entry for entry in CASES if entry.name == "opt").load())
+
+    def replace(model: nn.Module) -> Changed:
+        return _quantised(model, 127.0) if prop is lossy.BUDGET else _with_inputs_rounded(model, _right)
+
+    used = search(prop, case, replace, examples=16, seed=0).budgets_used
+    assert len(used) >= 16 and median(used) == pytest.approx(1 / multiple("float32"), rel=0.2)
+
+
+def test_inputs_are_budgeted_for_where_an_adapter_rounds_them() -> None:
+    asked = {one.name: asked_of(one) for one in ADAPTERS if one.package == "torchao"}
+    assert asked == {"int8": (lossy.BUDGET,), "int8_dynamic": (lossy.INPUTS_BUDGET,)}
+
+
+@pytest.mark.skipif(not TORCHAO, reason="torchao is not installed (pip install 'replace-policy-harness[torchao]')")
+@pytest.mark.filterwarnings("ignore")
+class TestTorchao:
+    """The real one, where it is installed."""
+
+    def test_its_dynamic_quantisation_is_within_the_budget_unless_it_says_that_the_product_may_overflow(self) -> None:
+        from torchao.utils import should_reduce_range
+
+        chosen = next(one for one in ADAPTERS if one.name == "int8_dynamic")
+        case = as_one(next(entry for entry in CASES if entry.name == "opt").load())
+        failed, why = tell(lossy.INPUTS_BUDGET, case, chosen.replace, case.simplest)
+        assert failed is False or should_reduce_range(torch.device("cpu")), why
+
+    @pytest.mark.parametrize("name", ["int8", "int8_dynamic"])
+    def test_it_passes_over_layers_that_are_no_linear_without_a_word(self, name: str) -> None:
+        chosen = next(one for one in ADAPTERS if one.name == name)
+        case = next(entry for entry in CASES if entry.name == "gpt2").load()
+        with pytest.raises(NothingChanged, match=r"the model has no nn\.Linear"):
+            chosen.replace(case.build(case.simplest))
 
 
 def test_a_replacement_that_does_nothing_is_told_so() -> None:

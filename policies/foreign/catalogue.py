@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 class Adapter:
     """``module`` holds ``replace(model)``, for replacements of a whole model; a set of policies has none.
 
-    ``cases`` are those that it fits. ``lossy``: it may change the numbers, and is judged by an error budget. ``gpu``: it
-    runs on a GPU only. ``effort``: what an example of it costs, in examples of others.
+    ``cases`` are those that it fits. ``lossy``: it may change the numbers, and is judged by an error budget;
+    ``rounds_inputs``: the budget is for linear layers whose inputs are rounded to int8, and not their weights alone.
+    ``gpu``: it runs on a GPU only. ``effort``: what an example of it costs, in examples of others.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Adapter:
     extra: str | None = None
     cases: tuple[str, ...] = ()
     lossy: bool = False
+    rounds_inputs: bool = False
     gpu: bool = False
     effort: float = 1.0
 
@@ -97,6 +99,17 @@ ADAPTERS = (
         extra="torchao",
         cases=("bert", "gpt2", "opt", "llama"),
         lossy=True,
+    ),
+    Adapter(
+        name="int8_dynamic",
+        title="torchao int8 weights and inputs",
+        module="policies.foreign.int8_dynamic",
+        package="torchao",
+        distribution="torchao",
+        extra="torchao",
+        cases=("bert", "gpt2", "opt", "llama"),
+        lossy=True,
+        rounds_inputs=True,
     ),
     Adapter(
         name="liger",
