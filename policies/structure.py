@@ -79,6 +79,15 @@ class Structure:
             return Linear(name=path, weight=found.weight, bias=found.bias, transposed=True)
         raise self.refuse(f"{path} is a {type(found).__name__}, not a plain Linear or Conv1D")
 
+    def own_linear(self, path: str, class_name: str) -> Linear:
+        """The linear at ``path``, of a subclass of ``nn.Linear`` of the architecture's own (``module:Class``), which computes
+        what ``nn.Linear`` does. A class that is not the one looked at is refused."""
+        found = self.module(path, class_name)
+        names = list(dict(found.named_parameters()))
+        if not isinstance(found, nn.Linear) or names not in (["weight"], ["weight", "bias"]):
+            raise self.refuse(f"{path} has parameters {', '.join(names)}, not a linear's weight and bias")
+        return Linear(name=path, weight=found.weight, bias=found.bias)
+
     def norm(self, path: str) -> Norm:
         """The ``nn.LayerNorm`` over the last dimension, or known RMS norm, at ``path``."""
         found = self.get(path)

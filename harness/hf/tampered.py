@@ -55,7 +55,7 @@ def _first_linear(layer: nn.Module) -> tuple[nn.Module, str, nn.Module]:
     """The first linear of a layer: its parent, its name there, itself."""
     for parent in layer.modules():
         for name, child in parent.named_children():
-            if type(child).__name__ in ("Linear", "Conv1D"):
+            if isinstance(child, nn.Linear) or type(child).__name__ == "Conv1D":
                 return parent, name, child
     raise AssertionError(f"{type(layer).__name__} has no linear to tamper with")
 

@@ -10,17 +10,22 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from cases import CASES
 from harness.validation.derive import derive
 from harness.validation.derived import DerivedCase
 from harness.validation.file import Contents
+from harness.validation.inspection import Passed, linear_paths
 from harness.validation.invent import invent
 from harness.validation.isolation import Limits
 from harness.validation.models import NotDerivable
 from harness.validation.validate import Request, Validation, record, validate
 from harness.validation.verdict import block
 from harness.validation.work import Subject, time
+from policies.base import UnsupportedLayer
+from policies.structure import Structure
 
 BAD = Path(__file__).parent / "bad_policies"
 ROOT = Path(__file__).parents[2]
@@ -181,14 +186,44 @@ MODELING = "transformers.models.{0}.modeling_{0}:{1}"
         ("mistral", "MistralDecoderLayer", ()),
         ("cohere", "CohereDecoderLayer", ("use_qk_norm=True",)),
         ("electra", "ElectraLayer", ()),
+        (
+            "falcon",
+            "FalconDecoderLayer",
+            ("alibi=True", "new_decoder_architecture=True", "multi_query=False", "parallel_attn=False"),
+        ),
     ],
 )
 def test_a_policy_is_written_that_computes_the_same_or_refuses(architecture: str, layer: str, refused: tuple[str, ...]) -> None:
-    """RMS norms and grouped queries; parallel residual and rotary pairs; post-norm with a decoder's cache."""
+    """RMS norms and grouped queries; parallel residual and rotary pairs; post-norm with a decoder's cache; linears of a
+    class of its own, and a sum made in place."""
     invented = invent("WrittenPolicy", MODELING.format(architecture, layer))
     assert invented.wrong == ()
     assert invented.refused == refused
     assert "TODO" not in invented.source
+
+
+class _HalvedLinear(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) / 2
+
+
+def test_a_linear_of_its_own_is_read_only_where_it_computes_what_a_linear_does() -> None:
+    from transformers.models.falcon.modeling_falcon import FalconLinear
+
+    x = torch.ones(1, 2, 4)
+    plain, odd = FalconLinear(4, 3), _HalvedLinear(4, 3)
+    parts = {name: Passed(module=one, given=x, returned=one(x)) for name, one in (("plain", plain), ("odd", odd))}
+    assert linear_paths(parts) == ["plain"]
+
+
+def test_a_linear_of_another_class_than_the_one_looked_at_is_refused() -> None:
+    from transformers.models.falcon.modeling_falcon import FalconLinear
+
+    layer = nn.ModuleDict({"own": FalconLinear(4, 3), "odd": _HalvedLinear(4, 3)})
+    name = MODELING.format("falcon", "FalconLinear")
+    assert Structure(layer).own_linear("own", name).weight is layer["own"].weight
+    with pytest.raises(UnsupportedLayer, match="odd is a _HalvedLinear, not FalconLinear"):
+        Structure(layer).own_linear("odd", name)
 
 
 def test_what_cannot_be_found_out_is_left_to_the_author_by_name() -> None:

@@ -60,6 +60,8 @@ class Found:
     up: str = ""
     gate_up: str = ""
     down: str = ""
+    own_linears: dict[str, str] = field(default_factory=dict)
+    """Class of each linear that is of the architecture's own and computes what ``nn.Linear`` does."""
     activation: str = ""
     mlp_path: str = ""
     mlp_class: str = ""
@@ -92,6 +94,9 @@ def inspect_layer(derivation: Derivation) -> Found:
         parts, call, output = _watched(case, model, layer, cast(case.inputs(example).kwargs, torch.float64))
     found = Found(layer=derivation.layer, model=derivation.model)
     _call(found, layer, call, output)
+    found.own_linears = {
+        path: qualified_name(type(part.module)) for path, part in parts.items() if not _plain(part) and _is_linear(part)
+    }
     _attention(found, layer, parts)
     _mlp(found, layer, parts)
     _wiring(found, parts, call["hidden_states"])
@@ -123,7 +128,8 @@ def _watched(
             given = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
             returned = output[0] if isinstance(output, tuple) else output
             if given is not None and isinstance(returned, Tensor):
-                parts[path] = Passed(module=module, given=given, returned=returned)
+                # Copies: what comes next may add to a tensor in place.
+                parts[path] = Passed(module=module, given=given.clone(), returned=returned.clone())
 
         return hook
 
@@ -153,12 +159,26 @@ def _call(found: Found, layer: nn.Module, call: dict[str, Any], output: Any) -> 
     found.alibi = call.get("alibi") is not None
 
 
-def _linears(parts: dict[str, Passed]) -> list[str]:
-    return [path for path, part in parts.items() if type(part.module).__name__ in ("Linear", "Conv1D")]
+def linear_paths(parts: dict[str, Passed]) -> list[str]:
+    """Paths of linears, and of what is built on one and returned the same."""
+    return [path for path, part in parts.items() if _plain(part) or _is_linear(part)]
+
+
+def _plain(part: Passed) -> bool:
+    return type(part.module).__name__ in ("Linear", "Conv1D")
+
+
+def _is_linear(part: Passed) -> bool:
+    """Whether a subclass of ``nn.Linear`` returned what ``nn.Linear`` would have."""
+    module = part.module
+    if not isinstance(module, nn.Linear):
+        return False
+    with torch.no_grad():
+        return same(part.returned, nn.functional.linear(part.given, module.weight, module.bias))
 
 
 def _attention(found: Found, layer: nn.Module, parts: dict[str, Passed]) -> None:
-    linears = _linears(parts)
+    linears = linear_paths(parts)
 
     def named(pattern: re.Pattern[str]) -> str:
         return next((path for path in linears if pattern.match(path.rpartition(".")[2])), "")
@@ -171,8 +191,10 @@ def _attention(found: Found, layer: nn.Module, parts: dict[str, Passed]) -> None
         found.query = found.key = found.value = ""
         last = linears.index(found.fused)
     else:
-        subclasses = sorted({type(one).__name__ for one in layer.modules() if isinstance(one, nn.Linear)} - {"Linear"})
-        odd = f" ({', '.join(subclasses)} may compute something else than nn.Linear)" if subclasses else ""
+        odd_ones = {
+            type(one).__name__ for path, one in layer.named_modules() if isinstance(one, nn.Linear) and path not in linears
+        }
+        odd = f" ({', '.join(sorted(odd_ones))} computes something else than nn.Linear)" if odd_ones else ""
         found.open.append(f"which of its linears are the QKV projections: {', '.join(linears) or 'none is plain'}{odd}")
         return
     found.attention_path = (found.query or found.fused).rpartition(".")[0]
@@ -184,7 +206,7 @@ def _attention(found: Found, layer: nn.Module, parts: dict[str, Passed]) -> None
 
 def _mlp(found: Found, layer: nn.Module, parts: dict[str, Passed]) -> None:
     known = {found.query, found.key, found.value, found.fused, found.out}
-    rest = [path for path in _linears(parts) if path not in known]
+    rest = [path for path in linear_paths(parts) if path not in known]
     activation = next((path for path in parts if _is_activation(layer, path)), "")
     if len(rest) not in (2, 3) or not activation:
         linears = ", ".join(rest) or "no linears"

@@ -94,7 +94,18 @@ def _one_axis_off(case: DerivedCase) -> Iterator[tuple[str, Example]]:
     example = list(_tellings(case))[-1]
     for axis in case.axes:
         for value in axis.values[1:]:
-            yield axis.name, case.apart(example.with_value(axis.name, value))
+            yield axis.name, case.apart(_yielding(case, example.with_value(axis.name, value), axis.name))
+
+
+def _yielding(case: DerivedCase, example: Example, axis: str) -> Example:
+    """``example``, with values that do not go with that of ``axis`` back at their simplest, so that it is tried at all."""
+    simplest = case.simplest
+    for together in case.derivation.kept_apart:
+        names = [name for name, _ in together]
+        if axis in names and all(example.values.get(name) == value for name, value in together):
+            other = next(name for name in reversed(names) if name != axis)
+            example = example.with_value(other, simplest[other])
+    return example
 
 
 def _policy(name: str, source: str) -> type[DSPolicy]:

@@ -29,7 +29,7 @@ def write_page(name: str, found: Found, choices: Choices, plain: dict[str, Any])
     """Source of the policy ``name``. ``plain``: configuration fields that have to stay at these values."""
     module, _, layer = found.layer.partition(":")
     todo = "".join(f"    TODO: {one}\n" for one in found.open)
-    body = [*_read(found, choices), *_norm_function(found)]
+    body = [*_read(found, choices), *_linear_function(found), *_norm_function(found)]
     parts = [
         _head(name, found, layer, todo),
         _imports(found, body, bool(plain)),
@@ -66,6 +66,7 @@ def _imports(found: Found, body: list[str], refuses: bool) -> str:
         "Causality",
         "FusedQKV",
         "LayerAnatomy",
+        "Linear",
         "Norm",
         "NormKind",
         "NormPosition",
@@ -139,7 +140,7 @@ def _checks(found: Found, refuses: bool) -> list[str]:
     if found.causal_flag:
         lines.append('causal = own.is_causal and own.config._attn_implementation == "sdpa"')
     if found.query:
-        lines.append(f'key = layer.linear("{found.key}")')
+        lines.append(f"key = {_linear(found, found.key)}")
         lines.append("kv_heads = key.weight.shape[0] // own." + (found.head_size or 'TODO("head size")'))
     return ["        " + line for line in lines]
 
@@ -154,7 +155,7 @@ def _read(found: Found, choices: Choices) -> list[str]:
         f"    attention_norm={_norm(found.attention_norm, 'which norm stands at the attention')},",
         f"    mlp_norm={_mlp_norm(found)},",
         f"    norm_position=NormPosition.{'POST' if found.post_norm else 'PRE'},",
-        f"    hidden_size={_linear(found.out)}.weight_out_in.shape[0],",
+        f"    hidden_size={_linear(found, found.out)}.weight_out_in.shape[0],",
     ]
     if found.parallel:
         lines.append("    parallel=True,")
@@ -164,15 +165,15 @@ def _read(found: Found, choices: Choices) -> list[str]:
 def _attention_lines(found: Found, choices: Choices) -> list[str]:
     size = f"own.{found.head_size}" if found.head_size else 'TODO("head size")'
     if found.query:
-        qkv = f"SplitQKV(query={_linear(found.query)}, key=key, value={_linear(found.value)})"
+        qkv = f"SplitQKV(query={_linear(found, found.query)}, key=key, value={_linear(found, found.value)})"
         heads, kv_heads = f"kv_heads{' * own.num_key_value_groups' if found.grouped else ''}", "kv_heads"
     else:
-        qkv = f"FusedQKV(linear={_linear(found.fused)}, layout=QKVLayout.{choices.layout.name})"
+        qkv = f"FusedQKV(linear={_linear(found, found.fused)}, layout=QKVLayout.{choices.layout.name})"
         heads = f"own.{found.heads.replace(' * own.', ' * own.')}" if found.heads else 'TODO("heads")'
         kv_heads = f"own.{found.kv_heads}" if found.kv_heads else heads
     lines = [
         f"qkv={qkv},",
-        f"out={_linear(found.out)},",
+        f"out={_linear(found, found.out)},",
         f"heads={heads},",
         f"kv_heads={kv_heads},",
         f"head_size={size},",
@@ -206,7 +207,7 @@ def _mlp_lines(found: Found) -> list[str]:
     ]
     if not found.down:
         return ['mlp=TODO("the MLP"),']
-    lines = [f"    {name}={_linear(path)}," for name, path in arguments]
+    lines = [f"    {name}={_linear(found, path)}," for name, path in arguments]
     return ["mlp=MLP(", *lines, f'    activation=layer.activation("{found.activation}"),', "),"]
 
 
@@ -247,6 +248,20 @@ def _norm_function(found: Found) -> list[str]:
     ]
 
 
+def _linear_function(found: Found) -> list[str]:
+    """A function that reads the architecture's own kind of linear, where it has one."""
+    if not found.own_linears:
+        return []
+    cls, *others = sorted(set(found.own_linears.values()))
+    name = 'TODO("linears of more than one class")' if others else f'f"{{_MODELING}}:{cls.partition(":")[2]}"'
+    return [
+        "",
+        "",
+        f"def {_LINEAR_FUNCTION}(layer: Any, path: str) -> Linear:",
+        f"    return layer.own_linear(path, {name})",
+    ]
+
+
 def _norm_options(norm: NormFound) -> str:
     arguments = [f"kind=NormKind.{norm.kind.name}", f"eps={norm.eps!r}".replace("'", '"')]
     arguments += [f"gain_offset={norm.gain_offset}"] if norm.gain_offset else []
@@ -255,10 +270,15 @@ def _norm_options(norm: NormFound) -> str:
 
 
 _NORM_FUNCTION = "_norm"
+_LINEAR_FUNCTION = "_linear"
 
 
-def _linear(path: str) -> str:
-    return f'layer.linear("{path}")' if path else 'TODO("which linear this is")'
+def _linear(found: Found, path: str) -> str:
+    if not path:
+        return 'TODO("which linear this is")'
+    if path not in found.own_linears:
+        return f'layer.linear("{path}")'
+    return f'{_LINEAR_FUNCTION}(layer, "{path}")'
 
 
 def default_name(layer: type) -> str:
