@@ -58,6 +58,10 @@ class BertCase(common.TransformersCase):
         model: nn.Module = common.load(self.model)(config, add_pooling_layer=False)
         return model
 
+    @property
+    def complete(self) -> Example:
+        return self.simplest.with_value("role", "decoder with cross-attention")
+
     def is_causal(self, example: Example) -> bool:
         return bool(example["role"] != "encoder")
 

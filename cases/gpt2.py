@@ -61,6 +61,10 @@ class GPT2Case(common.TransformersCase):
             "eos_token_id": None,
         }
 
+    @property
+    def complete(self) -> Example:
+        return self.simplest.with_value("cross_attention", True)
+
     def inputs(self, example: Example) -> Inputs:
         inputs = super().inputs(example)
         if not example["cross_attention"]:

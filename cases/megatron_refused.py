@@ -6,6 +6,7 @@ module is changed afterwards, as a checkpoint's configuration or a project's own
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,17 @@ def _latent_attention(layer: Any) -> None:
     layer.self_attention.__class__ = core("transformer.multi_latent_attention").MLASelfAttention
 
 
+def _configure_apart(path: str) -> Callable[[Any], None]:
+    """A part with a configuration of its own, which switches on what the layer's does not."""
+
+    def configure(layer: Any) -> None:
+        part = layer.get_submodule(path)
+        part.config = copy.copy(part.config)
+        part.config.batch_invariant_mode = True
+
+    return configure
+
+
 def _exchange_activation(layer: Any) -> None:
     layer.mlp.activation_func = torch.tanh
 
@@ -131,6 +143,9 @@ _CHANGES: tuple[tuple[str, str, Callable[[Any], None]], ...] = (
     ("multi-latent attention", "MLASelfAttention", _latent_attention),
     ("a parameter nobody knows", "extra_gate", _extra_parameter),
     ("a subclass of the layer", "subclass", _subclass),
+    ("another configuration of the attention", "batch_invariant_mode", _configure_apart("self_attention")),
+    ("another configuration inside the attention", "batch_invariant_mode", _configure_apart("self_attention.core_attention")),
+    ("another configuration of the MLP", "batch_invariant_mode", _configure_apart("mlp")),
     ("an activation that the configuration does not have", "activation_func", _exchange_activation),
 )
 

@@ -25,6 +25,8 @@ class HFBertLayerPolicy(AnatomyPolicy):
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:
         crossing = layer.has("crossattention")
+        layer.module("intermediate", *_classes("Intermediate"))
+        layer.module("output", *_classes("Output"))
         return LayerAnatomy(
             attention=_attention(layer, "attention", "SelfAttention"),
             cross_attention=_attention(layer, "crossattention", "CrossAttention") if crossing else None,
@@ -42,6 +44,7 @@ class HFBertLayerPolicy(AnatomyPolicy):
 
 
 def _attention(layer: Any, path: str, kind: str) -> Attention:
+    layer.module(path, *_classes("Attention"))
     own = layer.transformers_attention(f"{path}.self", *_classes(kind))
     layer.module(f"{path}.output", *_classes("SelfOutput"))
     causal = own.is_causal and own.config._attn_implementation == "sdpa"

@@ -45,6 +45,10 @@ def _accepts_anything(honest: Any) -> Any:
     return lambda self, anatomy: None
 
 
+def _any_class(honest: Any) -> Any:
+    return lambda self, path, *class_names: self.get(path)
+
+
 def _refuses_without_reason(honest: Any) -> Any:
     def wrong(*args: Any) -> Any:
         found, left = honest(*args)
@@ -143,6 +147,15 @@ ENGINE = (
         "DeepSpeed #4903",
         "A subclass, which may compute something else, is taken for the class.",
         patched((DSPolicy, "knows", _by_ancestor)),
+        expects=("refusal",),
+    ),
+    _fault(
+        "M19 part",
+        "M19",
+        "read in DeepSpeed's BERT policy",
+        "A layer's attention or MLP is taken for what its name says, whatever its class.",
+        patched((Structure, "module", _any_class)),
+        applies=layered,
         expects=("refusal",),
     ),
     _fault(

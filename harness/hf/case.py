@@ -65,7 +65,12 @@ class TransformersCase(Case):
         return make_unusual(randomise(model, example.seed), example)
 
     def refusals(self) -> tuple[Refusal, ...]:
-        return tampered_layers(lambda: self.build(self.simplest), self.layer)
+        return tampered_layers(lambda: self.build(self.complete), self.layer)
+
+    @property
+    def complete(self) -> Example:
+        """The simplest example whose layers have every part that a layer of this architecture may have."""
+        return self.simplest
 
     def inputs(self, example: Example) -> Inputs:
         generator = torch.Generator().manual_seed(example.seed + 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from importlib import import_module
 
@@ -26,7 +27,8 @@ class _Doubled(nn.Module):
 
 def tampered_layers(build: Callable[[], nn.Module], layer_class: str) -> tuple[Refusal, ...]:
     """Refusals of models made by ``build``, whose layers are of ``layer_class`` (``module:Class``)."""
-    return tuple(
+    part = Refusal(name="a part of another class", feature="Custom", build=_with_other_parts(build, layer_class))
+    tampered = (
         Refusal(name=name, feature=feature, build=_tampered(build, layer_class, tamper))
         for name, feature, tamper in (
             ("an adapted linear", "AdaptedLinear", _adapt),
@@ -37,18 +39,38 @@ def tampered_layers(build: Callable[[], nn.Module], layer_class: str) -> tuple[R
             ("a patched linear", "forward of its own", _patch),
         )
     )
+    return (*tampered, part)
 
 
 def _tampered(build: Callable[[], nn.Module], layer_class: str, tamper: Callable[[nn.Module], None]) -> Callable[[], nn.Module]:
     def made() -> nn.Module:
-        module, _, name = layer_class.partition(":")
-        cls = getattr(import_module(module), name)
         model = build()
-        for layer in [one for one in model.modules() if type(one) is cls]:
+        for layer in _layers(model, layer_class):
             tamper(layer)
         return model
 
     return made
+
+
+def _with_other_parts(build: Callable[[], nn.Module], layer_class: str) -> Callable[[], nn.Module]:
+    """Layers by the name of the part that is somebody's subclass in each, with a forward that may do more. Parts are what has
+    modules inside."""
+
+    def made() -> nn.Module:
+        layer = _layers(build(), layer_class)[0]
+        parts = [name for name, part in layer.named_modules() if name and next(part.children(), None) is not None]
+        layers = {name.replace(".", " "): copy.deepcopy(layer) for name in parts}
+        for name, one in zip(parts, layers.values(), strict=True):
+            _subclass(one.get_submodule(name))
+        return nn.ModuleDict(layers)
+
+    return made
+
+
+def _layers(model: nn.Module, layer_class: str) -> list[nn.Module]:
+    module, _, name = layer_class.partition(":")
+    cls = getattr(import_module(module), name)
+    return [one for one in model.modules() if type(one) is cls]
 
 
 def _first_linear(layer: nn.Module) -> tuple[nn.Module, str, nn.Module]:

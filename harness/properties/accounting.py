@@ -7,8 +7,10 @@ which is not used, one that is used in another's place, and one of which a stale
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +53,19 @@ class _Accounts:
     def check(self, name: str, chosen: random.Random) -> bool:
         """Move ``name`` on both sides; True where that moved the original's output."""
         shift = _shift(self.mine.get_parameter(name), chosen.randrange(2**31))
-        moving = chosen.choice((_written, _assigned))
+        moving, how = chosen.choice(
+            (
+                (_written, "written in place"),
+                (_assigned, "assigned anew"),
+                (_exchanged(self.mine, _around(name, chosen, self.trial)), "in a module put in the old one's place"),
+            )
+        )
         with moving(self.mine, name, shift), original_side():
             expected = self.run_mine()
         with moving(self.its, name, shift), fused_path(self.its):
             actual = self.run_its()
         error = gap(expected, actual, self.valid)
         if not error.within(EXACT_TOLERANCE):
-            how = "written in place" if moving is _written else "assigned anew"
             raise Disagreement(f"{name}, {how}: {self._diagnosis(name, shift, actual)}", error=error.error)
         self.trial.evidence.note(error.error)
         return not gap(self.before, expected, self.valid).within(MOVED)
@@ -131,10 +138,40 @@ def _assigned(module: nn.Module, name: str, shift: Tensor) -> Iterator[None]:
         setattr(owner, leaf, kept)
 
 
+def _around(name: str, chosen: random.Random, trial: Trial) -> str:
+    """The module that holds the parameter ``name``; of a layer, maybe one around it."""
+    parts = name.split(".")[:-1]
+    return ".".join(parts[: chosen.randint(1, len(parts))] if trial.case.layered and parts else parts)
+
+
+def _exchanged(plain: nn.Module, path: str) -> Callable[[nn.Module, str, Tensor], AbstractContextManager[None]]:
+    """Another module in the place of the one at ``path``, for a while: as ``plain`` has it, but for the shift."""
+
+    @contextlib.contextmanager
+    def moving(module: nn.Module, name: str, shift: Tensor) -> Iterator[None]:
+        if not path:
+            with _assigned(module, name, shift):
+                yield
+            return
+        other = copy.deepcopy(plain.get_submodule(path))
+        with torch.no_grad():
+            other.get_parameter(name.removeprefix(f"{path}.")).add_(shift)
+        above, _, leaf = path.rpartition(".")
+        parent = module.get_submodule(above)
+        kept = getattr(parent, leaf)
+        setattr(parent, leaf, other)
+        try:
+            yield
+        finally:
+            setattr(parent, leaf, kept)
+
+    return moving
+
+
 ACCOUNTING = Property(
     name="parameter accounting",
-    statement="Each parameter, moved in place or assigned anew after the replacement, moves the output exactly as it "
-    "moves the original's.",
+    statement="Each parameter, moved in place, assigned anew or put there with another module after the replacement, moves "
+    "the output exactly as it moves the original's.",
     check=_accounting,
     share=0.08,
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from ..trial import Disagreement, Trial
-from .base import Property, layered, same_outputs
+from .base import Property, same_outputs
 from .inputs import mapped
 
 SCALE = 1.25
@@ -68,30 +68,43 @@ KINDS = {
 }
 
 
+MODULES = 12
+"""Modules hooked at a time where a whole model is replaced, which has hundreds."""
+
+
 def _hooks(trial: Trial) -> None:
     chosen = random.Random(trial.example.seed)
-    layer = chosen.choice(trial.replaced.replaced).path
-    inner = [name for name, _ in trial.original.get_submodule(layer).named_modules() if name]
-    path = chosen.choice([layer, *(f"{layer}.{name}" for name in chosen.sample(inner, 2))])
+    paths = _paths(trial, chosen)
     kind = chosen.choice(tuple(KINDS))
     late = kind in ("global", "patch") or chosen.random() < 0.5
     model = trial.replaced.model if late else trial.copy()
-    its = Hook(model.get_submodule(path), kind)
-    mine = Hook(trial.original.get_submodule(path), kind)
-    what = f"{KINDS[kind]} on {path}, put there {'after' if late else 'before'} the replacement"
+    its = [Hook(model.get_submodule(path), kind) for path in paths]
+    mine = [Hook(trial.original.get_submodule(path), kind) for path in paths]
+    what = f"{KINDS[kind]} on {', '.join(paths)}, put there {'after' if late else 'before'} the replacement"
     try:
         if not late:
             _replace_hooked(trial, model)
-            its.calls = 0  # a policy may try a layer out before it replaces it
+            for hook in its:
+                hook.calls = 0  # a policy may try a layer out before it replaces it
         expected = trial.run_original(trial.inputs)
         actual = trial.case.run(model, trial.fresh_inputs())
     finally:
-        mine.remove()
-        its.remove()
+        for hook in (*mine, *its):
+            hook.remove()
     same_outputs(trial, expected, actual, trial.inputs.valid, what)
-    if mine.calls != its.calls:
-        raise Disagreement(f"{what}: called {its.calls} times, in the original {mine.calls} times")
+    for path, own, other in zip(paths, mine, its, strict=True):
+        if own.calls != other.calls:
+            raise Disagreement(f"{what}: {path} called {other.calls} times, in the original {own.calls} times")
     _gone(trial, model, what)
+
+
+def _paths(trial: Trial, chosen: random.Random) -> list[str]:
+    """A layer or a module inside it; some modules inside a model that is replaced as a whole."""
+    layer = chosen.choice(trial.replaced.replaced).path
+    inner = [name for name, _ in trial.original.get_submodule(layer).named_modules() if name]
+    if not trial.case.layered:
+        return chosen.sample(inner, min(MODULES, len(inner)))
+    return [chosen.choice([layer, *(f"{layer}.{name}" for name in chosen.sample(inner, 2))])]
 
 
 def _replace_hooked(trial: Trial, model: nn.Module) -> None:
@@ -115,6 +128,5 @@ HOOKS = Property(
     statement="Hooks on a layer or inside it, put there before the replacement or after, are called as often as in the "
     "original and have the same effect.",
     check=_hooks,
-    applies=layered,
     share=0.06,
 )

@@ -24,7 +24,8 @@ def _refused(trial: Trial, refusal: Refusal) -> None:
         warnings.simplefilter("ignore")
         handle = trial.replacer(model)
     if handle.replaced:
-        raise Disagreement(f"a model with {refusal.name} was replaced; it had to be refused")
+        where = ", ".join(repr(str(one.path)) for one in handle.replaced if one.path)
+        raise Disagreement(f"a model with {refusal.name} was replaced{where and f' ({where})'}; it had to be refused")
     reasons = " ".join(str(one.reason) for one in handle.left)
     if not reasons:
         raise Disagreement(f"a model with {refusal.name} was passed over without a reason")
