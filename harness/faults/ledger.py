@@ -22,7 +22,11 @@ _BLINDED = ("in place", "itself", "any error", "loose", "not a number", "last on
 
 LEDGER: tuple[Entry, ...] = (
     Entry("F25 unread", "megatron_older", _TRIES_ITSELF.format("a part that nobody read matters")),
-    Entry("M19 part", "megatron_older", "forks have parts of their own classes; " + _TRIES_ITSELF.format("one does something else")),
+    Entry(
+        "M19 part",
+        "megatron_older",
+        "forks have parts of their own classes; " + _TRIES_ITSELF.format("one does something else"),
+    ),
     *(
         Entry(f"M25 {name}", "megatron_older", _TRIES_ITSELF.format("a canary is at work: no comparison is needed to notice it"))
         for name in _BLINDED
