@@ -50,6 +50,8 @@ class GPTJCase(common.TransformersCase):
             "layer_norm_epsilon": example["eps"],
             "vocab_size": common.VOCABULARY,
             "n_positions": common.POSITIONS,
+            "attn_pdrop": 0.1,
+            "resid_pdrop": 0.1,
             "bos_token_id": None,
             "eos_token_id": None,
         }
