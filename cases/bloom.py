@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.case import Axis, Example, Refusal, Workload, flag
 from policies.releases import at_least
@@ -63,7 +63,14 @@ class BloomCase(common.TransformersCase):
             feature="slow_but_exact",
             build=lambda: self.build(self.simplest, slow_but_exact=True, pretraining_tp=2),
         )
-        return (*super().refusals(), sliced)
+        weighted = Refusal(name="weighted ALiBi", feature="beta", build=self._with_weighted_alibi)
+        return (*super().refusals(), sliced, weighted)
+
+    def _with_weighted_alibi(self) -> nn.Module:
+        model: Any = self.build(self.simplest)
+        for block in model.h:
+            block.self_attention.beta = 0.5
+        return model
 
     def layer_extras(self, config: Any, workload: Workload, hidden: Tensor) -> dict[str, Any]:
         build = common.load("transformers.models.bloom.modeling_bloom:build_alibi_tensor")

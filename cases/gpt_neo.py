@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.case import Axis, Example, Workload
+from torch import nn
+
+from harness.case import Axis, Example, Refusal, Workload
 
 from . import common
 
@@ -60,3 +62,13 @@ class GPTNeoCase(common.TransformersCase):
             "bos_token_id": None,
             "eos_token_id": None,
         }
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        holed = Refusal(name="a mask of another shape", feature="neither a causal mask", build=self._with_a_hole_in_the_mask)
+        return (*super().refusals(), holed)
+
+    def _with_a_hole_in_the_mask(self) -> nn.Module:
+        model: Any = self.build(self.simplest)
+        for block in model.h:
+            block.attn.attention.bias[..., 3, 1] = False
+        return model

@@ -15,7 +15,7 @@ from policies.calls import CACHE_NAMES
 from ..case import Case, Example, Inputs, Refusal, Workload
 from ..randomise import randomise
 from .inputs import VOCABULARY, attention_mask, valid_positions
-from .tampered import tampered_layers
+from .tampered import other_attention, tampered_layers
 from .unusual import make_unusual
 from .workloads import FilledCache, causal_mask, make_layer
 
@@ -65,7 +65,8 @@ class TransformersCase(Case):
         return make_unusual(randomise(model, example.seed), example)
 
     def refusals(self) -> tuple[Refusal, ...]:
-        return tampered_layers(lambda: self.build(self.complete), self.layer)
+        tampered = tampered_layers(lambda: self.build(self.complete), self.layer)
+        return (*tampered, other_attention(lambda: self.build(self.simplest), self.layer)) if self.sdpa else tampered
 
     @property
     def complete(self) -> Example:

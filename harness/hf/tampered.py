@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,10 +37,20 @@ def tampered_layers(build: Callable[[], nn.Module], layer_class: str) -> tuple[R
             ("a parameter nobody knows", "extra_gate", _extra_parameter),
             ("a subclass of the layer", "subclass", _subclass),
             ("int8 weights", "int8", _int8),
+            ("weights in 8 bits", "float8", _float8),
             ("a patched linear", "forward of its own", _patch),
         )
     )
     return (*tampered, part)
+
+
+def other_attention(build: Callable[[], nn.Module], layer_class: str) -> Refusal:
+    """The refusal of an attention implementation whose masks mean something else."""
+    return Refusal(
+        name="another attention implementation",
+        feature="flex_attention",
+        build=_tampered(build, layer_class, _attend_otherwise),
+    )
 
 
 def _tampered(build: Callable[[], nn.Module], layer_class: str, tamper: Callable[[nn.Module], None]) -> Callable[[], nn.Module]:
@@ -54,11 +65,11 @@ def _tampered(build: Callable[[], nn.Module], layer_class: str, tamper: Callable
 
 def _with_other_parts(build: Callable[[], nn.Module], layer_class: str) -> Callable[[], nn.Module]:
     """Layers by the name of the part that is somebody's subclass in each, with a forward that may do more. Parts are what has
-    modules inside."""
+    parameters: a policy may take others as they are, such as activations."""
 
     def made() -> nn.Module:
         layer = _layers(build(), layer_class)[0]
-        parts = [name for name, part in layer.named_modules() if name and next(part.children(), None) is not None]
+        parts = [name for name, part in layer.named_modules() if name and next(part.parameters(), None) is not None]
         layers = {name.replace(".", " "): copy.deepcopy(layer) for name in parts}
         for name, one in zip(parts, layers.values(), strict=True):
             _subclass(one.get_submodule(name))
@@ -104,9 +115,23 @@ def _subclass(layer: nn.Module) -> None:
 
 
 def _int8(layer: nn.Module) -> None:
+    _store(layer, torch.int8)
+
+
+def _float8(layer: nn.Module) -> None:
+    _store(layer, torch.float8_e4m3fn)
+
+
+def _store(layer: nn.Module, dtype: torch.dtype) -> None:
     _, _, linear = _first_linear(layer)
-    weight = linear.get_parameter("weight").to(torch.int8)
+    weight = linear.get_parameter("weight").to(dtype)
     linear.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+
+
+def _attend_otherwise(layer: nn.Module) -> None:
+    configs: list[Any] = [part.config for part in layer.modules() if hasattr(part, "config")]
+    for config in configs:
+        config._attn_implementation = "flex_attention"
 
 
 def _patch(layer: nn.Module) -> None:
