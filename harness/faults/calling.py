@@ -12,6 +12,7 @@ from policies.fused import layer as fused_layer
 from policies.fused import linear as fused_linear
 from policies.fused.layer import FusedLayer, FusedState
 from policies.fused.transformer import FusedTransformerLayer
+from policies.fused.watch import Watch
 
 from .fault import Traits, layered, miscomputing
 
@@ -138,6 +139,16 @@ def _never_bound_again(honest: Any) -> Any:
     return wrong
 
 
+def _other_modules_unseen(honest: Any) -> Any:
+    """Parameters are watched, and the modules that hold them are not."""
+
+    def wrong(self: Watch, layer: Any) -> None:
+        honest(self, layer)
+        self._children = []
+
+    return wrong
+
+
 def _packs(traits: Traits) -> bool:
     from policies.anatomy import SplitQKV
 
@@ -260,6 +271,14 @@ CALLING = (
         "DeepSpeed PR #3736",
         "A parameter that is exchanged after the swap is not noticed.",
         (FusedState, "bind", _never_bound_again),
+        expects=("parameter accounting",),
+    ),
+    miscomputing(
+        "F83 another module",
+        "F83",
+        "DeepSpeed PR #3736",
+        "A module that is put in the place of a layer's own after the swap is not noticed.",
+        (Watch, "__init__", _other_modules_unseen),
         expects=("parameter accounting",),
     ),
 )

@@ -57,6 +57,7 @@ class _Accounts:
             (
                 (_written, "written in place"),
                 (_assigned, "assigned anew"),
+                (_moved, "given other memory"),
                 (_exchanged(self.mine, _around(name, chosen, self.trial)), "in a module put in the old one's place"),
             )
         )
@@ -126,6 +127,18 @@ def _written(module: nn.Module, name: str, shift: Tensor) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _moved(module: nn.Module, name: str, shift: Tensor) -> Iterator[None]:
+    """``shift`` added in memory of its own, behind the same parameter, for a while."""
+    parameter = module.get_parameter(name)
+    kept = parameter.data
+    parameter.data = kept + shift
+    try:
+        yield
+    finally:
+        parameter.data = kept
+
+
+@contextlib.contextmanager
 def _assigned(module: nn.Module, name: str, shift: Tensor) -> Iterator[None]:
     """Another ``Parameter`` in the place of this one, for a while."""
     path, _, leaf = name.rpartition(".")
@@ -170,8 +183,8 @@ def _exchanged(plain: nn.Module, path: str) -> Callable[[nn.Module, str, Tensor]
 
 ACCOUNTING = Property(
     name="parameter accounting",
-    statement="Each parameter, moved in place, assigned anew or put there with another module after the replacement, moves "
-    "the output exactly as it moves the original's.",
+    statement="Each parameter, moved in place or in memory of its own, assigned anew or put there with another module after "
+    "the replacement, moves the output exactly as it moves the original's.",
     check=_accounting,
     share=0.08,
 )
