@@ -123,7 +123,9 @@ def _truncated(honest: Any) -> Any:
 
 
 def _sees_all(traits: Traits) -> bool:
-    """Whether some model of the case attends in both directions."""
+    """Whether some model of the case attends in both directions, or is given a mask that does."""
+    if "4d prefix" in traits.values("mask"):
+        return True
     causal = getattr(traits.case, "is_causal", None)
     if causal is None:
         return traits.any_block(lambda one: one.causality is Causality.NEVER)

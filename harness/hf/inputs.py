@@ -26,13 +26,14 @@ HEAD_SIZES = Axis("head_size", (4, 2, 6, 8, 10), claimed=False)
 """Even, because rotary positions pair elements."""
 ODD_HEAD_SIZES = Axis("head_size", (4, 3, 5, 7, 8), claimed=False)
 LAYERS = Axis("layers", (1, 2, 3))
+PREFIX = 2
 BATCH = Axis("batch", (1, 2, 3, 4))
 TOKENS = Axis("tokens", (3, 1, 2, 4, 5, 7, 11))
 INNER = Axis("inner", (8, 5, 16, 31, 48), claimed=False)
 EPS = Axis("eps", (1e-5, 1e-12, 1e-6, 1e-3, 1e-1))
 IMPLEMENTATION = Axis("attention", ("sdpa", "eager"))
 PADDING = Axis("padding", ("none", "right", "left", "interior"))
-MASK = Axis("mask", ("none", "2d", "4d float", "4d bool"))
+MASK = Axis("mask", ("none", "2d", "4d float", "4d bool", "4d prefix"))
 MASK_2D = Axis("mask", ("none", "2d"))
 ACTIVATIONS = Axis(
     "activation",
@@ -90,7 +91,8 @@ def padding_mask(example: Example) -> Tensor:
 def attention_mask(example: Example, *, causal: bool, dtype: torch.dtype = torch.float32) -> Tensor | None:
     """The mask in the form that the example's ``mask`` axis asks for: None, (B, T) int64, or (B, 1, T, T).
 
-    A bool mask is given to sdpa only; eager attention adds what it is given, so it gets the floats.
+    A bool mask is given to sdpa only; eager attention adds what it is given, so it gets the floats. In a causal model the
+    first tokens of a prefix see each other whatever their order, as a prompt's do that is read as a whole.
     """
     form = example["mask"]
     if form == "none":
@@ -100,7 +102,10 @@ def attention_mask(example: Example, *, causal: bool, dtype: torch.dtype = torch
         return keep
     allowed = keep.bool()[:, None, None, :].expand(-1, 1, keep.shape[1], -1)
     if causal:
-        allowed = allowed & torch.ones(keep.shape[1], keep.shape[1], dtype=torch.bool).tril()
+        earlier = torch.ones(keep.shape[1], keep.shape[1], dtype=torch.bool).tril()
+        if form == "4d prefix":
+            earlier[:, :PREFIX] = True
+        allowed = allowed & earlier
     if form == "4d bool" and example["attention"] == "sdpa":
         return allowed
     return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
