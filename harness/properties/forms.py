@@ -1,4 +1,4 @@
-"""Forms of a call: the same layer, its arguments by position or by name."""
+"""Forms of a call: the same layer, its arguments by position or by name, without a mask, told whether to be causal."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ..trial import Trial, Vacuous, fused_path, original_side
 from .base import Property, layered, same_tensor
 from .equality import Recorded, Recorder, main_output, valid_positions
 
+MASK = "attention_mask"
 FIXED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -28,6 +29,21 @@ def _forms(trial: Trial) -> None:
         with fused_path(its):
             actual = main_output(its(*args, **kwargs))
         same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called {words}")
+    if MASK in call.kwargs and trial.case.speaks_transformers:
+        for told in ({}, {"is_causal": bool(trial.example.seed & 2)}):
+            _without_mask(trial, path, mine, its, Recorded(call.args, {**call.kwargs, MASK: None, **told}, None))
+
+
+def _without_mask(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded) -> None:
+    """A call that leaves it to the layer which keys a query sees; not every release takes one."""
+    try:
+        expected = main_output(mine(*call.args, **call.kwargs))
+    except (TypeError, ValueError):
+        return
+    with fused_path(its):
+        actual = main_output(its(*call.args, **call.kwargs))
+    told = f", is_causal={call.kwargs['is_causal']}" if "is_causal" in call.kwargs else ""
+    same_tensor(trial, expected, actual, None, f"{path} called without a mask{told}")
 
 
 def _by_position(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -47,7 +63,8 @@ def _by_name(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[st
 
 FORMS = Property(
     name="call forms",
-    statement="A replaced layer takes its arguments by position and by name, as the original does.",
+    statement="A replaced layer takes its arguments by position and by name, a mask or none, and a word on causality, as the "
+    "original does.",
     check=_forms,
     applies=layered,
     share=0.05,
