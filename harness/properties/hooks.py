@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from ..trial import Disagreement, Trial
 from .base import Property, same_outputs
@@ -41,6 +41,12 @@ class Hook:
 
         return register_module_forward_hook(hook).remove
 
+    def _global_input(self) -> Callable[[], None]:
+        def hook(module: nn.Module, args: Any) -> Any:
+            return self._count_first(args) if module is self.module else None
+
+        return register_module_forward_pre_hook(hook).remove
+
     def _patch(self) -> Callable[[], None]:
         """What accelerate and others do: a forward of the instance's own."""
         own = self.module.forward
@@ -64,6 +70,7 @@ KINDS = {
     "output": "a forward hook",
     "input": "a forward pre-hook",
     "global": "a hook on all modules, of which it minds one,",
+    "global_input": "a pre-hook on all modules, of which it minds one,",
     "patch": "a forward of its own",
 }
 
@@ -75,8 +82,8 @@ MODULES = 12
 def _hooks(trial: Trial) -> None:
     chosen = random.Random(trial.example.seed)
     paths = _paths(trial, chosen)
-    kind = chosen.choice([one for one in KINDS if trial.case.layered or one != "global"])
-    late = kind in ("global", "patch") or chosen.random() < 0.5
+    kind = chosen.choice([one for one in KINDS if trial.case.layered or not one.startswith("global")])
+    late = kind in ("global", "global_input", "patch") or chosen.random() < 0.5
     model = trial.replaced.model if late else trial.copy()
     its = [Hook(model.get_submodule(path), kind) for path in paths]
     mine = [Hook(trial.original.get_submodule(path), kind) for path in paths]
