@@ -82,7 +82,7 @@ MODULES = 12
 def _hooks(trial: Trial) -> None:
     chosen = random.Random(trial.example.seed)
     paths = _paths(trial, chosen)
-    kind = chosen.choice([one for one in KINDS if trial.case.layered or not one.startswith("global")])
+    kind = chosen.choice(tuple(KINDS))
     late = kind in ("global", "global_input", "patch") or chosen.random() < 0.5
     model = trial.replaced.model if late else trial.copy()
     its = [Hook(model.get_submodule(path), kind) for path in paths]

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as _global
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
 
 
@@ -47,13 +47,18 @@ class AttributeWatch:
                 del owner[name]
 
 
+def hooked_everywhere() -> bool:
+    """Whether a hook on all modules is set."""
+    return any(getattr(_global, name) for name in _GLOBAL_HOOKS)
+
+
 def hooked(modules: tuple[nn.Module, ...]) -> str | None:
     """Why hooks keep a graph from standing for ``modules``, or None. Hooks of ``modules`` themselves do not: they run
     around the graph."""
-    if any(getattr(_global, name) for name in _GLOBAL_HOOKS):
+    if hooked_everywhere():
         return "a hook on all modules"
     for module in modules:
         for inner in module.modules():
-            if inner is not module and any(getattr(inner, name) for name in _HOOKS):
+            if inner is not module and any(getattr(inner, name) for name in HOOKS):
                 return f"a hook on {type(inner).__name__}"
     return None

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ..plans import Plan
 from . import onednn
+from .attributes import HOOKS, hooked_everywhere
 
 if TYPE_CHECKING:
     from .diffusion import DiffusionState
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 SMALLEST_PRODUCT = 8_000_000
 """Multiplications from which oneDNN is at least level with the BLAS behind ``F.linear``; below, its call costs more
 than it saves (measured on one x86 server with AVX-512: 0.3x at 10^4, 1.0x at 10^7, 1.2x at 10^8)."""
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class Swapped(nn.Module):
@@ -92,7 +91,8 @@ def is_plain(module: Any, cls: type[nn.Module]) -> bool:
     found = type(module)
     return (
         (found is cls or getattr(found, "_fused_original", None) is cls)
-        and not any(getattr(module, name) for name in _HOOKS)
+        and not any(getattr(module, name) for name in HOOKS)
+        and not hooked_everywhere()
         and "forward" not in module.__dict__
     )
 
