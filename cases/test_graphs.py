@@ -410,7 +410,7 @@ def test_calls_that_need_gradients_run_eagerly_and_have_them() -> None:
     assert list(wrapped.eager) == ["gradients are on"]
 
 
-def test_autocast_and_hooks_run_eagerly() -> None:
+def test_autocast_hooks_and_forwards_put_on_an_instance_run_eagerly() -> None:
     model = nn.Sequential(nn.Linear(3, 3)).requires_grad_(False)
     wrapped = graphed(model.forward, modules=(model,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -419,8 +419,12 @@ def test_autocast_and_hooks_run_eagerly() -> None:
     handle = model[0].register_forward_hook(lambda *args: seen.append(args))
     wrapped(torch.ones(2, 3))
     handle.remove()
-    assert len(seen) == 1
-    assert set(wrapped.eager) == {"autocast", "a hook on Linear"}
+    own = model[0].forward
+    model[0].forward = lambda x: (seen.append(x), own(x))[1]
+    wrapped(torch.ones(2, 3))
+    del model[0].forward
+    assert len(seen) == 2
+    assert set(wrapped.eager) == {"autocast", "a hook on Linear", "a forward of its own on Linear"}
 
 
 def test_a_call_of_itself_while_capturing_does_not_nest() -> None:

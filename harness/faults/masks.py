@@ -122,9 +122,13 @@ def _truncated(honest: Any) -> Any:
     return wrong
 
 
+_OWN = (Causality.ALWAYS, Causality.ONLY)
+"""Layers that are causal whatever they are told."""
+
+
 def _sees_all(traits: Traits) -> bool:
     """Whether some model of the case attends in both directions, or is given a mask that does."""
-    if "4d prefix" in traits.values("mask"):
+    if "4d prefix" in traits.values("mask") and traits.any_block(lambda one: one.causality not in _OWN):
         return True
     causal = getattr(traits.case, "is_causal", None)
     if causal is None:

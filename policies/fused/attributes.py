@@ -11,6 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as _global
 
+from ..structure import patched
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
 
@@ -53,12 +55,14 @@ def hooked_everywhere() -> bool:
 
 
 def hooked(modules: tuple[nn.Module, ...]) -> str | None:
-    """Why hooks keep a graph from standing for ``modules``, or None. Hooks of ``modules`` themselves do not: they run
-    around the graph."""
+    """Why hooks, or forwards put on instances, keep a graph from standing for ``modules``, or None. Hooks of ``modules``
+    themselves do not: they run around the graph."""
     if hooked_everywhere():
         return "a hook on all modules"
     for module in modules:
         for inner in module.modules():
             if inner is not module and any(getattr(inner, name) for name in HOOKS):
                 return f"a hook on {type(inner).__name__}"
+            if inner is not module and patched(inner):
+                return f"a forward of its own on {type(inner).__name__}"
     return None
