@@ -17,7 +17,7 @@ _PLAIN = {"qk_layernorm": False}
 
 class StableLmPolicy(AnatomyPolicy):
     layer_classes = (f"{_MODELING}:StableLmDecoderLayer",)
-    call = CallConvention(rotary=RotarySource.EMBEDDINGS, ignored=HF_IGNORED)
+    call = CallConvention(rotary=RotarySource.EMBEDDINGS, ignored=HF_IGNORED | {"is_causal"})
 
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:

@@ -325,3 +325,9 @@ def test_the_script_of_a_failure_shows_it_by_itself_with_the_policy_that_was_val
     by_itself = subprocess.run(command, capture_output=True, text=True, check=False, env=here, cwd=tmp_path)
     assert by_itself.returncode == 1, by_itself.stderr
     assert "agrees" not in by_itself.stdout
+
+
+def test_a_policy_is_written_that_knows_when_a_layer_hands_no_word_on_causality_on() -> None:
+    """The original passes it over, and so has a replacement to."""
+    assert 'HF_IGNORED | {"is_causal"}' in invent("Mine", MODELING.format("stablelm", "StableLmDecoderLayer")).source
+    assert "is_causal" not in invent("Mine", MODELING.format("phi", "PhiDecoderLayer")).source.partition("def read")[0]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from policies.base import qualified_name
+from policies.calls import CACHE_NAMES
 
 from ..exact import exact_mode
 from ..search import quiet
@@ -60,6 +61,8 @@ class Found:
     up: str = ""
     gate_up: str = ""
     down: str = ""
+    deaf: bool = False
+    """Whether a word on causality changes nothing."""
     own_linears: dict[str, str] = field(default_factory=dict)
     """Class of each linear that is of the architecture's own and computes what ``nn.Linear`` does."""
     activation: str = ""
@@ -157,6 +160,19 @@ def _call(found: Found, layer: nn.Module, call: dict[str, Any], output: Any) -> 
         found.open.append(f"the layer returns {len(output)} values: choose or add a Returns")
     found.rotary = call.get("position_embeddings") is not None
     found.alibi = call.get("alibi") is not None
+    found.deaf = _is_deaf(layer, call)
+
+
+def _is_deaf(layer: nn.Module, call: dict[str, Any]) -> bool:
+    """Whether the layer takes a word on causality, which transformers' sdpa would heed, and hands it on to nobody."""
+    alone = {name: value for name, value in call.items() if name not in CACHE_NAMES} | {"attention_mask": None}
+    try:
+        with quiet(), exact_mode():
+            told = [layer(**alone, is_causal=causal) for causal in (True, False)]
+    except (TypeError, ValueError):
+        return False
+    causal, free = (one[0] if isinstance(one, tuple) else one for one in told)
+    return torch.equal(causal, free)
 
 
 def linear_paths(parts: dict[str, Passed]) -> list[str]:

@@ -117,7 +117,8 @@ def _call(found: Found) -> str:
         arguments.append("returns=Returns.TENSOR_AND_WEIGHTS")
     if found.rotary:
         arguments.append("rotary=RotarySource.EMBEDDINGS")
-    return f"CallConvention({', '.join([*arguments, 'ignored=HF_IGNORED'])})"
+    ignored = 'HF_IGNORED | {"is_causal"}' if found.deaf else "HF_IGNORED"
+    return f"CallConvention({', '.join([*arguments, f'ignored={ignored}'])})"
 
 
 def _checks(found: Found, refuses: bool) -> list[str]:

@@ -136,9 +136,10 @@ def _alibi(given: dict[str, Any], hidden: Tensor) -> Tensor | None:
 
 
 def _causal(state: FusedState, given: dict[str, Any]) -> bool | None:
-    """transformers' sdpa lets a call overrule the layer's causality; its eager attention reads only the mask."""
+    """transformers' sdpa lets a call overrule the layer's causality, where the layer hands the word on; its eager attention
+    reads only the mask."""
     causal = given.pop("is_causal", None)
-    if causal is None or state.refusal is not None:
+    if causal is None or state.refusal is not None or "is_causal" in state.policy.call.ignored:
         return None
     config = getattr(state.core.anatomy.attention.module, "config", None)
     return bool(causal) if getattr(config, "_attn_implementation", None) == "sdpa" else None
