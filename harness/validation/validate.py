@@ -117,7 +117,7 @@ class _Stages:
             if isinstance(found, str):
                 subject = work.Subject(path, contents, known=found)
                 self.done.known = found
-                name = self.pool.run(work.simplest, subject)
+                name = self._stage("known case", "The case known for the layer builds a model.", work.simplest, subject)
             else:
                 subject = work.Subject(path, contents, found)
                 name = None if found is None else found.name
