@@ -57,6 +57,8 @@ class GPTNeoCase(common.TransformersCase):
             "num_layers": layers,
             "activation_function": example["activation"],
             "layer_norm_epsilon": example["eps"],
+            "attention_dropout": 0.1,
+            "resid_dropout": 0.1,
             "vocab_size": common.VOCABULARY,
             "max_position_embeddings": common.POSITIONS,
             "bos_token_id": None,
