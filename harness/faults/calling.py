@@ -149,12 +149,6 @@ def _other_modules_unseen(honest: Any) -> Any:
     return wrong
 
 
-def _packs(traits: Traits) -> bool:
-    from policies.anatomy import SplitQKV
-
-    return traits.any_block(lambda one: isinstance(one.qkv, SplitQKV))
-
-
 def _tuples(traits: Traits) -> bool:
     return any(call.returns is not Returns.TENSOR for call in traits.calls)
 
@@ -253,7 +247,7 @@ CALLING = (
         "DeepSpeed #1332, diffusers #11903",
         "Packed weights are a second copy, which updates do not reach.",
         (fused_linear, "_take_over", _second_copy),
-        applies=_packs,
+        applies=lambda traits: traits.joins,
         expects=("storages", "parameter accounting"),
     ),
     miscomputing(
@@ -262,7 +256,7 @@ CALLING = (
         "diffusers #11903",
         "Reverting leaves the weights in the storage of the packed ones.",
         (FusedTransformerLayer, "unpack", _not_unpacked),
-        applies=_packs,
+        applies=lambda traits: traits.joins,
         expects=("revert", "storages"),
     ),
     miscomputing(

@@ -44,6 +44,8 @@ class Traits:
     layers: tuple[nn.Module, ...]
     anatomies: tuple[LayerAnatomy, ...]
     calls: tuple[CallConvention, ...]
+    joins: bool
+    """Whether any replacement has parameters of its layer as views of one tensor, which depends on its plan too."""
 
     @cached_property
     def blocks(self) -> tuple[Attention, ...]:

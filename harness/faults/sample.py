@@ -5,6 +5,8 @@ from __future__ import annotations
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 
+from policies.fused.linear import Projection
+
 from ..case import Case, Example
 from ..covering import covering_examples
 from ..trial import Replacer
@@ -51,11 +53,12 @@ def together(case: Case, parts: tuple[Traits, ...]) -> Traits:
         layers=tuple(layer for one in parts for layer in one.layers),
         anatomies=tuple(anatomy for one in parts for anatomy in one.anatomies),
         calls=tuple(dict.fromkeys(call for one in parts for call in one.calls)),
+        joins=any(one.joins for one in parts),
     )
 
 
 def _traits(case: Case, example: Example, replacer: Replacer) -> Traits:
-    policies, layers, anatomies, calls = set(), [], [], []
+    policies, layers, anatomies, calls, joins = set(), [], [], [], False
     model = case.build(example)
     for one in replacer(model).replaced:
         policies.add(one.policy)
@@ -65,10 +68,17 @@ def _traits(case: Case, example: Example, replacer: Replacer) -> Traits:
         if state is not None and hasattr(state, "core"):
             anatomies.append(state.core.anatomy)
             calls.append(state.policy.call)
+            joins = joins or _joins(state.core.attention.packed)
     return Traits(
         case=case,
         policies=frozenset(policies),
         layers=tuple(layers),
         anatomies=tuple(anatomies),
         calls=tuple(dict.fromkeys(calls)),
+        joins=joins,
     )
+
+
+def _joins(packed: Projection | None) -> bool:
+    """Weights in oneDNN's layout are no storage that parameters could be views of."""
+    return packed is not None and (packed.stored is not None or packed.bias is not None)
