@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -76,6 +77,7 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
         subjects += [(baseline, graphed) for baseline in originals]
     pairs = [(baseline, replaced) for baseline in baselines] + subjects
     expected = originals[-1].output()
+    costs = functools.cache(lambda subject: _costs(job, device, subject))
     for number, (baseline, subject) in enumerate(pairs):
         try:
             error = show_equal(expected, baseline, subject, job.dtype)
@@ -87,7 +89,7 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
                 result = compare(
                     baseline.call, subject.call, device=device, budget_seconds=seconds_a_pair, seed=seed + number, clock=clock
                 )
-            rows.append(_timed(job, device, baseline, subject, result, error=error, flops=flops, moved=moved))
+            rows.append(_timed(job, device, baseline, subject, result, error=error, flops=flops, bytes=moved, **costs(subject)))
     return tuple(rows)
 
 
@@ -95,17 +97,7 @@ def _one_line(problem: Exception) -> str:
     return f"{type(problem).__name__}: {str(problem).partition(chr(10))[0]}"
 
 
-def _timed(
-    job: Job,
-    device: Device,
-    baseline: Column,
-    subject: Column,
-    result: PairedResult,
-    *,
-    error: float,
-    flops: float,
-    moved: float,
-) -> Timing:
+def _timed(job: Job, device: Device, baseline: Column, subject: Column, result: PairedResult, **values: Any) -> Timing:
     return _row(
         job,
         device,
@@ -116,16 +108,20 @@ def _timed(
         ratio=result.ratio,
         baseline_seconds=tuple(_rounded(one) for one in result.baseline_seconds),
         subject_seconds=tuple(_rounded(one) for one in result.subject_seconds),
-        error=error,
         layers_replaced=subject.replaced,
-        flops=flops,
-        bytes=moved,
-        products_fraction=products_fraction(subject.call, device) if job.layer and subject.plain is None else None,
-        peak_bytes=device.peak_bytes(subject.call),
-        rest_bytes=_held(subject.module),
         prepare_seconds=subject.prepare_seconds,
         clock="device" if result.clock == "device" else "end-to-end",
+        **values,
     )
+
+
+def _costs(job: Job, device: Device, subject: Column) -> dict[str, Any]:
+    """What a column costs whatever it is compared with."""
+    return {
+        "products_fraction": products_fraction(subject.call, device) if job.layer and subject.plain is None else None,
+        "peak_bytes": device.peak_bytes(subject.call),
+        "rest_bytes": _held(subject.module),
+    }
 
 
 def _row(job: Job, device: Device, baseline: str, subject: str, **values: Any) -> Timing:
