@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import pickle
 import warnings
@@ -18,10 +19,16 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
 from harness.case import Case, Example, Inputs
+from harness.check import check_property
+from harness.evidence.script import script
 from harness.exact import exact_mode
+from harness.faults.bank import find_faults
+from harness.profiles import Profile
+from harness.properties.captured import CAPTURED
+from harness.search import quiet, tell
 from harness.trial import cast
-from policies.base import UnsupportedLayer
-from policies.fused.capture import EmulatorBackend
+from policies.base import Swap, UnsupportedLayer
+from policies.fused.capture import EmulatorBackend, captured_by
 from policies.replace import replace_module
 from policies.unet import UNetPolicy
 from policies.vae import VAEPolicy
@@ -360,7 +367,8 @@ def test_deepspeeds_surface(policy: Any, case: Case) -> None:
 
 def _graphed_unet(**values: Any) -> tuple[Any, Any, Inputs]:
     original, _, inputs = pair(UNET, **values)
-    return original, UNetPolicy.apply(copy.deepcopy(original), backend=EmulatorBackend), inputs
+    with captured_by(EmulatorBackend):
+        return original, UNetPolicy.apply(copy.deepcopy(original)), inputs
 
 
 def test_a_loop_over_timesteps_captures_one_graph() -> None:
@@ -402,12 +410,33 @@ def test_a_graphed_unet_follows_everything_that_may_change() -> None:
 def test_a_graphed_vae_gives_what_the_original_gives(way: str, tiling: bool) -> None:
     values = {"way": way, "tiling": tiling, "height": 12, "width": 10, "batch": 2, "slicing": True}
     original, _, inputs = pair(VAE, **values)
-    replaced: Any = VAEPolicy.apply(copy.deepcopy(original), backend=EmulatorBackend)
+    with captured_by(EmulatorBackend):
+        replaced: Any = VAEPolicy.apply(copy.deepcopy(original))
     for _ in range(2):
         assert_close(VAE.run(replaced, inputs), VAE.run(original, inputs), 1e-4)
     graphs = replaced.fused.graphs.values()
     assert sum(one.replays for one in graphs) > sum(one.captures for one in graphs)
     assert not any(one.eager for one in graphs)
+
+
+def test_a_graph_whose_results_are_overwritten_fails_its_property_and_a_script_shows_it() -> None:
+    (fault,) = find_faults(("F78 outputs",))
+    with quiet(), fault.inject(replace_module) as faulty:
+        fails, problem = tell(CAPTURED, VAE, faulty, VAE.simplest)
+        assert fails and "the first call's result after another call" in str(problem)
+        assert "captured_by(EmulatorBackend)" in script(CAPTURED, VAE, VAE.simplest, faulty)
+    assert tell(CAPTURED, VAE, replace_module, VAE.simplest)[0] is False
+
+
+def test_a_replacement_that_captures_nothing_is_no_evidence_about_graphs() -> None:
+    class Uncaptured(VAEPolicy):
+        @classmethod
+        def plan(cls, module: nn.Module, *, enable_cuda_graph: bool = False) -> Swap:
+            return super().plan(module, enable_cuda_graph=False)
+
+    replacer = functools.partial(replace_module, policies=(Uncaptured,))
+    verdict = check_property(CAPTURED, VAE, profile=Profile("few", 1), seed=0, policy="Uncaptured", replacer=replacer).verdict
+    assert (verdict.outcome, verdict.reason) == ("vacuous", "no call was replayed from a graph")
 
 
 def test_a_compiled_replacement_computes_the_same() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -14,7 +15,7 @@ from harness.faults import exam as exam_module
 from harness.faults import ledger as ledger_module
 from harness.faults.bank import FAULTS, UnknownFault, find_faults
 from harness.faults.exam import Exam, OutOfTime, examine
-from harness.faults.fault import Fault, always, unharmed
+from harness.faults.fault import Fault, always
 from harness.faults.honest import HONEST
 from harness.faults.ledger import LEDGER, Entry
 from harness.faults.meaningless import MEANINGLESS
@@ -36,7 +37,7 @@ HARMLESS = Fault(
     breaks="Nothing is broken.",
     seam="engine",
     applies=always,
-    inject=unharmed,
+    inject=contextlib.nullcontext,
 )
 OF_EVERY_KIND = (
     "F10 position",

@@ -17,6 +17,7 @@ from .evidence.gather import Evidence, gather
 from .numerics import EXACT_TOLERANCE
 from .profiles import Profile
 from .properties import PROPERTIES, Property
+from .properties.captured import CAPTURED
 from .properties.rounding import ROUNDING
 from .rounding.calibration import multiple
 from .rounding.statistic import FLOOR
@@ -85,6 +86,8 @@ def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
         return "vacuous", "no layer was replaced in any example"
     if prop in ROUNDING and not found.budgets_used:
         return "vacuous", "in no example did the original run in this dtype with a result to compare"
+    if prop is CAPTURED and not found.replays:
+        return "vacuous", "no call was replayed from a graph"
     if not found.refusals and prop.name == "refusal":
         return "vacuous", "no model that has to be refused was tried"
     return "held", ""

@@ -40,6 +40,7 @@ class Found:
     replaced: int = 0
     expected: int = 0
     refusals: Counter[str] = field(default_factory=Counter)
+    replays: int = 0
     worst_error: float = 0.0
     seconds: float = 0.0
     drawn: Counter[tuple[str, object]] = field(default_factory=Counter)
@@ -169,6 +170,7 @@ def judge(prop: Property, case: Case, replacer: Replacer, example: Example, foun
             found.replaced += trial.evidence.replaced
             found.expected += trial.evidence.expected
             found.refusals.update(trial.evidence.refusals)
+            found.replays += trial.evidence.replays
             found.worst_error = max(found.worst_error, trial.evidence.worst_error)
             found.budgets_used += trial.evidence.budgets_used
             _count_axes(found, prop, trial.evidence.built)

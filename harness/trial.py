@@ -63,6 +63,8 @@ class Evidence:
     expected: int = 0
     worst_error: float = 0.0
     refusals: list[str] = field(default_factory=list)
+    replays: int = 0
+    """Calls that were replayed from a captured graph."""
     budgets_used: list[float] = field(default_factory=list)
     """Share of the error budget used, for each output that the rounding tier judged."""
     built: list[Example] = field(default_factory=list)

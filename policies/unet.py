@@ -14,8 +14,6 @@ from .base import DSPolicy, Swap, UnsupportedLayer
 if TYPE_CHECKING:
     from torch import nn
 
-    from .fused.capture import CaptureBackend
-
 
 class UNetPolicy(DSPolicy):
     """Replaces ``UNet2DConditionModel``, in place."""
@@ -23,11 +21,11 @@ class UNetPolicy(DSPolicy):
     layer_classes = ("diffusers.models.unets.unet_2d_condition:UNet2DConditionModel",)
 
     @classmethod
-    def plan(cls, module: nn.Module, *, enable_cuda_graph: bool = True, backend: type[CaptureBackend] | None = None) -> Swap:
-        """``enable_cuda_graph`` captures calls on CUDA; ``backend`` is another way to capture (tests: the emulator)."""
+    def plan(cls, module: nn.Module, *, enable_cuda_graph: bool = True) -> Swap:
+        """``enable_cuda_graph`` captures calls on CUDA."""
         from .fused.unet import unet_swap
 
-        return unet_swap(module, cls, enable_graph=enable_cuda_graph, backend=backend)
+        return unet_swap(module, cls, enable_graph=enable_cuda_graph)
 
     @classmethod
     def match(cls, module: nn.Module) -> bool:
@@ -35,10 +33,10 @@ class UNetPolicy(DSPolicy):
         return cls.matches(module)
 
     @classmethod
-    def apply(cls, module: nn.Module, enable_cuda_graph: bool = True, backend: type[CaptureBackend] | None = None) -> nn.Module:
+    def apply(cls, module: nn.Module, enable_cuda_graph: bool = True) -> nn.Module:
         """Replace ``module`` and return it: the same object. Raises ``UnsupportedLayer``. ``replace_module`` does the
         same and can take it back."""
         if not cls.matches(module):
             raise UnsupportedLayer("not a UNet2DConditionModel", layer=type(module).__name__)
-        cls.plan(module, enable_cuda_graph=enable_cuda_graph, backend=backend).install()
+        cls.plan(module, enable_cuda_graph=enable_cuda_graph).install()
         return module

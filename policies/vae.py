@@ -13,8 +13,6 @@ from .base import DSPolicy, Swap, UnsupportedLayer
 if TYPE_CHECKING:
     from torch import nn
 
-    from .fused.capture import CaptureBackend
-
 
 class VAEPolicy(DSPolicy):
     """Replaces ``AutoencoderKL``, in place."""
@@ -22,11 +20,11 @@ class VAEPolicy(DSPolicy):
     layer_classes = ("diffusers.models.autoencoders.autoencoder_kl:AutoencoderKL",)
 
     @classmethod
-    def plan(cls, module: nn.Module, *, enable_cuda_graph: bool = True, backend: type[CaptureBackend] | None = None) -> Swap:
-        """``enable_cuda_graph`` captures calls on CUDA; ``backend`` is another way to capture (tests: the emulator)."""
+    def plan(cls, module: nn.Module, *, enable_cuda_graph: bool = True) -> Swap:
+        """``enable_cuda_graph`` captures calls on CUDA."""
         from .fused.vae import vae_swap
 
-        return vae_swap(module, cls, enable_graph=enable_cuda_graph, backend=backend)
+        return vae_swap(module, cls, enable_graph=enable_cuda_graph)
 
     @classmethod
     def match(cls, module: nn.Module) -> bool:
@@ -34,10 +32,10 @@ class VAEPolicy(DSPolicy):
         return cls.matches(module)
 
     @classmethod
-    def apply(cls, module: nn.Module, enable_cuda_graph: bool = True, backend: type[CaptureBackend] | None = None) -> nn.Module:
+    def apply(cls, module: nn.Module, enable_cuda_graph: bool = True) -> nn.Module:
         """Replace ``module`` and return it: the same object. Raises ``UnsupportedLayer``. ``replace_module`` does the
         same and can take it back."""
         if not cls.matches(module):
             raise UnsupportedLayer("not an AutoencoderKL", layer=type(module).__name__)
-        cls.plan(module, enable_cuda_graph=enable_cuda_graph, backend=backend).install()
+        cls.plan(module, enable_cuda_graph=enable_cuda_graph).install()
         return module

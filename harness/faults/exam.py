@@ -27,7 +27,7 @@ from ..properties import BY_NAME, PROPERTIES, Property
 from ..search import quiet, tell
 from ..trial import Replacer
 from .bank import FAULTS, find_faults
-from .fault import Fault, unharmed
+from .fault import Fault
 from .honest import HONEST
 from .ledger import excuse
 from .report import Alarm, CaseReport, Outcome, Status
@@ -199,9 +199,8 @@ class Exam:
     def _fails_anyway(self, fault: Fault, noticed: Noticed) -> bool:
         """Whether the policy without the fault fails in the same place."""
         start = time.perf_counter()
-        with (fault.baseline or unharmed)(self.replacer) as clean:
-            alarm = self._look(noticed.prop, clean, (noticed.example,), [0])
-        if alarm is not None and alarm.shown and fault.baseline is None:
+        alarm = self._look(noticed.prop, self.replacer, (noticed.example,), [0])
+        if alarm is not None and alarm.shown:
             self.mistaken.append(self._alarm("clean policy", alarm, 1, start))
         return alarm is not None
 

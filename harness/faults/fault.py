@@ -101,8 +101,6 @@ class Fault:
     inject: Inject
     expects: tuple[str, ...] = ()
     canaries: tuple[str, ...] = ()
-    baseline: Inject | None = None
-    """What the policy does without the fault, where that is not what it does as a rule."""
     places: Callable[[LayerAnatomy], frozenset[str]] = lambda anatomy: frozenset()
     """Stages of a layer at which the fault shows first; none where it does not live in single stages."""
     passes: tuple[str, ...] = ()
@@ -164,12 +162,6 @@ def patched(*patches: Patch) -> Inject:
             yield replacer
 
     return inject
-
-
-@contextlib.contextmanager
-def unharmed(replacer: Replacer) -> Iterator[Replacer]:
-    """No fault at all."""
-    yield replacer
 
 
 def wrapped(make: Callable[[Replacer], Replacer]) -> Inject:

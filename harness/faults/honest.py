@@ -286,7 +286,7 @@ HONEST: tuple[Fault, ...] = (
         lambda traits: layered(traits) and not traits.any_block(lambda one: one.even_if_blind),
     ),
     # A captured graph owns its inputs and outputs: memory that the model had not, by contract.
-    _variant("graphs", "Calls are captured and replayed.", emulated(), captures, passes=("storages",)),
+    _variant("graphs", "Calls are captured and replayed.", emulated, captures, passes=("storages",)),
     _variant("another thread", "One more thread computes.", _two_threads),
 )
 """Rewrites in which nothing is to be found."""

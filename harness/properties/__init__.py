@@ -14,6 +14,7 @@ from .base import Property
 from .cache import CACHE
 from .cache_edits import EDITED_CACHE, FRESH_CACHE, STATIC_CACHE
 from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES, UNTOUCHED
+from .captured import CAPTURED
 from .compiled import COMPILED
 from .contract import CONTRACT
 from .copies import DEEPCOPY, PICKLED, STATE_DICT
@@ -54,6 +55,7 @@ PROPERTIES: tuple[Property, ...] = (
     GRADIENTS,
     TRAINING,
     COMPILED,
+    CAPTURED,
     REVERT,
     IDEMPOTENCE,
     DEEPCOPY,

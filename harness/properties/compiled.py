@@ -29,9 +29,9 @@ def _compiled(trial: Trial) -> None:
     try:
         compiled = torch.compile(its, backend="eager", dynamic=False)
         _same(trial, mine, compiled, call, f"{path}, compiled")
-        _change(mine, its, assign=False)
+        change_weights(mine, its, assign=False)
         _same(trial, mine, compiled, call, f"{path}, compiled, its weights then changed in place")
-        _change(mine, its, assign=True)
+        change_weights(mine, its, assign=True)
         _same(trial, mine, compiled, call, f"{path}, compiled, its weights then assigned anew")
     finally:
         torch.compiler.reset()
@@ -45,7 +45,7 @@ def _same(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: st
         raise Disagreement(f"{what}: {difference.problem or f'relative error {difference.error:.1e}'}", error=difference.error)
 
 
-def _change(mine: nn.Module, its: nn.Module, *, assign: bool) -> None:
+def change_weights(mine: nn.Module, its: nn.Module, *, assign: bool) -> None:
     """Scale every parameter alike on both sides."""
     with torch.no_grad():
         for module in (mine, its):

@@ -22,6 +22,7 @@ from ..faults.report import Outcome
 from ..profiles import PROFILES
 from ..properties import BY_NAME
 from ..properties.base import Property
+from ..properties.captured import CAPTURED, captures
 from ..registry import load_case
 from ..search import quiet
 from ..trial import Handle, Replacer
@@ -89,9 +90,17 @@ class Task:
 
 
 def applicable(subject: Subject) -> tuple[str, ...]:
-    """Names of the properties that apply to the subject's case."""
+    """Names of the properties that apply to the subject's case, and to what its policy claims."""
     case = subject.case
-    return tuple(name for name, prop in BY_NAME.items() if prop.applies(case))
+    names = (name for name, prop in BY_NAME.items() if prop.applies(case))
+    return tuple(name for name in names if name != CAPTURED.name or _captures(case, subject.replacer))
+
+
+def _captures(case: Case, replacer: Replacer) -> bool:
+    """Whether the policy captures graphs; many have no business with them."""
+    model = case.build(case.simplest)
+    replacer(model)
+    return captures(model)
 
 
 def judge(task: Task) -> Checked:

@@ -2,14 +2,15 @@
 
 ``CudaGraphBackend`` is the real one. ``EmulatorBackend`` follows the same contract on a CPU, so that every rule about
 graphs is tested without a GPU: it records the aten calls of a run and replays them into the same storages. Like a CUDA
-graph it knows nothing of Python: a branch, a number, an attribute is what it was while recording.
+graph it knows nothing of Python: a branch, a number, an attribute is what it was while recording. Replacements capture by
+CUDA graphs unless they are made inside ``captured_by``.
 """
 
 from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,3 +179,22 @@ class _Recorder(TorchDispatchMode):
 def storage_id(tensor: Tensor) -> int:
     """The identity of a tensor's memory, the same for all of its views."""
     return tensor.untyped_storage()._cdata
+
+
+_state: dict[str, type[CaptureBackend]] = {"backend": CudaGraphBackend}
+
+
+def backend() -> type[CaptureBackend]:
+    """What a replacement that is made now captures by."""
+    return _state["backend"]
+
+
+@contextlib.contextmanager
+def captured_by(other: type[CaptureBackend]) -> Iterator[None]:
+    """Replacements that are made inside capture by ``other``, for as long as they live."""
+    before = _state["backend"]
+    _state["backend"] = other
+    try:
+        yield
+    finally:
+        _state["backend"] = before

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..base import DSPolicy
 from .boundary import original_gives_channels_last, unet_keeps_channels_last
-from .capture import CaptureBackend, CudaGraphBackend
+from .capture import backend
 from .diffusion import DiffusionSwap, FusedRoot
 
 if TYPE_CHECKING:
@@ -45,12 +45,8 @@ class FusedUNet(FusedRoot):
         return _with_sample(result, channels_last)
 
 
-def unet_swap(
-    module: nn.Module, policy: type[DSPolicy], *, enable_graph: bool, backend: type[CaptureBackend] | None
-) -> DiffusionSwap:
-    if backend is None and enable_graph:
-        backend = CudaGraphBackend
-    return DiffusionSwap(module, policy, mixin=FusedUNet, backend=backend)
+def unet_swap(module: nn.Module, policy: type[DSPolicy], *, enable_graph: bool) -> DiffusionSwap:
+    return DiffusionSwap(module, policy, mixin=FusedUNet, backend=backend() if enable_graph else None)
 
 
 def _with(

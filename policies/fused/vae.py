@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..base import DSPolicy
 from .boundary import coder_keeps_channels_last, original_gives_channels_last
-from .capture import CaptureBackend, CudaGraphBackend
+from .capture import backend
 from .diffusion import PARTS, DiffusionSwap, FusedRoot
 from .swapped import Swapped
 
@@ -53,9 +53,6 @@ CODERS: dict[str, type[Swapped]] = {
 }
 
 
-def vae_swap(
-    module: nn.Module, policy: type[DSPolicy], *, enable_graph: bool, backend: type[CaptureBackend] | None
-) -> DiffusionSwap:
-    if backend is None and enable_graph:
-        backend = CudaGraphBackend
-    return DiffusionSwap(module, policy, mixin=FusedVAE, parts={**PARTS, **CODERS}, backend=backend)
+def vae_swap(module: nn.Module, policy: type[DSPolicy], *, enable_graph: bool) -> DiffusionSwap:
+    chosen = backend() if enable_graph else None
+    return DiffusionSwap(module, policy, mixin=FusedVAE, parts={**PARTS, **CODERS}, backend=chosen)

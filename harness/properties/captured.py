@@ -1,0 +1,53 @@
+"""Captured graphs: calls that are replayed give what the calls themselves would, whatever came before.
+
+Models on a CPU are captured by the emulator, which follows the contract of CUDA graphs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from policies.fused.capture import EmulatorBackend, captured_by
+
+from ..case import Case
+from ..trial import Trial
+from .base import Property, same_outputs
+from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES
+from .compiled import change_weights
+
+CALLS = (REPEAT, ORDER, SHAPES, INTERLEAVED)
+
+
+def whole_models(case: Case) -> bool:
+    """Whole models are what replacements capture; calls of single layers are captured by whoever calls the model."""
+    return not case.layered
+
+
+def captures(model: nn.Module) -> bool:
+    """Whether a replaced ``model`` captures its calls on a device that can."""
+    return getattr(getattr(model, "fused", None), "backend", None) is not None
+
+
+def _captured(trial: Trial) -> None:
+    with captured_by(EmulatorBackend):
+        for prop in CALLS:
+            prop.check(trial)
+    model: Any = trial.replaced.model
+    for assign in (False, True):
+        if captures(model):
+            trial.evidence.replays += sum(one.replays for one in model.fused.graphs.values())
+        change_weights(trial.original, model, assign=assign)
+        expected = trial.run_original(trial.fresh_inputs())
+        what = f"after its weights were {'assigned anew' if assign else 'changed in place'}"
+        same_outputs(trial, expected, trial.run_replaced(model, trial.fresh_inputs()), trial.inputs.valid, what)
+
+
+CAPTURED = Property(
+    name="captured graphs",
+    statement="Calls replayed from captured graphs give what they should in any order and shape, with the weights of now.",
+    check=_captured,
+    applies=whole_models,
+    share=0.03,
+)
