@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from unittest import mock
 
 import pytest
 import torch
@@ -155,3 +156,25 @@ def test_what_a_build_of_torch_can_do_is_not_asked_in_exact_mode() -> None:
     onednn.available.cache_clear()
     with exact_mode():
         assert onednn.available() is honest
+
+
+@pytest.mark.parametrize(
+    ("dtype", "width", "bias", "by_onednn"),
+    [
+        (torch.bfloat16, 2000, False, False),
+        (torch.bfloat16, 2000, True, True),
+        (torch.bfloat16, 200, False, True),
+        (torch.float32, 2000, False, True),
+    ],
+)
+def test_onednn_adds_a_residual_but_where_that_is_slower(dtype: torch.dtype, width: int, bias: bool, by_onednn: bool) -> None:
+    from policies.fused import onednn
+    from policies.fused.linear import Projection
+
+    linear = torch.nn.Linear(width, 2000, bias=bias, dtype=dtype)
+    projection = Projection("out", linear.weight, linear.bias, onednn=True)
+    x, residual = torch.ones(1, width, dtype=dtype), torch.ones(1, 2000, dtype=dtype)
+    with torch.no_grad(), mock.patch.object(onednn, "add", wraps=onednn.add) as add:
+        result = projection.plus(x, residual, lambda name, stage: None)
+        assert torch.allclose(result, residual + linear(x), atol=0.05)
+    assert add.called is by_onednn

@@ -142,8 +142,8 @@ def _never_bound_again(honest: Any) -> Any:
 def _other_modules_unseen(honest: Any) -> Any:
     """Parameters are watched, and the modules that hold them are not."""
 
-    def wrong(self: Watch, layer: Any) -> None:
-        honest(self, layer)
+    def wrong(self: Watch, *rest: Any) -> None:
+        honest(self, *rest)
         self._children = []
 
     return wrong

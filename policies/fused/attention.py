@@ -50,6 +50,13 @@ class FusedAttention:
         apart = packer if self.packed is None else None
         self.single = {linear.name: Projection.of(linear, plan, apart) for linear in linears}
 
+    @property
+    def joined(self) -> tuple[Tensor, ...]:
+        """Parameters that are views of one storage."""
+        if self.packed is None:
+            return ()
+        return tuple(one for linear in self.attention.qkv.linears for one in linear.parameters.values())
+
     def unpack(self) -> None:
         if self.packed is not None:
             self.packed = None
@@ -159,6 +166,7 @@ class FusedAttention:
             scale=attention.scale,
             enable_gqa=attention.heads != attention.kv_heads,
             products=self.products,
+            blind=call.mask is not None,  # a layer's own causality, window or bias leaves each query itself
         )
         context = context.transpose(1, 2).flatten(-2)
         emit(f"{attention.out.name}:input", context)

@@ -66,7 +66,9 @@ class FusedState:
             self.refusal = None
             with torch.inference_mode(False), torch.no_grad():
                 self.core = FusedTransformerLayer(anatomy, self.execution, packing=self.packing, shared=self.shared)
-        self.watch = Watch(layer)
+        # Packed weights are given back behind the replacement's back: it has to find out from each of them.
+        all_of_them = self.refusal is not None or self.execution is Plan.PACKED
+        self.watch = Watch(layer, None if all_of_them else self.core.attention.joined)
 
     @property
     def plan(self) -> str:

@@ -88,7 +88,8 @@ class Projection:
         if self.held is not None and self.held.suits(x, self.bias, residual):
             return self.held.operators, self.held.packed
         weight = self.weight
-        if self.onednn and onednn.suits(x, weight, self.bias, residual) and not onednn.loses(x, weight):
+        slow = residual is not None and onednn.sums_slowly(weight, self.bias)
+        if self.onednn and not slow and onednn.suits(x, weight, self.bias, residual) and not onednn.loses(x, weight):
             return onednn, weight
         return None, weight
 

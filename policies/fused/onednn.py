@@ -119,6 +119,14 @@ def loses(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def sums_slowly(weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a residual is better added behind the linear than by it: in bfloat16 to a large plain weight without a bias.
+    Measured with two threads on an AMD server with AVX-512, 128 rows, milliseconds of the sum behind it and by it, D by N: 1.35
+    and 1.36 at 2048 by 2048, 2.02 and 2.05 at 2048 by 3072, 5.67 and 5.82 at 2048 by 8192. With a bias, or at 768 by 3072, it
+    is the other way round."""
+    return bias is None and weight.dtype is torch.bfloat16 and weight.numel() >= _LARGEST
+
+
 @functools.cache
 def _by_amd() -> bool:
     return str(capabilities().get("cpu_name", "")).startswith("AMD")
@@ -131,6 +139,7 @@ def capabilities() -> dict[str, Any]:
 
 
 _LARGE = 1_000_000
+_LARGEST = 4_000_000
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

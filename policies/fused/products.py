@@ -38,13 +38,19 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     products: bool = False,
+    blind: bool = True,
 ) -> Tensor:
     """``F.scaled_dot_product_attention`` of query (B, H, T, E), key and value (B, K, S, E): (B, H, T, E).
 
-    ``products`` lets a call that suits them run as two products. ``is_causal`` is for T = S.
+    ``products`` lets a call that suits them run as two products. ``is_causal`` is for T = S. ``blind``: the mask may leave
+    a query nothing to attend to, and its context is zeros then, as in torch's.
     """
     if products and _suit(query, key, value, attn_mask):
-        return _by_products(query, key, value, attn_mask, is_causal, query.shape[-1] ** -0.5 if scale is None else scale)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if is_causal:
+            return _by_products(query, key, value, _causal(query, key), scale)
+        context = _by_products(query, key, value, _added(attn_mask, query.dtype), scale)
+        return context if attn_mask is None or not blind else context.masked_fill(_blind(attn_mask), 0.0)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
     )
@@ -66,20 +72,17 @@ def _suit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
     return able and query.dim() == 4 and 0 < rows * key.shape[2] <= SCORES_OF_A_HEAD
 
 
-def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float) -> Tensor:
+def _by_products(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scale: float) -> Tensor:
     heads, group = key.shape[1], query.shape[1] // key.shape[1]
-    added, blind = (_causal(query, key), None) if causal else _added(mask, query.dtype)
     scores_of_a_head = query.shape[0] * group * query.shape[2] * key.shape[2]
     step = max(1, SCORES_AT_ONCE // scores_of_a_head)
     if step >= heads:
-        context = _of_heads(query, key, value, added, scale)
-    else:
-        parts = []
-        for start in range(0, heads, step):
-            some, theirs = slice(start, start + step), slice(start * group, (start + step) * group)
-            parts.append(_of_heads(query[:, theirs], key[:, some], value[:, some], _for_heads(added, theirs), scale))
-        context = torch.cat(parts, dim=1)
-    return context if blind is None else context * ~blind
+        return _of_heads(query, key, value, added, scale)
+    parts = []
+    for start in range(0, heads, step):
+        some, theirs = slice(start, start + step), slice(start * group, (start + step) * group)
+        parts.append(_of_heads(query[:, theirs], key[:, some], value[:, some], _for_heads(added, theirs), scale))
+    return torch.cat(parts, dim=1)
 
 
 def _of_heads(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scale: float) -> Tensor:
@@ -100,13 +103,15 @@ def _causal(query: Tensor, key: Tensor) -> Tensor:
     return torch.full((query.shape[2], key.shape[2]), -math.inf, dtype=query.dtype, device=query.device).triu_(1)
 
 
-def _added(mask: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
-    """What is added to the scores, and which queries may attend nowhere: torch's own attention gives them zeros. Nothing is
-    decided by values, so that a call can be captured."""
-    if mask is None:
-        return None, None
-    if mask.dtype != torch.bool:
-        blind = mask.amax(dim=-1, keepdim=True) == -math.inf
-        return mask.masked_fill(blind, 0.0), blind
-    blind = ~mask.any(dim=-1, keepdim=True)
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~(mask | blind), -math.inf), blind
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """What is added to the scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -math.inf)
+
+
+def _blind(mask: Tensor) -> Tensor:
+    """Which queries may attend nowhere. Nothing is decided by values, so that a call can be captured."""
+    if mask.dtype == torch.bool:
+        return ~mask.any(dim=-1, keepdim=True)
+    return mask.amax(dim=-1, keepdim=True) == -math.inf

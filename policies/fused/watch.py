@@ -1,12 +1,14 @@
 """Noticing that a layer is no longer the one a replacement was derived from.
 
 This runs at every call, so it compares identities and storage addresses only; it never looks at values (an update in
-place is seen by itself, because a replacement holds the layer's own tensors).
+place is seen by itself, because a replacement holds the layer's own tensors). One token at a time, with a model's weights
+streaming through the caches between two calls of a layer, each object that is looked at is a miss: it is as few as will do.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,17 +19,19 @@ from .packed import PackedParameter
 
 
 class Watch:
-    """Remembers every submodule and parameter of a layer, and its attention implementation."""
+    """Remembers every submodule and parameter of a layer, its attention implementation, and where in memory its
+    parameters are: all, or those of ``placed`` where the replacement depends on no other's place."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, placed: Iterable[Tensor] | None = None) -> None:
         self.modules = [module for module in layer.modules() if module is not layer]
         self._children: list[tuple[dict[str, Any], str, Any]] = []
-        self._tensors: list[tuple[dict[str, Any], str, Tensor, int | None]] = []
+        self._parameters: list[tuple[dict[str, Any], str, Tensor]] = []
         for module in (layer, *self.modules):
             self._children += [(module._modules, name, child) for name, child in module._modules.items()]
-            for name, parameter in module._parameters.items():
-                if parameter is not None:
-                    self._tensors.append((module._parameters, name, parameter, _address(parameter)))
+            own = module._parameters
+            self._parameters += [(own, name, parameter) for name, parameter in own.items() if parameter is not None]
+        watched = [parameter for _, _, parameter in self._parameters] if placed is None else placed
+        self._addresses = [(parameter, _address(parameter)) for parameter in watched]
         self._config = next((m.config for m in self.modules if hasattr(m, "config")), None)
         self._implementation = _implementation(self._config)
 
@@ -35,14 +39,14 @@ class Watch:
         """True where a submodule or parameter was exchanged, or a parameter has another storage."""
         if self.exchanged():
             return True
-        return any(_address(parameter) != address for _, _, parameter, address in self._tensors)
+        return any(_address(parameter) != address for parameter, address in self._addresses)
 
     def exchanged(self) -> bool:
         """True where a submodule or parameter is another object. This much a compiler can trace, and guards on."""
         for children, name, child in self._children:
             if children.get(name) is not child:
                 return True
-        for parameters, name, parameter, _ in self._tensors:
+        for parameters, name, parameter in self._parameters:
             if parameters.get(name) is not parameter:
                 return True
         return _implementation(self._config) != self._implementation
@@ -67,11 +71,12 @@ def inner_hooks(modules: list[nn.Module]) -> str | None:
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "a forward hook on all modules"
     for module in modules:
+        own = module.__dict__
+        if not ("forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]):
+            continue
         if patched(module):
             return f"a forward of its own on {type(module).__name__}"
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
-        if not hooks:
-            continue
         if any(getattr(hook, "__module__", "") != _CAPTURING for hook in hooks):
             return f"a forward hook on {type(module).__name__}"
         if _weights_recorded():
