@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from policies.calls import Returns
 from policies.fused import layer as fused_layer
@@ -144,7 +144,7 @@ def _other_modules_unseen(honest: Any) -> Any:
 
     def wrong(self: Watch, *rest: Any) -> None:
         honest(self, *rest)
-        self._children = []
+        self._members = [(own, held) for own, held in self._members if not any(isinstance(one, nn.Module) for one in held)]
 
     return wrong
 

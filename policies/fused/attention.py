@@ -127,9 +127,10 @@ class FusedAttention:
     def _interleaved(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         attention = self.attention
         group = attention.heads // attention.kv_heads
-        grouped = fused.unflatten(-1, (attention.kv_heads, group + 2, attention.head_size))
-        query = grouped[..., :group, :].flatten(-3, -2).transpose(1, 2)
-        return query, grouped[..., group, :].transpose(1, 2), grouped[..., group + 1, :].transpose(1, 2)
+        sizes = (group * attention.head_size, attention.head_size, attention.head_size)
+        query, key, value = fused.unflatten(-1, (attention.kv_heads, -1)).split(sizes, dim=-1)
+        query = query.reshape(*query.shape[:2], attention.heads, attention.head_size)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, n * E) -> (B, n, T, E), a view."""

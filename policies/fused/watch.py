@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -24,13 +25,10 @@ class Watch:
 
     def __init__(self, layer: nn.Module, placed: Iterable[Tensor] | None = None) -> None:
         self.modules = [module for module in layer.modules() if module is not layer]
-        self._children: list[tuple[dict[str, Any], str, Any]] = []
-        self._parameters: list[tuple[dict[str, Any], str, Tensor]] = []
-        for module in (layer, *self.modules):
-            self._children += [(module._modules, name, child) for name, child in module._modules.items()]
-            own = module._parameters
-            self._parameters += [(own, name, parameter) for name, parameter in own.items() if parameter is not None]
-        watched = [parameter for _, _, parameter in self._parameters] if placed is None else placed
+        every = (layer, *self.modules)
+        members: list[dict[str, Any]] = [own for one in every for own in (one._modules, one._parameters) if own]
+        self._members = [(own, tuple(own.values())) for own in members]
+        watched = layer.parameters() if placed is None else placed
         self._addresses = [(parameter, _address(parameter)) for parameter in watched]
         self._config = next((m.config for m in self.modules if hasattr(m, "config")), None)
         self._implementation = _implementation(self._config)
@@ -43,11 +41,8 @@ class Watch:
 
     def exchanged(self) -> bool:
         """True where a submodule or parameter is another object. This much a compiler can trace, and guards on."""
-        for children, name, child in self._children:
-            if children.get(name) is not child:
-                return True
-        for parameters, name, parameter in self._parameters:
-            if parameters.get(name) is not parameter:
+        for own, before in self._members:
+            if len(own) != len(before) or not all(map(is_, own.values(), before)):
                 return True
         return _implementation(self._config) != self._implementation
 
