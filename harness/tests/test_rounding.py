@@ -23,7 +23,7 @@ from harness.properties import BY_NAME
 from harness.properties.rounding import ROUNDING
 from harness.rounding.calibrate import Asked, drawn, main
 from harness.rounding.calibration import FILE, CalibrationError, multiple, read
-from harness.rounding.statistic import DTYPES, Measured, other_numbers, pooled
+from harness.rounding.statistic import DTYPES, Allowance, Measured, other_numbers, pooled
 from harness.rounding.tail import BEYOND, EXCEEDED, extrapolate
 from harness.rounding.variants import VARIANTS
 from harness.search import Found, judge, quiet
@@ -213,3 +213,10 @@ def test_the_command_leaves_the_calibration_alone_where_there_are_too_few_exampl
     out = tmp_path / "calibration.json"
     assert main([LLAMA], ["--examples", "6", "--out", str(out)]) == 2
     assert "got" in capsys.readouterr().err and not out.exists()
+
+
+def test_an_error_is_relative_to_the_output_and_infinite_where_it_is_none() -> None:
+    allowance = Allowance(exact=torch.full((4,), 5.0), valid=None, scale=5.0, own=3.0, propagated=4.0, floor=12.0)
+    assert allowance.error(torch.full((4,), 6.0)) == pytest.approx(0.2)
+    assert allowance.error(torch.full((4,), torch.nan)) == float("inf")
+    assert allowance.total == 13.0

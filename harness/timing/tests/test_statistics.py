@@ -113,12 +113,21 @@ def test_the_reason_gives_the_figures(ratio, verdict, words):
     assert words in judgement.reason
 
 
-def test_a_difference_that_is_shown_but_looks_negligible_is_ambiguous():
+@pytest.mark.parametrize("subject_is", ["faster", "slower"])
+def test_a_difference_that_is_shown_but_looks_negligible_is_ambiguous(subject_is):
     """The interval excludes equality and reaches beyond the margin, the estimate does not."""
-    judgement = judge(*_noisy(1.008, count=400))
-    assert judgement.ratio.low > 1
+    fast, slow = _noisy(1.008, count=400)[::-1]
+    judgement = judge(slow, fast) if subject_is == "faster" else judge(fast, slow)
+    assert not judgement.ratio.low <= 1 <= judgement.ratio.high
     assert judgement.verdict == "AMBIGUOUS"
     assert "allows both a difference that does not matter and a difference beyond 1.00%" in judgement.reason
+
+
+@pytest.mark.parametrize("count", [400, 4000])
+def test_the_standard_error_is_that_of_a_mean_of_blocks_or_a_little_more(count):
+    """Normal noise of a spread s in every sample: a block of two pairs has a log ratio of spread s, and n of them s / sqrt(n)."""
+    judgement = judge(*_noisy(1.0, count=count, spread=0.01))
+    assert 1.0 <= judgement.standard_error / (0.01 / math.sqrt(count / 2)) <= 1.45
 
 
 def test_an_ambiguous_verdict_says_what_would_settle_it():
