@@ -35,9 +35,9 @@ def _captured(trial: Trial) -> None:
         for prop in CALLS:
             prop.check(trial)
     model: Any = trial.replaced.model
+    if captures(model):
+        trial.evidence.replays += sum(one.replays for one in model.fused.graphs.values())
     for assign in (False, True):
-        if captures(model):
-            trial.evidence.replays += sum(one.replays for one in model.fused.graphs.values())
         change_weights(trial.original, model, assign=assign)
         expected = trial.run_original(trial.fresh_inputs())
         what = f"after its weights were {'assigned anew' if assign else 'changed in place'}"
