@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -271,6 +272,15 @@ def test_loading_allocates_no_more_than_the_weights_and_one_layer(tmp_path: Path
     mapped = (tmp_path / "model.safetensors").stat().st_size
     packed = 3 * 32 * 32 * dtype.itemsize * 6
     assert packed <= peak_growth(Loading(tmp_path, dtype), mapped) <= (packed if dtype is torch.float32 else weights) + layer
+
+
+def test_packed_weights_leave_no_page_of_their_files_in_memory(tmp_path: Path) -> None:
+    tiny(num_hidden_layers=4, hidden_size=256, intermediate_size=256).save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    model = policies.load_replaced(llama(), tmp_path, plan="packed").model
+    resident = sum(one.rss for one in psutil.Process().memory_maps() if one.path == str(file))
+    assert resident < file.stat().st_size / 4
+    same(model, policies.replace_module(loaded(llama(), tmp_path, torch.float32), plan="packed").model)
 
 
 def test_every_block_of_the_page_on_checkpoints_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

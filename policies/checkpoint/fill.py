@@ -1,7 +1,8 @@
 """Giving a model its weights, a few at a time.
 
-A parameter that stays as it is stored is a view of the mapped file. One that a replacement lays out anew, or that is
-wanted in another dtype, is written once, to where it will stay: a second copy never exists.
+A parameter that stays as it is stored is a view of the mapped file; one that is packed right away is read from there, and
+its pages are given back. One that a replacement lays out anew, or that is wanted in another dtype, is written once, to
+where it will stay: a second copy never exists.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .names import Place
-from .stored import DTYPES, Entry, Reader
+from .stored import mapped
 
 
 class Filler:
@@ -20,22 +21,13 @@ class Filler:
 
     def __init__(self, places: dict[str, Place]) -> None:
         self.places = places
-        self._reader = Reader()
         self._done: set[Place] = set()
 
-    def fill(self, names: Iterable[str], *, copied: bool = False) -> None:
-        """Fill those of these names that still have to be; ``copied``: into memory even where the file could be mapped."""
-        pairs: list[tuple[Entry, Tensor]] = []
+    def fill(self, names: Iterable[str]) -> None:
+        """Fill those of these names that still have to be."""
         for place in dict.fromkeys(self.places[name] for name in names):
-            if place in self._done:
-                continue
-            entry = self._entry(place)
-            if not copied and DTYPES[entry.dtype] is place.tensor.dtype:
-                self._put(place, self._reader.mapped(entry))
-            else:
-                pairs.append((entry, torch.empty(place.tensor.shape, dtype=place.tensor.dtype)))
-                self._put(place, pairs[-1][1])
-        self._reader.copy(pairs)
+            if place not in self._done:
+                self._put(place, self._stored(place).to(place.tensor.dtype))
 
     def fill_together(self, names: tuple[str, ...]) -> None:
         """Fill these, which have equal rows, one behind the other in one storage."""
@@ -43,12 +35,11 @@ class Filler:
         first, rows = places[0].tensor, [place.tensor.shape[0] for place in places]
         parts = torch.empty((sum(rows), *first.shape[1:]), dtype=first.dtype).split(rows)
         for place, part in zip(places, parts, strict=True):
-            self._put(place, part)
-        self._reader.copy([(self._entry(place), part) for place, part in zip(places, parts, strict=True)])
+            self._put(place, part.copy_(self._stored(place)))
 
-    def _entry(self, place: Place) -> Entry:
+    def _stored(self, place: Place) -> Tensor:
         assert place.entry is not None
-        return place.entry
+        return mapped(place.entry)
 
     def _put(self, place: Place, value: Tensor) -> None:
         self._done.add(place)

@@ -79,7 +79,7 @@ def load_replaced(
 def _fill_layer(filler: Filler, prefix: str, swap: Swap) -> None:
     layout = swap.layout()
     if layout is None:
-        filler.fill([name for name in filler.places if name.startswith(prefix)], copied=True)
+        filler.fill([name for name in filler.places if name.startswith(prefix)])
         return
     for group in layout:
         names = tuple(prefix + name for name in group)

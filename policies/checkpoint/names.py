@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .stored import DTYPES, CheckpointError, Entry, Reader, Stored
+from .stored import DTYPES, CheckpointError, Entry, Stored, mapped
 
 
 @dataclass(eq=False)
@@ -132,7 +133,7 @@ def _settle(place: Place, candidates: list[Entry], stored: Stored) -> list[str]:
     problems = [problem for entry in candidates for problem in _unfit(place, entry)]
     if not problems:
         for other in candidates[1:]:
-            if not Reader().equal(candidates[0], other):
+            if not torch.equal(mapped(candidates[0]), mapped(other)):
                 names = f"{candidates[0].name} and {other.name}"
                 problems.append(f"differing: {names} are one parameter in the model and two values in the checkpoint")
     return problems

@@ -7,11 +7,13 @@ when half of a model is built.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -47,12 +49,13 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor of a checkpoint. ``dtype`` is safetensors' word for it."""
+    """One tensor of a checkpoint. ``dtype`` is safetensors' word for it, ``start`` its first byte in the file."""
 
     name: str
     file: Path
     shape: tuple[int, ...]
     dtype: str
+    start: int
 
 
 @dataclass(frozen=True)
@@ -124,42 +127,37 @@ def _weight_map(index: Path, problems: list[str]) -> dict[str, Path]:
 def _headers(file: Path, problems: list[str]) -> Iterable[Entry]:
     try:
         with safe_open(file, framework="pt") as opened:
-            return [_entry(opened, name, file) for name in opened.keys()]  # noqa: SIM118  (it cannot be iterated)
+            starts = _starts(file)
+            return [_entry(opened, name, file, starts[name]) for name in opened.keys()]  # noqa: SIM118  (it cannot be iterated)
     except (OSError, SafetensorError) as error:
         problems.append(f"{file.name} cannot be read: {_one_line(error)}")
         return []
 
 
-def _entry(opened: Any, name: str, file: Path) -> Entry:
+def _starts(file: Path) -> dict[str, int]:
+    """Where each entry of a file that safetensors has found to be sound begins, which it does not tell: the length of the
+    header in eight bytes, the header, the values."""
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(length))
+    return {name: 8 + length + one["data_offsets"][0] for name, one in header.items() if name != "__metadata__"}
+
+
+def _entry(opened: Any, name: str, file: Path, start: int) -> Entry:
     part = opened.get_slice(name)
-    return Entry(name, file, tuple(part.get_shape()), part.get_dtype())
+    return Entry(name, file, tuple(part.get_shape()), part.get_dtype(), start)
 
 
 def _one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-class Reader:
-    """Reads entries, either way without a second copy of them in memory."""
-
-    def __init__(self) -> None:
-        self._open: dict[Path, Any] = {}
-
-    def mapped(self, entry: Entry) -> Tensor:
-        """The entry as the system maps the file: pages come when they are touched, and can be dropped again. Writing to
-        it leaves the file alone."""
-        if entry.file not in self._open:
-            self._open[entry.file] = safe_open(entry.file, framework="pt")
-        return self._open[entry.file].get_tensor(entry.name)
-
-    def copy(self, pairs: Sequence[tuple[Entry, Tensor]]) -> None:
-        """Write each entry into the tensor beside it, in the tensor's dtype. Files are mapped for that long only."""
-        for file in dict.fromkeys(entry.file for entry, _ in pairs):
-            with safe_open(file, framework="pt") as opened:
-                for entry, target in pairs:
-                    if entry.file == file:
-                        target.copy_(opened.get_tensor(entry.name))
-
-    def equal(self, one: Entry, other: Entry) -> bool:
-        with safe_open(one.file, framework="pt") as first, safe_open(other.file, framework="pt") as second:
-            return torch.equal(first.get_tensor(one.name), second.get_tensor(other.name))
+def mapped(entry: Entry) -> Tensor:
+    """The entry as the system maps its part of the file: pages come when they are touched, can be dropped again, and go with
+    the tensor. Writing to it leaves the file alone."""
+    dtype = DTYPES[entry.dtype]
+    if not math.prod(entry.shape):
+        return torch.empty(entry.shape, dtype=dtype)
+    size = math.prod(entry.shape) * dtype.itemsize
+    values = np.memmap(entry.file, dtype=np.uint8, mode="c", offset=entry.start, shape=(size,))
+    return torch.from_numpy(values).view(dtype).view(entry.shape)
