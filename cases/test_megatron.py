@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from harness.case import Example
+from harness.case import Example, Inputs
 from harness.exact import exact_mode
+from harness.properties.equality import valid_positions
 from harness.randomise import randomise
 from policies import UnsupportedLayer, replace_module
 from policies.anatomy import QKVLayout
@@ -272,3 +273,12 @@ def test_stand_ins_are_gone_outside_their_context() -> None:
     with CASE.surroundings():
         assert torch.cuda.current_device is not inside
     assert torch.cuda.current_device is inside
+
+
+def test_positions_that_count_are_turned_for_layers_with_tokens_first_however_many_there_are() -> None:
+    model = replace_module(CASE.build(CASE.simplest)).model
+    valid = torch.tensor([[True, False], [True, True]])
+    trial: Any = SimpleNamespace(inputs=Inputs(kwargs={}, valid=valid), replaced=SimpleNamespace(model=model))
+    found = valid_positions(trial, torch.zeros(2, 2, 4))
+    assert found is not None
+    assert torch.equal(found, valid.t())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -178,3 +181,47 @@ def test_onednn_adds_a_residual_but_where_that_is_slower(dtype: torch.dtype, wid
         result = projection.plus(x, residual, lambda name, stage: None)
         assert torch.allclose(result, residual + linear(x), atol=0.05)
     assert add.called is by_onednn
+
+
+def conv1d(model: nn.Module) -> nn.Parameter:
+    return model.get_parameter("h.0.mlp.c_fc.weight")
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda model: model,
+        lambda model: model.double(),
+        lambda model: setattr(model.h[0].attn.c_proj, "weight", nn.Parameter(model.h[0].attn.c_proj.weight.clone())) or model,
+    ],
+    ids=["as it is", "moved", "with another weight assigned"],
+)
+def test_a_weight_stored_by_columns_lies_by_rows_until_it_is_reverted(between: Callable[[Any], Any]) -> None:
+    model = model_of(GPT2Case()).bfloat16()
+    before, form, values = conv1d(model), conv1d(model).stride(), conv1d(model).clone()
+    handle = policies.replace_module(model)
+    assert conv1d(model) is before
+    assert torch.equal(before, values)
+    assert before.t().is_contiguous()
+    assert "weights by rows" in str(model.h[0])
+    between(model)
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[1, 2]]))
+    assert conv1d(model).t().is_contiguous()
+    handle.revert()
+    assert conv1d(model).stride() == form
+    assert torch.equal(conv1d(model), values.to(conv1d(model).dtype))
+
+
+def test_a_weight_that_another_module_holds_too_stays_as_it_is_stored() -> None:
+    model = model_of(GPT2Case(), layers=2).bfloat16()
+    model.h[1].mlp.c_fc.weight = model.h[0].mlp.c_fc.weight
+    policies.replace_module(model)
+    assert conv1d(model).is_contiguous()
+    assert model.h[0].mlp.c_proj.weight.t().is_contiguous()
+
+
+def test_a_model_with_weights_by_rows_can_be_saved(tmp_path: Path) -> None:
+    model = model_of(GPT2Case()).bfloat16()
+    policies.replace_module(model).model.save_pretrained(tmp_path)
+    assert torch.equal(conv1d(type(model).from_pretrained(tmp_path)), conv1d(model))

@@ -211,6 +211,11 @@ def fused_states(model: nn.Module) -> list[Any]:
     return [module.fused for module in model.modules() if hasattr(type(module), "_fused_policy")]
 
 
+def sequence_first(model: nn.Module) -> bool:
+    """Whether the fused layers of ``model`` are handed tokens first and batch second."""
+    return any(state.policy.call.sequence_first for state in fused_states(model))
+
+
 def storages(model: nn.Module) -> dict[int, int]:
     """Addresses and sizes in bytes of the memory that the parameters and buffers of ``model`` lie in; empty ones have none."""
     held = [tensor.untyped_storage() for tensor in _tensors(model) if tensor.numel()]

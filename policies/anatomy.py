@@ -259,11 +259,15 @@ class LayerAnatomy:
         return tuple(n for n in (self.attention_norm, self.mlp_norm, self.cross_norm, *heads) if n is not None)
 
     @property
+    def linears(self) -> tuple[Linear, ...]:
+        cross = self.cross_attention.linears if self.cross_attention is not None else ()
+        return (*self.attention.linears, *cross, *self.mlp.linears)
+
+    @property
     def parameters(self) -> dict[str, Tensor]:
         """Every parameter of the layer by its own name, in the order attention, MLP, norms."""
-        cross = self.cross_attention.linears if self.cross_attention is not None else ()
         named: dict[str, Tensor] = {}
-        for linear in (*self.attention.linears, *cross, *self.mlp.linears):
+        for linear in self.linears:
             named |= linear.parameters
         named |= self.mlp.activation.parameters
         for norm in self.norms:

@@ -27,7 +27,7 @@ from reports.record import Stage
 from ..case import Case, Example, Inputs
 from ..exact import exact_mode
 from ..numerics import EXACT_TOLERANCE, gap
-from ..trial import Replacer, Trial
+from ..trial import Replacer, Trial, sequence_first
 from .stages import Heard, fused_layers, listening, main_tensor, nothing_heard, recorded
 
 MOST_STAGES = 40
@@ -79,8 +79,7 @@ def _by_emission(trial: Trial, model: nn.Module, drive: Drive) -> tuple[Stage, .
     expected = nothing_heard()
     with listening(trial.original, recorded(expected)):
         drive(trial.original, trial.fresh_inputs())
-    sequence_first = any(one.fused.policy.call.sequence_first for one in fused_layers(model).values())
-    compare = _Comparison(expected, trial.inputs.valid, sequence_first=sequence_first)
+    compare = _Comparison(expected, trial.inputs.valid, sequence_first=sequence_first(model))
     ordinary = compare.run(model, drive, trial.fresh_inputs(), correct=False)
     corrected = compare.run(model, drive, trial.fresh_inputs(), correct=True)
     return tuple(

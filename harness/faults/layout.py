@@ -86,8 +86,8 @@ def _half_the_heads(attention: Attention) -> Attention:
 
 def _query_key_value(order: tuple[int, int, int]) -> Any:
     def make(honest: Any) -> Any:
-        def wrong(self: FusedAttention, x: Tensor, emit: Any) -> tuple[Tensor, ...]:
-            parts = honest(self, x, emit)
+        def wrong(self: FusedAttention, x: Tensor, call: Any, emit: Any) -> tuple[Tensor, ...]:
+            parts = honest(self, x, call, emit)
             return tuple(parts[place] for place in order)
 
         return wrong

@@ -17,7 +17,8 @@ from policies.calls import RotarySource
 from policies.fused import attention as fused_attention
 from policies.fused import layer as fused_layer
 from policies.fused.arguments import Arguments
-from policies.fused.attention import AttentionCall
+from policies.fused.attention import AttentionCall, FusedAttention
+from policies.fused.transformer import silent
 
 from .edits import change, each_attention, self_attention
 from .fault import Patch, Traits, miscomputing, misreading
@@ -123,12 +124,15 @@ def _without_rotary(call: AttentionCall, attention: Attention) -> AttentionCall:
 def _wrong_divisor(honest: Any) -> Any:
     """Positions from a flat index over tokens and heads, divided by the next power of two instead of the head count."""
 
-    def wrong(rotary: Rotary, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        heads, tokens = x.shape[1:3]
-        flat = torch.arange(tokens)[None, :] * heads + torch.arange(heads)[:, None]
+    def wrong(self: FusedAttention, x: Tensor, call: AttentionCall) -> Tensor:
+        if call.cos is None or call.sin is None:
+            return honest(self, x, call)
+        rows, heads = x.flatten(1, -3), self.attention.heads
+        flat = torch.arange(x.shape[-2]) * heads + torch.arange(rows.shape[1])[:, None] % heads
         index = flat // 2 ** (heads - 1).bit_length()
-        out: Tensor = honest(rotary, x, cos[:, 0][:, index], sin[:, 0][:, index])
-        return out
+        wrong_call = dataclasses.replace(call, cos=call.cos[:, 0][:, index], sin=call.sin[:, 0][:, index])
+        out: Tensor = honest(self, rows, wrong_call)
+        return out.reshape(x.shape)
 
     return wrong
 
@@ -139,7 +143,7 @@ def _whole_head(honest: Any) -> Any:
     def wrong(rotary: Rotary, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         times = -(-x.shape[-1] // cos.shape[-1])
         width = x.shape[-1] // 2 * 2
-        cos, sin = (one.repeat(1, 1, 1, times)[..., :width] for one in (cos, sin))
+        cos, sin = (torch.cat([one] * times, dim=-1)[..., :width] for one in (cos, sin))
         out: Tensor = honest(rotary, x, cos, sin)
         return out
 
@@ -147,8 +151,10 @@ def _whole_head(honest: Any) -> Any:
 
 
 def _keys_unrotated(honest: Any) -> Any:
-    def wrong(self: Any, query: Tensor, key: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
-        return honest(self, query, key, call)[0], key
+    def wrong(self: FusedAttention, x: Tensor, call: AttentionCall, emit: Any) -> tuple[Tensor, Tensor, Tensor]:
+        query, _, value = honest(self, x, call, silent)
+        _, key, _ = honest(self, x, _without_rotary(call, self.attention), emit)
+        return query, key, value
 
     return wrong
 
@@ -225,7 +231,7 @@ POSITIONS = (
         "F35",
         "DeepSpeed PR #2782",
         "The rotary kernel finds a token's position with a divisor that is right for powers of two only.",
-        (fused_attention, "rotate", _wrong_divisor),
+        (FusedAttention, "_rotated", _wrong_divisor),
         applies=_uneven_heads,
     ),
     misreading(
@@ -265,7 +271,7 @@ POSITIONS = (
         "M10",
         "read in DeepSpeed's apply_rotary_pos_emb",
         "Queries are rotated and keys are not.",
-        (fused_attention.FusedAttention, "_positions", _keys_unrotated),
+        (FusedAttention, "_query_key_value", _keys_unrotated),
         applies=_rotates,
     ),
     misreading(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..trial import Disagreement, Trial, Vacuous, fused_path
+from ..trial import Disagreement, Trial, Vacuous, fused_path, sequence_first
 from .base import Property, same_outputs, same_tensor
 from .inputs import tensors_in
 
@@ -82,9 +82,11 @@ def main_output(returned: Any) -> Any:
 def valid_positions(trial: Trial, output: Tensor) -> Tensor | None:
     """The positions that count, where the layer keeps batch and tokens in front."""
     valid = trial.inputs.valid
-    if valid is None or output.shape[:2] == valid.shape:
-        return valid
-    return valid.t() if output.shape[:2] == valid.t().shape else None
+    if valid is None:
+        return None
+    if sequence_first(trial.replaced.model):
+        valid = valid.t()
+    return valid if output.shape[:2] == valid.shape else None
 
 
 def _model_equality(trial: Trial) -> None:

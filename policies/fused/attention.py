@@ -5,6 +5,7 @@ Shapes: B batch, T queries, S keys, D hidden, H query heads, K key/value heads, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from .norm import normalise
 from .packed import Packer
 from .positions import rotate
 from .products import scaled_dot_product_attention
+
+Cut = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Queries (B, H, T, E) and keys (B, K, T, E) out of a tensor that has them both."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +48,7 @@ class FusedAttention:
         self.products = plan is not Plan.PLAIN
         linears = attention.qkv.linears
         self.out = Projection.of(attention.out, plan, packer)
+        self._sizes = [n * attention.head_size for n in (attention.heads, attention.kv_heads, attention.kv_heads)]
         self.packed: Projection | None = None
         if packing and isinstance(attention.qkv, SplitQKV) and can_pack(linears, shared):
             self.packed = _joined(linears, plan, packer)
@@ -64,8 +69,7 @@ class FusedAttention:
 
     def attend_to_self(self, residual: Tensor, x: Tensor, call: AttentionCall, emit: Emit) -> Tensor:
         """``residual`` plus attention of ``x``, all (B, T, D): keys and values from ``x`` and what the cache holds."""
-        query, key, value = self._query_key_value(x, emit)
-        query, key = self._positions(query, key, call)
+        query, key, value = self._query_key_value(x, call, emit)
         if call.cache is not None:
             key, value = call.cache.update(key, value, self.attention.cache_index, *_cache_extras(call))
         return self.out.plus(self._finish(query, key, value, call, emit), residual, emit)
@@ -101,52 +105,59 @@ class FusedAttention:
             self._heads(self.single[qkv.value.name](encoder, emit)),
         )
 
-    def _query_key_value(self, x: Tensor, emit: Emit) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (B, H, T, E), keys and values (B, K, T, E)."""
-        attention, qkv = self.attention, self.attention.qkv
+    def _query_key_value(self, x: Tensor, call: AttentionCall, emit: Emit) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, E), keys and values (B, K, T, E), queries and keys at their positions."""
+        qkv = self.attention.qkv
         if isinstance(qkv, FusedQKV):
             fused = self.single[qkv.linear.name](x, emit)
-            return self._interleaved(fused) if qkv.layout is QKVLayout.INTERLEAVED else self._blocked(fused)
+            return self._interleaved(fused, call) if qkv.layout is QKVLayout.INTERLEAVED else self._blocked(fused, call)
         assert isinstance(qkv, SplitQKV)
         if self.packed is None or not self.packed.runs(x) or (torch.is_grad_enabled() and _learning(qkv.linears)):
-            parts = [self.single[linear.name](x, emit) for linear in qkv.linears]
-        else:
-            sizes = [n * attention.head_size for n in (attention.heads, attention.kv_heads, attention.kv_heads)]
-            parts = list(self.packed(x, emit).split(sizes, dim=-1))
-            for linear, part in zip(qkv.linears, parts, strict=True):
-                emit(linear.name, part)
-        query, key, value = parts
-        return self._heads(query), self._heads(key), self._heads(value)
+            query, key, value = (self._heads(self.single[linear.name](x, emit)) for linear in qkv.linears)
+            return *self._apart(query, key, call), value
+        fused = self.packed(x, emit)
+        for linear, part in zip(qkv.linears, fused.split(self._sizes, dim=-1), strict=True):
+            emit(linear.name, part)
+        return self._blocked(fused, call)
 
-    def _blocked(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attention = self.attention
-        heads = self._heads(fused)
-        query, key, value = heads.split((attention.heads, attention.kv_heads, attention.kv_heads), dim=1)
+    def _blocked(self, fused: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+        """All queries, all keys, all values."""
+        heads, kv_heads = self.attention.heads, self.attention.kv_heads
+        both, value = self._heads(fused).split((heads + kv_heads, kv_heads), dim=1)
+        query, key = self._together(both, lambda both: both.split((heads, kv_heads), dim=1), call)
         return query, key, value
 
-    def _interleaved(self, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        attention = self.attention
-        group = attention.heads // attention.kv_heads
-        sizes = (group * attention.head_size, attention.head_size, attention.head_size)
-        query, key, value = fused.unflatten(-1, (attention.kv_heads, -1)).split(sizes, dim=-1)
-        query = query.reshape(*query.shape[:2], attention.heads, attention.head_size)
-        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    def _interleaved(self, fused: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor, Tensor]:
+        """The queries of each key head, the key, the value."""
+        groups = fused.unflatten(-1, (self.attention.kv_heads, -1, self.attention.head_size)).permute(0, 2, 3, 1, 4)
+        query, key = self._together(groups[:, :, :-1], lambda both: (both[:, :, :-1].flatten(1, 2), both[:, :, -1]), call)
+        return query, key, groups[:, :, -1]
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, T, n * E) -> (B, n, T, E), a view."""
         return x.unflatten(-1, (-1, self.attention.head_size)).transpose(1, 2)
 
-    def _positions(self, query: Tensor, key: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
+    def _together(self, both: Tensor, cut: Cut, call: AttentionCall) -> tuple[Tensor, Tensor]:
+        """Queries and keys out of ``both`` (B, ..., T, E) at their positions, in half as many operations as each by itself."""
+        if self.attention.query_norm is not None:
+            return self._apart(*cut(both), call)
+        return cut(self._rotated(both, call))
+
+    def _apart(self, query: Tensor, key: Tensor, call: AttentionCall) -> tuple[Tensor, Tensor]:
         attention = self.attention
         if attention.query_norm is not None and attention.key_norm is not None:
             query, key = normalise(attention.query_norm, query), normalise(attention.key_norm, key)
-        if attention.rotary is None or (attention.rotary.size is None and call.cos is None):
-            return query, key
+        return self._rotated(query, call), self._rotated(key, call)
+
+    def _rotated(self, x: Tensor, call: AttentionCall) -> Tensor:
+        """(B, ..., T, E), turned where the layer has rotary positions."""
+        rotary = self.attention.rotary
+        if rotary is None or (rotary.size is None and call.cos is None):
+            return x
         assert call.cos is not None and call.sin is not None
-        return (
-            rotate(attention.rotary, query, call.cos, call.sin),
-            rotate(attention.rotary, key, call.cos, call.sin),
-        )
+        if x.dim() == 5:
+            return rotate(rotary, x, call.cos.unsqueeze(1), call.sin.unsqueeze(1))
+        return rotate(rotary, x, call.cos, call.sin)
 
     def _finish(self, query: Tensor, key: Tensor, value: Tensor, call: AttentionCall, emit: Emit) -> Tensor:
         """Queries (B, H, T, E), keys and values (B, K, S, E) -> (B, T, H * E)."""

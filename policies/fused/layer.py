@@ -29,7 +29,7 @@ from ..calls import Returns
 from ..plans import Plan, PlanUnavailable, settle
 from ..structure import patched
 from .arguments import Arguments, read_arguments
-from .linear import Emit, could_pack
+from .linear import Emit, by_columns, by_rows, could_pack
 from .packed import release_all
 from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
@@ -40,7 +40,7 @@ class FusedState:
     """What one replacement derived from its layer, and what has happened to it."""
 
     def __init__(
-        self, layer: nn.Module, policy: type[AnatomyPolicy], execution: Plan, *, packing: bool, shared: frozenset[str]
+        self, layer: FusedLayer, policy: type[AnatomyPolicy], execution: Plan, *, packing: bool, shared: frozenset[str]
     ) -> None:
         self.policy = policy
         self.execution = execution
@@ -51,11 +51,12 @@ class FusedState:
         self.emit: Emit = silent
         self.refusal: str | None = None
         self.core: FusedTransformerLayer
+        self.by_rows: bool
         self.watch: Watch
         self.bind(layer)
 
     @torch.compiler.disable
-    def bind(self, layer: nn.Module) -> None:
+    def bind(self, layer: FusedLayer) -> None:
         """Derive everything anew from ``layer``. A layer that is no longer supported falls back from here on."""
         release_all(layer)
         try:
@@ -65,6 +66,9 @@ class FusedState:
         else:
             self.refusal = None
             with torch.inference_mode(False), torch.no_grad():
+                if self.execution is Plan.ONEDNN:
+                    layer._fused_by_rows |= by_rows(anatomy.linears, self.shared)
+                self.by_rows = bool(layer._fused_by_rows)
                 self.core = FusedTransformerLayer(anatomy, self.execution, packing=self.packing, shared=self.shared)
         # Packed weights are given back behind the replacement's back: it has to find out from each of them.
         all_of_them = self.refusal is not None or self.execution is Plan.PACKED
@@ -77,7 +81,7 @@ class FusedState:
             return f"original ({self.refusal})"
         held = "" if self.core.packer is None else f", {self.core.packer}"
         packed = ", QKV packed" if self.core.attention.packed is not None else ""
-        return f"{self.execution.value}{held}{packed}"
+        return f"{self.execution.value}{held}{packed}{', weights by rows' if self.by_rows else ''}"
 
     def stale(self) -> bool:
         """True where the layer is not what the replacement was derived from, or more of its weights can be packed."""
@@ -97,6 +101,7 @@ class FusedLayer(nn.Module):
     _fused_plan: Plan = Plan.PLAIN
     _fused_packing: bool = True
     _fused_shared: frozenset[str] = frozenset()
+    _fused_by_rows: frozenset[str] = frozenset()
     _fused_state: FusedState | None = None
 
     @property
@@ -210,9 +215,10 @@ class LayerSwap(Swap):
         state = self.layer._fused_state
         if state is not None and state.refusal is None:
             state.core.unpack()
+        by_columns(self.layer, self.layer._fused_by_rows)
         if not patched(self.layer):
             self.layer.__dict__.pop("forward", None)
-        for name in ("_fused_state", "_fused_shared", "_fused_plan"):
+        for name in ("_fused_state", "_fused_shared", "_fused_by_rows", "_fused_plan"):
             self.layer.__dict__.pop(name, None)
         self.layer.__class__ = self.original  # type: ignore[assignment]  # it is no FusedLayer any more
 

@@ -1,4 +1,4 @@
-"""Rotary positions. Shapes: B batch, T tokens, H heads, E head size, R rotated elements of a head (R <= E)."""
+"""Rotary positions. Shapes: B batch, T tokens, E head size, R rotated elements of a head (R <= E)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from torch import Tensor
 from ..anatomy import Rotary, RotaryStyle
 
 
-def rotate(rotary: Rotary, x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # noqa: N803  (shape suffixes)
-    """Rotate the first R elements of each head, as many as ``cos`` and ``sin`` have, by the angles behind them.
+def rotate(rotary: Rotary, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first R elements of each head in ``x`` (B, ..., T, E), as many as ``cos`` and ``sin`` have, by the angles
+    behind them.
 
-    ``cos`` and ``sin`` are (B or 1, 1, T, R), each element with the angle of its own pair (Su et al., 2021; pairs as
+    ``cos`` and ``sin`` are (B or 1, 1, ..., T, R), each element with the angle of its own pair (Su et al., 2021; pairs as
     ``rotary.style`` says).
     """
     size = cos.shape[-1]
-    turned, rest = (x_BHTE, None) if size == x_BHTE.shape[-1] else (x_BHTE[..., :size], x_BHTE[..., size:])
+    turned, rest = (x, None) if size == x.shape[-1] else (x[..., :size], x[..., size:])
     turned = turned * cos + _quarter_turn(rotary.style, turned) * sin
     return turned if rest is None else torch.cat((turned, rest), dim=-1)
 

@@ -86,13 +86,13 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None
 
 
 def _of_heads(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, scale: float) -> Tensor:
-    grouped = (query.shape[0], key.shape[1], -1)  # queries of a group stand behind each other: they share their keys
-    scores = torch.matmul((query * scale).reshape(*grouped, query.shape[-1]), key.transpose(-1, -2))
-    scores = scores.view(*query.shape[:3], key.shape[2])
+    # Queries of a group stand behind each other: they share their keys.
+    rows, keys = query.shape[1] // key.shape[1] * query.shape[2], key.shape[2]
+    scores = torch.bmm((query * scale).reshape(-1, rows, query.shape[3]), key.reshape(-1, keys, key.shape[3]).transpose(1, 2))
     if added is not None:
-        scores += added
-    weights = scores.softmax(dim=-1).view(*grouped, key.shape[2])
-    return torch.matmul(weights, value).view(*query.shape[:3], value.shape[-1])
+        scores.view(*query.shape[:3], keys).add_(added)
+    context = torch.bmm(scores.softmax(dim=-1), value.reshape(-1, keys, value.shape[3]))
+    return context.view(*query.shape[:3], value.shape[3])
 
 
 def _for_heads(added: Tensor | None, heads: slice) -> Tensor | None:
