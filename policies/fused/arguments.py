@@ -30,6 +30,15 @@ class Arguments:
     unknown: str | None = None
 
 
+_ROTARY = {
+    RotarySource.EMBEDDINGS: "position_embeddings",
+    RotarySource.HALVES: "position_embeddings",
+    RotarySource.TABLE: "position_ids",
+    RotarySource.ANGLES: "rotary_pos_emb",
+}
+"""The argument that brings cosines and sines, or what they are made of."""
+
+
 def read_arguments(
     layer: nn.Module, state: FusedState, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arguments:
@@ -86,12 +95,7 @@ def _cos_sin(
         if source is RotarySource.ANGLES:
             given.pop("rotary_pos_emb", None)  # every layer is handed them, and those without rotary take no notice
         return None, None
-    name = {
-        RotarySource.EMBEDDINGS: "position_embeddings",
-        RotarySource.HALVES: "position_embeddings",
-        RotarySource.TABLE: "position_ids",
-        RotarySource.ANGLES: "rotary_pos_emb",
-    }[source]
+    name = _ROTARY[source]
     value = given.pop(name, None)
     if value is None:
         if rotary.size is None:
