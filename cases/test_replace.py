@@ -190,9 +190,9 @@ def conv1d(model: nn.Module) -> nn.Parameter:
 @pytest.mark.parametrize(
     "between",
     [
-        lambda model: model,
+        lambda model: None,
         lambda model: model.double(),
-        lambda model: setattr(model.h[0].attn.c_proj, "weight", nn.Parameter(model.h[0].attn.c_proj.weight.clone())) or model,
+        lambda model: setattr(model.h[0].attn.c_proj, "weight", nn.Parameter(model.h[0].attn.c_proj.weight.clone())),
     ],
     ids=["as it is", "moved", "with another weight assigned"],
 )
