@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
-import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -16,14 +14,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 import policies
 from cases import CASES
 from harness.case import Case
 from harness.properties.memory import bytes_held
-from policies.plans import PlanUnavailable
+
+from .saved import llama, save_in_shards, tiny
 
 SAVED = [entry for entry in CASES if entry.unavailable is None and not entry.name.startswith("megatron")]
 """Cases whose models have a ``save_pretrained``."""
@@ -63,33 +61,9 @@ def loaded(model: type, folder: Path, dtype: torch.dtype, **kwargs: Any) -> Any:
     return model.from_pretrained(folder, **arguments, **kwargs).eval()  # type: ignore[attr-defined]
 
 
-def tiny(name: str = "LlamaForCausalLM", **changes: Any) -> Any:
-    """A model of transformers with a head and random weights."""
-    import transformers
-
-    torch.manual_seed(0)
-    settings = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 12, "vocab_size": 32}
-    if name == "OPTForCausalLM":
-        settings |= {"word_embed_proj_dim": 8, "ffn_dim": 12}
-    cls = getattr(transformers, name)
-    model = cls(cls.config_class(**settings | changes)).eval()
-    for parameter in model.parameters():
-        nn.init.normal_(parameter)
-    return model
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A checkpoint of a tiny Llama in several files."""
-    tiny().save_pretrained(tmp_path, max_shard_size="2KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    return tmp_path
-
-
-def llama() -> Any:
-    from transformers import LlamaForCausalLM
-
-    return LlamaForCausalLM
+    return save_in_shards(tmp_path)
 
 
 @pytest.mark.parametrize("entry", SAVED, ids=lambda entry: entry.name)
@@ -311,143 +285,3 @@ def test_the_memory_commands_model_has_the_size_asked_for(parameters: float) -> 
     inner = memory.shape(parameters)["intermediate_size"]
     size = 2 * memory.VOCABULARY * width + layers * (4 * width * width + 3 * width * inner)
     assert size == pytest.approx(parameters, rel=0.05)
-
-
-def change(folder: Path, edit: Any) -> None:
-    """Let ``edit`` change the tensors of the file that holds a layer's query projection."""
-    index = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-    file = folder / index["model.layers.1.self_attn.q_proj.weight"]
-    found = load_file(file)
-    edit(found)
-    save_file(found, file)
-
-
-QUERY = "model.layers.1.self_attn.q_proj.weight"
-
-
-def test_every_entry_that_does_not_fit_gets_a_line(folder: Path) -> None:
-    def edit(found: dict[str, torch.Tensor]) -> None:
-        found[QUERY] = torch.zeros(3, 8)
-        found["model.layers.7.extra"] = torch.zeros(2)
-
-    change(folder, edit)
-    with pytest.raises(policies.CheckpointError) as raised:
-        policies.load_replaced(llama(), folder)
-    assert raised.value.problems == (
-        f"wrong shape: {QUERY} is (3, 8), {QUERY} in the model is (8, 8)",
-        "unexpected: model.layers.7.extra (2)",
-    )
-    assert str(raised.value).splitlines()[1:] == [f"  {line}" for line in raised.value.problems]
-
-
-def test_a_missing_entry_is_named_with_its_shape(tmp_path: Path) -> None:
-    model = tiny()
-    model.save_pretrained(tmp_path)
-    found = load_file(tmp_path / "model.safetensors")
-    del found[QUERY]
-    save_file(found, tmp_path / "model.safetensors")
-    with pytest.raises(policies.CheckpointError, match=rf"LlamaForCausalLM: missing: {QUERY} \(8, 8\)$"):
-        policies.load_replaced(llama(), tmp_path)
-
-
-def test_a_head_that_the_checkpoint_lacks_is_not_made_up(tmp_path: Path) -> None:
-    tiny().model.save_pretrained(tmp_path)
-    with pytest.raises(policies.CheckpointError, match=r"missing: lm_head.weight \(32, 8\)$"):
-        policies.load_replaced(llama(), tmp_path)
-
-
-def test_weights_of_a_kind_that_the_model_has_not_are_refused(folder: Path) -> None:
-    change(folder, lambda found: found.update({QUERY: torch.zeros(8, 8, dtype=torch.int8)}))
-    with pytest.raises(policies.CheckpointError, match=r"unreadable: .* is stored as I8, .* is torch.float32"):
-        policies.load_replaced(llama(), folder)
-
-
-def test_tied_parameters_with_two_values_are_refused(tmp_path: Path) -> None:
-    model = tiny(tie_word_embeddings=True)
-    model.save_pretrained(tmp_path)
-    found = load_file(tmp_path / "model.safetensors")
-    found["lm_head.weight"] = found["model.embed_tokens.weight"].clone()
-    save_file(found, tmp_path / "model.safetensors")
-    policies.load_replaced(llama(), tmp_path)
-    save_file({**found, "lm_head.weight": torch.zeros(32, 8)}, tmp_path / "model.safetensors")
-    with pytest.raises(policies.CheckpointError, match=r"differing: .* are one parameter in the model and two values"):
-        policies.load_replaced(llama(), tmp_path)
-
-
-def cut(folder: Path) -> None:
-    file = max(folder.glob("model-*"))
-    file.write_bytes(file.read_bytes()[:-4])
-
-
-def swap_index(folder: Path, **changes: str) -> None:
-    index = folder / "model.safetensors.index.json"
-    content = json.loads(index.read_text())
-    index.write_text(json.dumps({**content, "weight_map": {**content["weight_map"], **changes}}))
-
-
-BROKEN = {
-    "a file cut short": (cut, r"model-\d+-of-\d+.safetensors cannot be read: SafetensorError: .*not fully covered"),
-    "a file that is no checkpoint": (lambda at: max(at.glob("model-*")).write_text("no"), "cannot be read: SafetensorError"),
-    "a file gone": (lambda at: max(at.glob("model-*")).unlink(), "cannot be read: FileNotFoundError"),
-    "an index that is no JSON": (
-        lambda at: (at / "model.safetensors.index.json").write_text("{"),
-        "index.json cannot be read as an index: JSONDecodeError",
-    ),
-    "an index without a map": (
-        lambda at: (at / "model.safetensors.index.json").write_text("{}"),
-        "index.json cannot be read as an index: KeyError",
-    ),
-    "an index out of the folder": (lambda at: swap_index(at, **{QUERY: "../x.safetensors"}), r"leads out of its folder: \.\./x"),
-    "an index of what is not there": (
-        lambda at: swap_index(at, other=sorted(at.glob("model-*"))[0].name),
-        "other is not in model-.*, where model.safetensors.index.json has it",
-    ),
-    "no configuration": (lambda at: (at / "config.json").unlink(), "no config.json beside the weights"),
-    "a configuration that is no JSON": (lambda at: (at / "config.json").write_text("{"), "config.json cannot be used"),
-    "no checkpoint": (
-        lambda at: [one.unlink() for one in at.glob("model*")],
-        r"no safetensors checkpoint in this folder \(looked for model.safetensors, ",
-    ),
-    "no folder": (shutil.rmtree, "there is no such file or folder"),
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_checkpoint_that_cannot_be_used_is_refused_in_one_line(name: str, folder: Path) -> None:
-    breaks, message = BROKEN[name]
-    breaks(folder)
-    with pytest.raises(policies.CheckpointError, match=message) as raised:
-        policies.load_replaced(llama(), folder)
-    assert len(str(raised.value).splitlines()) == 1
-
-
-def test_a_folder_with_weights_of_another_kind_says_which(tmp_path: Path) -> None:
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(policies.CheckpointError, match=r"no safetensors checkpoint .*; it has pytorch_model.bin$"):
-        policies.load_replaced(llama(), tmp_path)
-
-
-@pytest.mark.parametrize(("plan", "message"), [("fastest", "no execution plan is called"), ("onednn", "not in float16")])
-def test_a_plan_that_cannot_run_is_refused(folder: Path, plan: str, message: str) -> None:
-    with pytest.raises(PlanUnavailable, match=message) as raised:
-        policies.load_replaced(llama(), folder, plan=plan, dtype=torch.float16)
-    assert len(str(raised.value).splitlines()) == 1
-
-
-def test_a_plan_that_a_model_in_memory_cannot_run_leaves_it_alone() -> None:
-    model = tiny().to(torch.float64)
-    with pytest.raises(PlanUnavailable, match="float32 and bfloat16, not in float64"):
-        policies.replace_module(model, plan="onednn")
-    assert type(model.model.layers[0]).__name__ == "LlamaDecoderLayer"
-
-
-def test_a_buffer_that_nobody_can_compute_is_refused(tmp_path: Path) -> None:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(2, 2)
-            self.register_buffer("scale", torch.ones(2), persistent=False)
-
-    save_file(nn.Linear(2, 2).state_dict(prefix="linear."), tmp_path / "own.safetensors")
-    with pytest.raises(policies.CheckpointError, match="scale is not saved, and the model does not say how to compute it"):
-        policies.load_replaced(Scaled, tmp_path / "own.safetensors")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import inspect
 import pickle
 import warnings
@@ -19,25 +18,15 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
 from harness.case import Case, Example, Inputs
-from harness.check import check_property
-from harness.evidence.script import script
 from harness.exact import exact_mode
-from harness.faults.bank import find_faults
-from harness.profiles import Profile
-from harness.properties.captured import CAPTURED
-from harness.search import quiet, tell
 from harness.trial import cast
-from policies.base import Swap, UnsupportedLayer
-from policies.fused.capture import EmulatorBackend, captured_by
+from policies.base import UnsupportedLayer
 from policies.replace import replace_module
 from policies.unet import UNetPolicy
 from policies.vae import VAEPolicy
 
-from .unet import UNetCase
-from .vae import VAECase
+from .diffusion_pairs import CASES, UNET, VAE, assert_close, edits, example, pair
 
-UNET, VAE = UNetCase(), VAECase()
-CASES = (UNET, VAE)
 EXAMPLES = settings(max_examples=10, database=None, suppress_health_check=list(HealthCheck))
 
 
@@ -45,26 +34,6 @@ EXAMPLES = settings(max_examples=10, database=None, suppress_health_check=list(H
 def _no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def example(case: Case, **values: Any) -> Example:
-    return Example({**case.simplest.values, **values}, 3)
-
-
-def pair(case: Case, **values: Any) -> tuple[Any, Any, Inputs]:
-    """The original, a replaced copy of it, and inputs."""
-    one = example(case, **values)
-    original = case.build(one)
-    replaced = copy.deepcopy(original)
-    replace_module(replaced)
-    return original, replaced, case.inputs(one)
-
-
-def assert_close(mine: dict[str, Tensor], its: dict[str, Tensor], tolerance: float) -> None:
-    for name, tensor in its.items():
-        assert mine[name].dtype == tensor.dtype
-        error = (mine[name] - tensor).abs().max() / tensor.abs().max()
-        assert error <= tolerance, f"{name} differs by {error}"
 
 
 def assert_same_state(mine: nn.Module, its: nn.Module) -> None:
@@ -195,32 +164,8 @@ def test_saved_files_are_the_originals(tmp_path: Path) -> None:
     assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
 
 
-def _edits() -> dict[str, Any]:
-    def exchange(model: Any) -> None:
-        attention = next(one for one in model.modules() if type(one).__name__ == "Attention")
-        attention.to_k.weight = nn.Parameter(attention.to_k.weight * 2)
-
-    def assign(model: Any) -> None:
-        model.load_state_dict({name: value * 0.5 for name, value in model.state_dict().items()}, assign=True)
-
-    def load(model: Any) -> None:
-        model.load_state_dict({name: value.clone() * 0.5 for name, value in model.state_dict().items()})
-
-    def in_place(model: Any) -> None:
-        for parameter in model.parameters():
-            parameter.mul_(0.9)
-
-    def there_and_back(model: Any) -> None:
-        model.double().float()
-
-    def contiguous(model: Any) -> None:
-        model.to(memory_format=torch.contiguous_format)
-
-    return {one.__name__: one for one in (exchange, assign, load, in_place, there_and_back, contiguous)}
-
-
 @pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
-@pytest.mark.parametrize("edit", _edits().values(), ids=_edits().keys())
+@pytest.mark.parametrize("edit", edits().values(), ids=edits().keys())
 def test_weights_that_change_after_the_replacement_are_seen(case: Case, edit: Any) -> None:
     original, replaced, inputs = pair(case)
     for _ in range(2):
@@ -363,80 +308,6 @@ def test_deepspeeds_surface(policy: Any, case: Case) -> None:
     assert isinstance(model, policy._orig_layer_class)
     with pytest.raises(UnsupportedLayer, match="Linear: not a"):
         policy().apply(nn.Linear(2, 2))
-
-
-def _graphed_unet(**values: Any) -> tuple[Any, Any, Inputs]:
-    original, _, inputs = pair(UNET, **values)
-    with captured_by(EmulatorBackend):
-        return original, UNetPolicy.apply(copy.deepcopy(original)), inputs
-
-
-def test_a_loop_over_timesteps_captures_one_graph() -> None:
-    original, replaced, inputs = _graphed_unet()
-    for step in range(1000, 0, -100):
-        for timestep in (step, torch.tensor(step)):
-            call = Inputs(kwargs={**inputs.kwargs, "timestep": timestep})
-            assert_close(UNET.run(replaced, call), UNET.run(original, call), 1e-4)
-    graph = replaced.fused.graphs["forward"]
-    assert (graph.captures, graph.replays, dict(graph.eager)) == (1, 20, {})
-
-
-def test_a_graphed_unet_follows_everything_that_may_change() -> None:
-    original, replaced, inputs = _graphed_unet(addition="text_time", blocks="CC", batch=2)
-    inputs.kwargs["timestep"] = 3
-
-    def compare() -> None:
-        assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
-
-    compare()
-    for tensor in inputs.kwargs["added_cond_kwargs"].values():
-        tensor.add_(1.0)
-    compare()
-    for edit in _edits().values():
-        edit(original)
-        edit(replaced)
-        compare()
-    for model in (original, replaced):
-        model.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
-    compare()
-    for model in (original, replaced):
-        model.set_attn_processor(SlicedAttnProcessor(1))
-    compare()
-    assert dict(replaced.fused.graphs["forward"].eager) == {"attention processor SlicedAttnProcessor": 1}
-
-
-@pytest.mark.parametrize("way", ["decode", "encode", "forward", "sample"])
-@pytest.mark.parametrize("tiling", [False, True])
-def test_a_graphed_vae_gives_what_the_original_gives(way: str, tiling: bool) -> None:
-    values = {"way": way, "tiling": tiling, "height": 12, "width": 10, "batch": 2, "slicing": True}
-    original, _, inputs = pair(VAE, **values)
-    with captured_by(EmulatorBackend):
-        replaced: Any = VAEPolicy.apply(copy.deepcopy(original))
-    for _ in range(2):
-        assert_close(VAE.run(replaced, inputs), VAE.run(original, inputs), 1e-4)
-    graphs = replaced.fused.graphs.values()
-    assert sum(one.replays for one in graphs) > sum(one.captures for one in graphs)
-    assert not any(one.eager for one in graphs)
-
-
-def test_a_graph_whose_results_are_overwritten_fails_its_property_and_a_script_shows_it() -> None:
-    (fault,) = find_faults(("F78 outputs",))
-    with quiet(), fault.inject(replace_module) as faulty:
-        fails, problem = tell(CAPTURED, VAE, faulty, VAE.simplest)
-        assert fails and "the first call's result after another call" in str(problem)
-        assert "captured_by(EmulatorBackend)" in script(CAPTURED, VAE, VAE.simplest, faulty)
-    assert tell(CAPTURED, VAE, replace_module, VAE.simplest)[0] is False
-
-
-def test_a_replacement_that_captures_nothing_is_no_evidence_about_graphs() -> None:
-    class Uncaptured(VAEPolicy):
-        @classmethod
-        def plan(cls, module: nn.Module, *, enable_cuda_graph: bool = False) -> Swap:
-            return super().plan(module, enable_cuda_graph=False)
-
-    replacer = functools.partial(replace_module, policies=(Uncaptured,))
-    verdict = check_property(CAPTURED, VAE, profile=Profile("few", 1), seed=0, policy="Uncaptured", replacer=replacer).verdict
-    assert (verdict.outcome, verdict.reason) == ("vacuous", "no call was replayed from a graph")
 
 
 def test_a_compiled_replacement_computes_the_same() -> None:

@@ -91,3 +91,12 @@ def test_products_run_where_they_are_faster_and_their_scores_are_not_too_many(
         products.scaled_dot_product_attention(query, query, query, products=allowed)
     products._faster.cache_clear()
     assert by_products.called is runs
+
+
+@given(heads=st.sampled_from((1, 12)), queries=st.sampled_from((1, 128)), keys=st.integers(1, 300), seed=st.integers(0, 99))
+def test_softmax_in_bfloat16_rounds_once_whatever_the_number_of_keys(heads: int, queries: int, keys: int, seed: int) -> None:
+    scores = 4.0 * torch.randn(heads, queries, keys, generator=torch.Generator().manual_seed(seed), dtype=torch.bfloat16)
+    exact = scores.double().softmax(dim=-1)
+    mine = products._softmax(scores)
+    assert mine.dtype is torch.bfloat16
+    assert float(((mine.double() - exact) / exact).abs().max()) <= 1.001 * 2**-8

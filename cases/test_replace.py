@@ -16,6 +16,7 @@ from torch import nn
 import policies
 from cases.bert import BertCase
 from cases.gpt2 import GPT2Case
+from cases.gpt_neox import GPTNeoXCase
 from cases.llama import LlamaCase
 from harness.case import Case
 from policies.plans import PlanUnavailable
@@ -123,6 +124,24 @@ def test_a_plan_for_inference_trains_by_the_public_operators() -> None:
     (output,) = case.run(model, case.inputs(case.simplest)).values()
     output.sum().backward()
     assert all(p.grad is not None for p in model.layers.parameters())
+
+
+def test_an_attention_implementation_that_is_set_later_is_followed() -> None:
+    """Without a mask sdpa attends causally in GPT-NeoX, and eager attention to everything."""
+    case = GPTNeoXCase()
+    original = case.build(case.simplest)
+    replaced = copy.deepcopy(original)
+    policies.replace_module(replaced)
+    x, angles = torch.randn(1, 5, original.config.hidden_size), torch.arange(5)[None]
+    call = {"position_embeddings": original.rotary_emb(x, angles)}
+    outputs = {}
+    for implementation in ("sdpa", "eager", "sdpa"):
+        original.config._attn_implementation = replaced.config._attn_implementation = implementation
+        with torch.no_grad():
+            expected, outputs[implementation] = original.layers[0](x, **call), replaced.layers[0](x, **call)
+        torch.testing.assert_close(outputs[implementation], expected)
+    assert not torch.allclose(outputs["sdpa"], outputs["eager"])
+    assert not replaced.layers[0].fused.fallbacks
 
 
 def test_policies_are_listed_by_the_names_of_the_field() -> None:

@@ -14,13 +14,15 @@ from .harness_own import HARNESS_OWN
 from .layout import LAYOUT
 from .masks import MASKS
 from .methods import METHODS
-from .positions import POSITIONS
+from .rotary import ROTARY
 from .rounding import ROUNDING
+from .scores import SCORES
 
 FAULTS: tuple[Fault, ...] = (
     *ACTIVATION_NORM,
     *LAYOUT,
-    *POSITIONS,
+    *ROTARY,
+    *SCORES,
     *MASKS,
     *CACHE,
     *CALLING,

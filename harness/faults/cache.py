@@ -17,7 +17,7 @@ from torch import Tensor
 from policies.fused.attention import AttentionCall, FusedAttention
 
 from .fault import Patch, Traits, miscomputing
-from .positions import calling, past_tokens
+from .understood import calling, past_tokens
 
 
 class _Cache:

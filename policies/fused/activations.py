@@ -11,9 +11,11 @@ from torch.nn import functional as F  # noqa: N812  (the name everybody knows)
 
 from ..anatomy import ActivationKind
 
+QUICK_GELU_SLOPE = 1.702
+
 
 def quick_gelu(x: Tensor) -> Tensor:
-    return x * torch.sigmoid(1.702 * x)
+    return x * torch.sigmoid(QUICK_GELU_SLOPE * x)
 
 
 def gelu_tanh_short(x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..calls import CACHE_NAMES, CallConvention, RotarySource
+from ..calls import CACHE_NAMES, RotarySource
 from .attention import AttentionCall
 from .transformer import EncoderStates
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .layer import FusedState
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)  # frozen would cost a microsecond a call
 class Arguments:
     """One call, understood; ``unknown`` says what in it only the original's own forward can honour."""
 
@@ -42,38 +42,51 @@ _ROTARY = {
 def read_arguments(
     layer: nn.Module, state: FusedState, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Arguments:
-    """Understand ``args`` and ``kwargs`` of ``layer`` by its policy's call convention."""
+    """Understand ``args`` and ``kwargs`` of ``layer`` by its policy's call convention.
+
+    A step of decoding is a millisecond, and nothing here is in a cache when it begins: what a call does not bring is not
+    looked at by a function of its own.
+    """
     convention = state.policy.call
-    given = {name: value for name, value in zip(parameters, args) if value is not None}
-    given.update((name, value) for name, value in kwargs.items() if value is not None)
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    for name, value in zip(parameters, args):
+        if value is not None:
+            given[name] = value
     hidden = given.pop("hidden_states")
     mask = given.pop("attention_mask", None)
-    cache = next((given.pop(name) for name in CACHE_NAMES if name in given), None)
+    cache = unknown = problem = encoder = cos = sin = None
+    for name in CACHE_NAMES:
+        if name in given:
+            cache = given.pop(name)
+            break
     positions = given.get("cache_position")
-    unknown = None
-    cos = sin = None
-    try:
-        cos, sin = _cos_sin(convention, state, given, hidden)
-    except _NotGivenError as missing:
-        unknown = str(missing)
+    if convention.rotary is not None and state.refusal is None:
+        try:
+            cos, sin = _cos_sin(convention.rotary, state, given, hidden)
+        except _NotGivenError as missing:
+            unknown = str(missing)
+    if convention.true_means_masked and mask is not None:
+        mask, problem = (~mask, None) if mask.dtype is torch.bool else (mask, f"a mask of dtype {mask.dtype}")
     call = AttentionCall(
-        mask=_mask(convention, mask),
+        mask=mask,
         cache=getattr(cache, "self_attention_cache", cache),
         cos=cos,
         sin=sin,
-        alibi=_alibi(given, hidden),
-        causal=_causal(state, given),
+        alibi=_of_heads(given.pop("alibi"), hidden) if "alibi" in given else None,
+        causal=_causal(state, given.pop("is_causal")) if "is_causal" in given else None,
         extra=None if positions is None else {"cache_position": positions},
     )
-    encoder, problem = _encoder(state, given, cache)
+    encoder_mask = given.pop("encoder_attention_mask", None)
+    if "encoder_hidden_states" in given:
+        encoder = EncoderStates(states=given.pop("encoder_hidden_states"), call=AttentionCall(mask=encoder_mask, cache=cache))
+        problem = _no_encoder(state, cache) or problem
     if given.pop("output_attentions", False):
         problem = "attention weights asked for"
     context = given.pop("context", None)
-    if convention.true_means_masked and mask is not None and mask.dtype != torch.bool:
-        problem = f"a mask of dtype {mask.dtype}"
-    left = [name for name in given if name not in convention.ignored]
-    if left:
-        problem = f"argument {left[0]}"
+    for name in given:
+        if name not in convention.ignored:
+            problem = f"argument {name}"
+            break
     if convention.sequence_first:
         hidden = hidden.transpose(0, 1)
     return Arguments(hidden=hidden, call=call, encoder=encoder, context=context, unknown=unknown or problem)
@@ -84,12 +97,9 @@ class _NotGivenError(Exception):
 
 
 def _cos_sin(
-    convention: CallConvention, state: FusedState, given: dict[str, Any], hidden: Tensor
+    source: RotarySource, state: FusedState, given: dict[str, Any], hidden: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """Cosines and sines as (B or 1, 1, T, R)."""
-    source = convention.rotary
-    if source is None or state.refusal is not None:
-        return None, None
     rotary = state.core.anatomy.attention.rotary
     if rotary is None:
         if source is RotarySource.ANGLES:
@@ -127,35 +137,24 @@ def _from_angles(angles: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cos(angles).to(hidden.dtype), torch.sin(angles).to(hidden.dtype)
 
 
-def _mask(convention: CallConvention, mask: Tensor | None) -> Tensor | None:
-    if mask is None or not convention.true_means_masked or mask.dtype != torch.bool:
-        return mask
-    return ~mask
-
-
-def _alibi(given: dict[str, Any], hidden: Tensor) -> Tensor | None:
+def _of_heads(alibi: Tensor, hidden: Tensor) -> Tensor:
     """(B * H, 1, S) as (B, H, 1, S)."""
-    alibi = given.pop("alibi", None)
-    return None if alibi is None else alibi.unflatten(0, (hidden.shape[0], -1))
+    return alibi.unflatten(0, (hidden.shape[0], -1))
 
 
-def _causal(state: FusedState, given: dict[str, Any]) -> bool | None:
+def _causal(state: FusedState, causal: Any) -> bool | None:
     """transformers' sdpa lets a call overrule the layer's causality, where the layer hands the word on; its eager attention
     reads only the mask."""
-    causal = given.pop("is_causal", None)
-    if causal is None or state.refusal is not None or "is_causal" in state.policy.call.ignored:
+    if state.refusal is not None or "is_causal" in state.policy.call.ignored:
         return None
     config = getattr(state.core.anatomy.attention.module, "config", None)
     return bool(causal) if getattr(config, "_attn_implementation", None) == "sdpa" else None
 
 
-def _encoder(state: FusedState, given: dict[str, Any], cache: Any) -> tuple[EncoderStates | None, str | None]:
-    states = given.pop("encoder_hidden_states", None)
-    mask = given.pop("encoder_attention_mask", None)
-    if states is None:
-        return None, None
+def _no_encoder(state: FusedState, cache: Any) -> str | None:
+    """Why encoder states cannot be attended to."""
     if state.refusal is not None or state.core.cross is None:
-        return None, "encoder states for a layer without cross-attention"
+        return "encoder states for a layer without cross-attention"
     if cache is not None and not hasattr(cache, "is_updated"):
-        return None, "cross-attention with a cache that has no place for it"
-    return EncoderStates(states=states, call=AttentionCall(mask=mask, cache=cache)), None
+        return "cross-attention with a cache that has no place for it"
+    return None

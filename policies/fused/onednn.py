@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ..anatomy import ActivationKind
-from .activations import KERNELS
+from .activations import KERNELS, QUICK_GELU_SLOPE
 
 DTYPES = frozenset({torch.float32, torch.bfloat16})
 POST_OPERATIONS: dict[ActivationKind, tuple[str, str]] = {
@@ -27,6 +27,7 @@ POST_OPERATIONS: dict[ActivationKind, tuple[str, str]] = {
     ActivationKind.GELU_TANH_SHORT: ("gelu", "tanh"),
     ActivationKind.RELU: ("relu", ""),
     ActivationKind.SILU: ("swish", ""),
+    ActivationKind.QUICK_GELU: ("swish", ""),
 }
 """Activation kinds that the linear can apply itself: operator attribute and algorithm. The cut constant is the whole one to
 every dtype that runs here."""
@@ -159,6 +160,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def activate(x: Tensor, weight: Tensor, bias: Tensor | None, kind: ActivationKind) -> Tensor:
     """``kind`` (one of ``POST_OPERATIONS``) of the linear."""
     attribute, algorithm = POST_OPERATIONS[kind]
+    if kind is ActivationKind.QUICK_GELU:
+        # y * sigmoid(a * y) is silu(a * y) / a, and scaling x scales y.
+        scaled = None if bias is None else bias * QUICK_GELU_SLOPE
+        return _operator()(x * QUICK_GELU_SLOPE, weight, scaled, attribute, [], algorithm).mul_(1 / QUICK_GELU_SLOPE)
     return _operator()(x, weight, bias, attribute, [], algorithm)
 
 

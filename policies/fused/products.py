@@ -26,6 +26,8 @@ SCORES_AT_ONCE = 2**22
 """Elements of scores that are alive together; more of them fall out of the cache, and the products are no faster."""
 SCORES_OF_A_HEAD = 2**24
 """Elements of one key head's scores beyond which their memory (32 MiB in bfloat16) is too much."""
+SCORES_BY_FLOAT32 = 2**14
+"""Elements of scores from which a detour by float32 can pay."""
 
 
 def scaled_dot_product_attention(
@@ -91,8 +93,18 @@ def _of_heads(query: Tensor, key: Tensor, value: Tensor, added: Tensor | None, s
     scores = torch.bmm((query * scale).reshape(-1, rows, query.shape[3]), key.reshape(-1, keys, key.shape[3]).transpose(1, 2))
     if added is not None:
         scores.view(*query.shape[:3], keys).add_(added)
-    context = torch.bmm(scores.softmax(dim=-1), value.reshape(-1, keys, value.shape[3]))
+    context = torch.bmm(_softmax(scores), value.reshape(-1, keys, value.shape[3]))
     return context.view(*query.shape[:3], value.shape[3])
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Of the last dimension. torch's kernel for bfloat16 works through whole vectors of 32 fast and through what is left of a row
+    slowly. Measured with two threads on an AMD server with AVX-512, microseconds in bfloat16 and by way of float32, of 12 heads
+    and 128 queries, by keys: 34 and 39 at 64, 120 and 50 at 77, 74 and 69 at 128, 144 and 83 at 141, 202 and 208 at 250."""
+    keys = scores.shape[-1]
+    if scores.dtype is torch.bfloat16 and 16 < keys < 256 and keys % 32 >= 8 and scores.numel() >= SCORES_BY_FLOAT32:
+        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype)
+    return scores.softmax(dim=-1)
 
 
 def _for_heads(added: Tensor | None, heads: slice) -> Tensor | None:

@@ -31,7 +31,8 @@ class Watch:
         watched = layer.parameters() if placed is None else placed
         self._addresses = [(parameter, _address(parameter)) for parameter in watched]
         self._config = next((m.config for m in self.modules if hasattr(m, "config")), None)
-        self._implementation = _implementation(self._config)
+        self._settings: dict[str, Any] = {} if self._config is None else vars(self._config)
+        self._implementation = self._asked_for()
 
     def stale(self) -> bool:
         """True where a submodule or parameter was exchanged, or a parameter has another storage."""
@@ -44,7 +45,14 @@ class Watch:
         for own, before in self._members:
             if len(own) != len(before) or not all(map(is_, own.values(), before)):
                 return True
-        return _implementation(self._config) != self._implementation
+        return bool(self._asked_for() != self._implementation)
+
+    def _asked_for(self) -> Any:
+        """The attention implementation that the configuration names. To ask it costs as much as all else here together:
+        where it keeps the answer under the name that transformers has for it, that is read."""
+        if _KEPT in self._settings:
+            return self._settings[_KEPT]
+        return getattr(self._config, "_attn_implementation", None)
 
 
 def _address(parameter: Tensor) -> int | None:
@@ -52,8 +60,7 @@ def _address(parameter: Tensor) -> int | None:
     return None if type(parameter) is PackedParameter else parameter.data_ptr()
 
 
-def _implementation(config: Any) -> Any:
-    return getattr(config, "_attn_implementation", None)
+_KEPT = "_attn_implementation_internal"
 
 
 def inner_hooks(modules: list[nn.Module]) -> str | None:
