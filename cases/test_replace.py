@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
 import policies
 from cases.bert import BertCase
@@ -19,6 +20,7 @@ from cases.gpt2 import GPT2Case
 from cases.gpt_neox import GPTNeoXCase
 from cases.llama import LlamaCase
 from harness.case import Case
+from policies.fused import onednn, traced
 from policies.plans import PlanUnavailable
 
 CASES: tuple[Case, ...] = (BertCase(), GPT2Case(), LlamaCase())
@@ -117,6 +119,40 @@ def test_every_plan_computes_the_same_in_float32(case: Case, plan: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")
+def test_compiled_replacements_keep_to_onednn(case: Case) -> None:
+    """Whole graphs, traced, functionalised and run; every linear of the layer is among them."""
+    original = case.build(case.simplest)
+    replaced = copy.deepcopy(original)
+    handle = policies.replace_module(replaced, plan="onednn")
+    inputs = case.inputs(case.simplest)
+    seen: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    with torch.no_grad():
+        expected = case.run(original, inputs)
+        for one in handle.replaced:
+            replaced.get_submodule(one.path).compile(backend=aot_autograd(fw_compiler=backend), fullgraph=True)
+        result = case.run(replaced, inputs)
+    torch.compiler.reset()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(result[name], tensor, rtol=1e-4, atol=1e-4)
+    assert sum("replace_policy_harness" in target for target in seen) >= 4
+    assert not any(target.startswith(("aten.addmm", "aten.mm", "aten.linear")) for target in seen)
+
+
+@pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")
+def test_the_operators_that_a_compiler_sees_are_what_they_say() -> None:
+    x, weight, bias, residual = torch.randn(2, 3, 5), torch.randn(4, 5), torch.randn(4), torch.randn(2, 3, 4)
+    torch.library.opcheck(traced.linear, (x, weight, bias, "gelu", "tanh"))
+    torch.library.opcheck(traced.linear, (x, weight, None, "none", ""))
+    torch.library.opcheck(traced.linear_add, (x, weight, bias, residual))
+
+
 def test_a_plan_for_inference_trains_by_the_public_operators() -> None:
     case = LlamaCase()
     model = case.build(case.simplest)
@@ -172,8 +208,6 @@ def test_results_unpack_in_deepspeeds_order() -> None:
 def test_what_a_build_of_torch_can_do_is_not_asked_in_exact_mode() -> None:
     """The probe's answer is kept for the process, so it must come out the same inside exact mode."""
     from harness.exact import exact_mode
-    from policies.fused import onednn
-
     honest = onednn.available()
     onednn.available.cache_clear()
     with exact_mode():

@@ -1,8 +1,9 @@
 """oneDNN's linear with post-operations, through torch's private ``mkldnn`` operators.
 
-This is the one place that knows them. They are probed once, by running them; where they are missing or behave otherwise,
-``available`` is False and the public path is taken. They read the layer's own weights, or weights that ``pack`` has laid
-out as oneDNN likes them best (see ``packed``), which spares a copy inside every call.
+This is the one place that knows them, and ``traced`` beside it, which names them for a compiler. They are probed once, by
+running them; where they are missing or behave otherwise, ``available`` is False and the public path is taken. They read the
+layer's own weights, or weights that ``pack`` has laid out as oneDNN likes them best (see ``packed``), which spares a copy
+inside every call.
 
 Shapes: x (..., D), weight (N, D) with any strides or packed, bias (N,), residual (..., N).
 """
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from ..anatomy import ActivationKind
+from . import traced
 from .activations import KERNELS, QUICK_GELU_SLOPE
 
 DTYPES = frozenset({torch.float32, torch.bfloat16})
@@ -82,7 +84,7 @@ def _packs(weight: Tensor) -> bool:
 
 
 def suits(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether this call may run here: plain CPU tensors of one dtype, nobody differentiating, casting or compiling.
+    """Whether this call may run here: plain CPU tensors of one dtype, nobody differentiating or casting.
 
     ``others`` are the call's bias and residual."""
     return (
@@ -91,7 +93,6 @@ def suits(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
         and not x.is_cuda
         and x.device.type == "cpu"
         and weight.device.type == "cpu"
-        and not torch.compiler.is_compiling()
         and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, *others)))
         and not torch.is_autocast_enabled("cpu")
     )
@@ -138,8 +139,13 @@ def wants_rows(weight: Tensor) -> bool:
     return faster and weight.device.type == "cpu"
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def _by_amd() -> bool:
+    return _maker_is_amd()
+
+
+@functools.cache
+def _maker_is_amd() -> bool:
     return str(capabilities().get("cpu_name", "")).startswith("AMD")
 
 
@@ -154,7 +160,7 @@ _LARGEST = 4_000_000
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _operator()(x, weight, bias, "none", [], "")
+    return _pointwise(x, weight, bias, "none", "")
 
 
 def activate(x: Tensor, weight: Tensor, bias: Tensor | None, kind: ActivationKind) -> Tensor:
@@ -163,13 +169,21 @@ def activate(x: Tensor, weight: Tensor, bias: Tensor | None, kind: ActivationKin
     if kind is ActivationKind.QUICK_GELU:
         # y * sigmoid(a * y) is silu(a * y) / a, and scaling x scales y.
         scaled = None if bias is None else bias * QUICK_GELU_SLOPE
-        return _operator()(x * QUICK_GELU_SLOPE, weight, scaled, attribute, [], algorithm).mul_(1 / QUICK_GELU_SLOPE)
-    return _operator()(x, weight, bias, attribute, [], algorithm)
+        return _pointwise(x * QUICK_GELU_SLOPE, weight, scaled, attribute, algorithm).mul_(1 / QUICK_GELU_SLOPE)
+    return _pointwise(x, weight, bias, attribute, algorithm)
 
 
 def add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
     """The linear plus ``residual``, which is not changed."""
+    if torch.compiler.is_compiling():
+        return traced.linear_add(x, weight, bias, residual)
     return _operator().binary(x, residual, weight, bias, "add")
+
+
+def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, attribute: str, algorithm: str) -> Tensor:
+    if torch.compiler.is_compiling():
+        return traced.linear(x, weight, bias, attribute, algorithm)
+    return _operator()(x, weight, bias, attribute, [], algorithm)
 
 
 def pack(weight: Tensor) -> Tensor:
