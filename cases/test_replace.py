@@ -145,6 +145,22 @@ def test_compiled_replacements_keep_to_onednn(case: Case) -> None:
     assert not any(target.startswith(("aten.addmm", "aten.mm", "aten.linear")) for target in seen)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_an_exported_replacement_has_public_operators_only(strict: bool) -> None:
+    case = BertCase()
+    layer = case.build(case.simplest).encoder.layer[0]
+    x = torch.randn(1, 3, layer.attention.self.query.in_features)
+    with torch.no_grad():
+        expected = layer(x)
+        policies.replace_module(layer)
+        program = torch.export.export(layer, (x,), strict=strict)
+        torch.testing.assert_close(program.module()(x), expected, rtol=1e-4, atol=1e-4)
+    graphs = [one.graph for one in program.graph_module.modules() if isinstance(one, torch.fx.GraphModule)]
+    targets = [str(node.target) for graph in graphs for node in graph.nodes if node.op == "call_function"]
+    assert sum(target.startswith("aten.linear") for target in targets) >= 4
+    assert not any(name in target for target in targets for name in ("mkldnn", "replace_policy_harness"))
+
+
 @pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")
 def test_the_operators_that_a_compiler_sees_are_what_they_say() -> None:
     x, weight, bias, residual = torch.randn(2, 3, 5), torch.randn(4, 5), torch.randn(4), torch.randn(2, 3, 4)
@@ -208,6 +224,7 @@ def test_results_unpack_in_deepspeeds_order() -> None:
 def test_what_a_build_of_torch_can_do_is_not_asked_in_exact_mode() -> None:
     """The probe's answer is kept for the process, so it must come out the same inside exact mode."""
     from harness.exact import exact_mode
+
     honest = onednn.available()
     onednn.available.cache_clear()
     with exact_mode():

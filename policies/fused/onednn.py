@@ -84,7 +84,8 @@ def _packs(weight: Tensor) -> bool:
 
 
 def suits(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether this call may run here: plain CPU tensors of one dtype, nobody differentiating or casting.
+    """Whether this call may run here: plain CPU tensors of one dtype, nobody differentiating or casting. A program that is
+    exported has public operators only, so that others can load it.
 
     ``others`` are the call's bias and residual."""
     return (
@@ -95,6 +96,7 @@ def suits(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
         and weight.device.type == "cpu"
         and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, *others)))
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_exporting()
     )
 
 
