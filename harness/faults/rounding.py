@@ -99,6 +99,11 @@ def _fuses(wanted: Callable[[Any], bool]) -> Applies:
     return lambda traits: onednn.available() and any(map(wanted, traits.anatomies))
 
 
+def _activates(*kinds: ActivationKind) -> Applies:
+    """Whether an activation of one of ``kinds`` is a post-operation: not where gate and up are one projection."""
+    return _fuses(lambda one: one.mlp.gate_up is None and one.mlp.activation.kind in kinds)
+
+
 def _runs(traits: Traits) -> bool:
     return layered(traits) and onednn.available()
 
@@ -141,7 +146,7 @@ ROUNDING = (
         "The kernel that joins projection and activation computes tanh-GELU for GELU.",
         "activate",
         _tanh_for_erf,
-        _fuses(lambda one: one.mlp.activation.kind is ActivationKind.GELU),
+        _activates(ActivationKind.GELU),
     ),
     _post_operation(
         "F06 kernel",
@@ -149,7 +154,7 @@ ROUNDING = (
         "The kernel that joins projection and activation leaves the activation out.",
         "activate",
         _without_activation,
-        _fuses(lambda one: one.mlp.activation.kind in onednn.POST_OPERATIONS),
+        _activates(*onednn.POST_OPERATIONS),
     ),
     _post_operation(
         "M05 kernel",
