@@ -159,7 +159,7 @@ class FusedAttention:
         if rotary is None or (rotary.size is None and call.cos is None):
             return x
         assert call.cos is not None and call.sin is not None
-        if x.dim() == 5:
+        if x.dim() == 5 and call.cos.shape[0] > 1:
             return rotate(rotary, x, call.cos.unsqueeze(1), call.sin.unsqueeze(1))
         return rotate(rotary, x, call.cos, call.sin)
 

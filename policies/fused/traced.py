@@ -1,22 +1,47 @@
 """oneDNN's linears as operators that ``torch.compile`` calls as they are.
 
 Under torch's own name, ``mkldnn::_linear_pointwise``, the compiler takes them for its own, whose weight is a constant of the
-graph. What has another name it calls, and optimises what is around.
+graph. What has another name it calls, and optimises what is around. A program that is exported has public operators only, so
+that others can load it.
 
 Shapes: x (..., D), weight (N, D), bias (N,), residual and result (..., N).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
+_PUBLIC: Mapping[tuple[str, str], Callable[[Tensor], Tensor]] = {
+    ("gelu", "none"): F.gelu,
+    ("gelu", "tanh"): partial(F.gelu, approximate="tanh"),
+    ("relu", ""): F.relu,
+    ("swish", ""): F.silu,
+}
 _LIBRARY = torch.library.Library("replace_policy_harness", "DEF")
 _LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias, str attribute, str algorithm) -> Tensor")
 _LIBRARY.define("linear_add(Tensor x, Tensor weight, Tensor? bias, Tensor residual) -> Tensor")
 
-linear = torch.ops.replace_policy_harness.linear
-linear_add = torch.ops.replace_policy_harness.linear_add
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, attribute: str, algorithm: str) -> Tensor:
+    """The linear with the activation that oneDNN calls ``attribute`` and ``algorithm``; ``none`` for none."""
+    if torch.compiler.is_exporting():
+        out = F.linear(x, weight, bias)
+        return out if attribute == "none" else _PUBLIC[attribute, algorithm](out)
+    fused: Tensor = torch.ops.replace_policy_harness.linear(x, weight, bias, attribute, algorithm)
+    return fused
+
+
+def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+    """The linear plus ``residual``."""
+    if torch.compiler.is_exporting():
+        return residual + F.linear(x, weight, bias)
+    fused: Tensor = torch.ops.replace_policy_harness.linear_add(x, weight, bias, residual)
+    return fused
 
 
 @torch.library.impl(_LIBRARY, "linear", "CPU")
