@@ -27,12 +27,12 @@ def _edits(trial: Trial) -> None:
     trial = cached_trial(trial).at_least("batch", 2).at_least("tokens", 2)
     kwargs = arguments(trial.inputs)
     for edit in ("reorder", ("select", "repeat", "crop")[seed % 3]):
-        index = _beams(edit, kwargs["input_ids"].shape[0], seed)
-        what = "after the latest tokens were cropped" if edit == "crop" else f"after {edit} of rows {index.tolist()}"
         if edit == "crop":
-            _both(trial, lambda model: _cropped(model, kwargs), what)
+            _both(trial, functools.partial(_cropped, kwargs=kwargs), "after the latest tokens were cropped")
         else:
-            _both(trial, functools.partial(_rearranged, kwargs=kwargs, edit=edit, index=index), what)
+            index = _beams(edit, kwargs["input_ids"].shape[0], seed)
+            continued = functools.partial(_rearranged, kwargs=kwargs, edit=edit, index=index)
+            _both(trial, continued, f"after {edit} of rows {index.tolist()}")
 
 
 def _both(trial: Trial, continued: Continue, what: str) -> None:

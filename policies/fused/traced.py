@@ -9,18 +9,18 @@ Shapes: x (..., D), weight (N, D), bias (N,), residual and result (..., N).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F  # noqa: N812  (the name everybody knows)
 
-_PUBLIC: Mapping[tuple[str, str], Callable[[Tensor], Tensor]] = {
-    ("gelu", "none"): F.gelu,
-    ("gelu", "tanh"): partial(F.gelu, approximate="tanh"),
-    ("relu", ""): F.relu,
-    ("swish", ""): F.silu,
+from ..anatomy import ActivationKind
+from .activations import KERNELS
+
+_PUBLIC = {
+    ("gelu", "none"): KERNELS[ActivationKind.GELU],
+    ("gelu", "tanh"): KERNELS[ActivationKind.GELU_TANH],
+    ("relu", ""): KERNELS[ActivationKind.RELU],
+    ("swish", ""): KERNELS[ActivationKind.SILU],
 }
 _LIBRARY = torch.library.Library("replace_policy_harness", "DEF")
 _LIBRARY.define("linear(Tensor x, Tensor weight, Tensor? bias, str attribute, str algorithm) -> Tensor")
