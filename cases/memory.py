@@ -123,14 +123,14 @@ def save(folder: Path, parameters: float, dtype: str) -> None:
 def compare(parameters: float, dtype: str, plan: str, pairs: int) -> dict[str, Any]:
     """Medians by way, and the ratios of ``pairs`` pairs of processes that load."""
     with tempfile.TemporaryDirectory() as name:
-        _child("save", name, parameters, dtype, plan)
+        child("save", name, parameters, dtype, plan)
         for way in ("load", "checkpoint"):  # both files and code are in the page cache from here on
-            _child(way, name, parameters, dtype, plan)
+            child(way, name, parameters, dtype, plan)
         runs: dict[str, list[dict[str, float]]] = {"replace": [], "load": [], "checkpoint": []}
-        runs["replace"].append(_child("replace", name, parameters, dtype, plan))
+        runs["replace"].append(child("replace", name, parameters, dtype, plan))
         for turn in range(pairs):
             for way in ("load", "checkpoint") if turn % 2 else ("checkpoint", "load"):
-                runs[way].append(_child(way, name, parameters, dtype, plan))
+                runs[way].append(child(way, name, parameters, dtype, plan))
     medians = {way: {key: statistics.median(one[key] for one in found) for key in found[0]} for way, found in runs.items()}
     both = list(zip(runs["checkpoint"], runs["load"], strict=True))
     return {
@@ -144,7 +144,8 @@ def compare(parameters: float, dtype: str, plan: str, pairs: int) -> dict[str, A
     }
 
 
-def _child(way: str, folder: str, parameters: float, dtype: str, plan: str) -> dict[str, float]:
+def child(way: str, folder: str, parameters: float, dtype: str, plan: str) -> dict[str, float]:
+    """One way, in a process of its own."""
     command = [sys.executable, "-m", "cases.memory", "--only", way, "--folder", folder]
     command += ["--parameters", str(parameters), "--dtype", dtype, "--plan", plan]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

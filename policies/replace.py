@@ -71,6 +71,8 @@ def replace_module(
     Layers whose policy refuses them stay as they are and are listed in ``left`` with the feature named. Warns with
     ``NothingReplacedWarning`` where no layer was replaced at all.
     """
+    from .fused.packed import trim
+
     execution = settle(plan, model.parameters())
     known = tuple(catalogue.policies() if policies is None else policies)
     found, left = survey(model, known)
@@ -84,6 +86,8 @@ def replace_module(
         for swap in reversed(installed):
             swap.revert()
         raise
+    if execution is Plan.PACKED:
+        trim()
     if not found:
         warnings.warn(nothing_replaced(model, left), NothingReplacedWarning, stacklevel=2)
     return Replacement(model, tuple(one for one, _ in found), tuple(left), tuple(installed))

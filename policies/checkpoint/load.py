@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .. import catalogue
+from ..fused.packed import trim
 from ..plans import Plan, settle
 from ..replace import NothingReplacedWarning, Replacement, nothing_replaced, survey
 from .fill import Filler
@@ -70,6 +71,8 @@ def load_replaced(
             _fill_layer(filler, f"{one.path}." if one.path else "", swap)
             swap.install()
         filler.fill(assignment.places)
+    if execution is Plan.PACKED:
+        trim()
     _finish(built, stored.folder)
     if not found:
         warnings.warn(nothing_replaced(built, left), NothingReplacedWarning, stacklevel=2)

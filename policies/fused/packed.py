@@ -13,6 +13,8 @@ array): what is written there must reach the layer.
 from __future__ import annotations
 
 import copy
+import ctypes
+import sys
 import weakref
 from typing import Any, Protocol
 
@@ -141,6 +143,14 @@ def held_bytes(module: nn.Module) -> int:
     """Bytes of the packed weights of ``module``'s parameters, padding included."""
     held = {one._packed_in for one in module.parameters() if type(one) is PackedParameter}
     return sum(one.operators.held_bytes(one.packed) for one in held)
+
+
+def trim() -> None:
+    """Give the system back what packing has freed. A plain weight of 32 MB or less comes from glibc's heap, between two that
+    live on, and stays there as a hole: 2.4 % of a model of 1.5 billion parameters in bfloat16."""
+    give_back = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if give_back is not None:
+        give_back(0)
 
 
 class Packer:
