@@ -63,7 +63,7 @@ def _within_budget(trial: Trial, *, inputs: bool) -> None:
 
 def _measured(trial: Trial, inputs: bool) -> dict[str, tuple[Allowance, Measured]]:
     given = trial.fresh_inputs()
-    allowed = allowances(trial.case, trial.original, given, trial.example)
+    allowed = allowances(trial.case.run, trial.original, given, trial.example)
     if not allowed:
         raise Vacuous("the original's result is not finite")
     shifted = _rounded(trial, given, inputs)

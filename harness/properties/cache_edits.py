@@ -30,7 +30,7 @@ def _edits(trial: Trial) -> None:
         if edit == "crop":
             _both(trial, functools.partial(_cropped, kwargs=kwargs), "after the latest tokens were cropped")
         else:
-            index = _beams(edit, kwargs["input_ids"].shape[0], seed)
+            index = beams(edit, kwargs["input_ids"].shape[0], seed)
             continued = functools.partial(_rearranged, kwargs=kwargs, edit=edit, index=index)
             _both(trial, continued, f"after {edit} of rows {index.tolist()}")
 
@@ -44,7 +44,7 @@ def _both(trial: Trial, continued: Continue, what: str) -> None:
     same_outputs(trial, expected, actual, None, what)
 
 
-def _beams(edit: str, batch: int, seed: int) -> Tensor:
+def beams(edit: str, batch: int, seed: int) -> Tensor:
     """Rows of the old batch that the rows of the new one continue."""
     if edit == "repeat":
         return torch.arange(batch).repeat_interleave(2)
@@ -55,16 +55,19 @@ def _beams(edit: str, batch: int, seed: int) -> Tensor:
 
 def _rearranged(model: nn.Module, kwargs: dict[str, Any], edit: str, index: Tensor) -> Tensor:
     """Two steps after a prompt, from a cache whose rows are the prompt's rows ``index``; (rows, 2, D)."""
-    ids = kwargs["input_ids"]
-    cache = in_chunks(model, kwargs, [ids.shape[1]])[1]
+    return continued(model, kwargs, in_chunks(model, kwargs, [kwargs["input_ids"].shape[1]])[1], edit, index)
+
+
+def continued(model: nn.Module, kwargs: dict[str, Any], cache: Any, edit: str, index: Tensor) -> Tensor:
+    """Two steps after the tokens of ``kwargs``, once the rows of ``cache`` are their rows ``index``; (rows, 2, D)."""
     if edit == "reorder":
         cache.reorder_cache(index)
     elif edit == "select":
         cache.batch_select_indices(index)
     else:
         cache.batch_repeat_interleave(2)
-    batch = ids.shape[0]
-    chosen = mapped(kwargs, lambda tensor: tensor[index] if tensor.shape[0] == batch else tensor)
+    ids = kwargs["input_ids"]
+    chosen = mapped(kwargs, lambda tensor: tensor[index] if tensor.shape[0] == ids.shape[0] else tensor)
     return _steps(model, chosen, ids[:, :2].flip(0)[index], cache)
 
 

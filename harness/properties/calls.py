@@ -70,7 +70,7 @@ def _shapes(trial: Trial) -> None:
     model = trial.replaced.model
     first = trial.run_replaced(model, trial.fresh_inputs())
     same_outputs(trial, trial.expected_outputs, first, trial.inputs.valid, "the first call")
-    largest, smallest = _extremes(trial)
+    largest, smallest = extremes(trial)
     for what, inputs in (
         ("after a smaller call", other_inputs(trial, 1, **largest)),
         ("after a larger call", other_inputs(trial, 2, **smallest)),
@@ -81,7 +81,7 @@ def _shapes(trial: Trial) -> None:
     identical(first, trial.run_replaced(model, trial.fresh_inputs()), "the first call again, after other shapes")
 
 
-def _extremes(trial: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
+def extremes(trial: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
     """Values of the numeric input axes for the largest call and the smallest."""
     axes = [axis for axis in trial.case.axes if axis.name in trial.case.input_axes]
     numeric = {axis.name: [v for v in axis.values if type(v) is int] for axis in axes if type(axis.simplest) is int}
@@ -136,7 +136,7 @@ def _untouched(trial: Trial) -> None:
     inputs, model = trial.fresh_inputs(), trial.replaced.model
     before = copy.deepcopy(inputs.kwargs)
     state, untouched = snapshot(model), snapshot(trial.original)
-    with _layer_inputs_watched(trial):
+    with layer_inputs_watched(trial):
         living(trial.run_replaced(model, inputs), inputs.valid)
     _unchanged(before, inputs.kwargs, "input")
     identical(state, held_tensors(model), "the replaced model's own state after a call")
@@ -144,7 +144,7 @@ def _untouched(trial: Trial) -> None:
 
 
 @contextlib.contextmanager
-def _layer_inputs_watched(trial: Trial) -> Iterator[None]:
+def layer_inputs_watched(trial: Trial) -> Iterator[None]:
     """Raise where a replaced layer writes to what it is given; most layers are given another layer's result."""
     given: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}
 

@@ -61,7 +61,7 @@ class Asked:
     def allowed(self) -> tuple[torch.nn.Module, dict[str, Allowance]]:
         """The original and what it allows."""
         original = self._built(self.example)
-        return original, allowances(self.case, original, inputs_in(self.case, self.example, self.dtype), self.example)
+        return original, allowances(self.case.run, original, inputs_in(self.case, self.example, self.dtype), self.example)
 
     def again(self) -> Measured | None:
         """The same with other numbers, pooled; None where those ask nothing."""

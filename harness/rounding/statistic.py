@@ -24,17 +24,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from ..case import Case, Example, Inputs
+from ..case import Example, Inputs
 from ..exact import exact_mode
 from ..numerics import alive
 from ..trial import OriginalFailed, cast, original_side
 
+Run = Callable[[nn.Module, Inputs], dict[str, Tensor]]
+"""One call of a model or several, and every output by name; positions are dimension 1."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FLOOR = 0.25
 """In units of the dtype's epsilon. Below this an error is that of rounding the output itself."""
@@ -92,8 +94,8 @@ class Allowance:
         return Measured(self.error(actual), self.total)
 
 
-def allowances(case: Case, model: nn.Module, inputs: Inputs, example: Example) -> dict[str, Allowance]:
-    """The allowance of each output of ``model``, an original already in its dtype, on ``inputs`` in the same dtype.
+def allowances(run: Run, model: nn.Module, inputs: Inputs, example: Example) -> dict[str, Allowance]:
+    """The allowance of each output of ``run``, for ``model``, an original already in its dtype, on ``inputs`` in the same dtype.
 
     Empty where the original's own result is not finite or constant, or where it cannot run in a half precision at all
     (an operator that is missing there, operands of two dtypes): such an example asks nothing of a replacement. Call it
@@ -102,12 +104,12 @@ def allowances(case: Case, model: nn.Module, inputs: Inputs, example: Example) -
     dtype = next(model.parameters()).dtype
     try:
         with original_side(f"in {dtype}"), torch.no_grad():
-            own = case.run(model, inputs)
+            own = run(model, inputs)
     except OriginalFailed:
         if dtype is torch.float32:
             raise
         return {}
-    exact, shifted = _exact_outputs(case, model, inputs, example, dtype)
+    exact, shifted = _exact_outputs(run, model, inputs, example, dtype)
     if alive(own, inputs.valid) is not None or alive(exact, inputs.valid) is not None:
         return {}
     eps = torch.finfo(dtype).eps
@@ -127,18 +129,18 @@ def allowances(case: Case, model: nn.Module, inputs: Inputs, example: Example) -
 
 
 def _exact_outputs(
-    case: Case, model: nn.Module, inputs: Inputs, example: Example, dtype: torch.dtype
+    run: Run, model: nn.Module, inputs: Inputs, example: Example, dtype: torch.dtype
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Outputs in float64 of ``model``, and of ``model`` with each parameter moved by about one rounding."""
     wide = copy.deepcopy(model).double()
     wide_inputs = Inputs(kwargs=cast(inputs.kwargs, torch.float64), valid=inputs.valid)
     generator = torch.Generator().manual_seed(example.seed)
     with original_side("in float64"), exact_mode():
-        exact = case.run(wide, wide_inputs)
+        exact = run(wide, wide_inputs)
         for parameter in wide.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.mul_(1.0 + torch.finfo(dtype).eps / 2 * noise)
-        return exact, case.run(wide, wide_inputs)
+        return exact, run(wide, wide_inputs)
 
 
 def _rms(values: Tensor, valid: Tensor | None) -> float:
