@@ -15,7 +15,7 @@ from ..case import Case
 from ..trial import Trial
 from .base import Property, same_outputs
 from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES
-from .compiled import change_weights
+from .weights import change_weights
 
 CALLS = (REPEAT, ORDER, SHAPES, INTERLEAVED)
 
@@ -37,11 +37,11 @@ def _captured(trial: Trial) -> None:
     model: Any = trial.replaced.model
     if captures(model):
         trial.evidence.replays += sum(one.replays for one in model.fused.graphs.values())
-    for assign in (False, True):
-        change_weights(trial.original, model, assign=assign)
+    for how in ("changed in place", "assigned anew"):
+        change_weights(trial.original, model, how)
         expected = trial.run_original(trial.fresh_inputs())
-        what = f"after its weights were {'assigned anew' if assign else 'changed in place'}"
-        same_outputs(trial, expected, trial.run_replaced(model, trial.fresh_inputs()), trial.inputs.valid, what)
+        actual = trial.run_replaced(model, trial.fresh_inputs())
+        same_outputs(trial, expected, actual, trial.inputs.valid, f"after its weights were {how}")
 
 
 CAPTURED = Property(

@@ -11,13 +11,14 @@ from ..numerics import gap
 from ..trial import Disagreement, Trial, Vacuous, original_side
 from .base import Property, layered
 from .equality import Recorded, Recorder, main_output, valid_positions
+from .weights import CHANGES, change_weights
 
 TOLERANCE = 1e-4
 """Relative, in float32: tracing may order sums anew, and a stale or missing weight stands far above."""
 
 
 def _compiled(trial: Trial) -> None:
-    """One layer is compiled, and called before and after its weights are changed in place and assigned anew."""
+    """One layer is compiled, and called before and after its weights are changed in every way."""
     paths = tuple(one.path for one in trial.replaced.replaced)
     with Recorder(trial.original, paths) as recorder, original_side():
         trial.run_original(trial.inputs)
@@ -29,10 +30,9 @@ def _compiled(trial: Trial) -> None:
     try:
         compiled = torch.compile(its, backend="eager", dynamic=False)
         _same(trial, mine, compiled, call, f"{path}, compiled")
-        change_weights(mine, its, assign=False)
-        _same(trial, mine, compiled, call, f"{path}, compiled, its weights then changed in place")
-        change_weights(mine, its, assign=True)
-        _same(trial, mine, compiled, call, f"{path}, compiled, its weights then assigned anew")
+        for how in CHANGES:
+            change_weights(mine, its, how)
+            _same(trial, mine, compiled, call, f"{path}, compiled, its weights then {how}")
     finally:
         torch.compiler.reset()
 
@@ -45,21 +45,10 @@ def _same(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: st
         raise Disagreement(f"{what}: {difference.problem or f'relative error {difference.error:.1e}'}", error=difference.error)
 
 
-def change_weights(mine: nn.Module, its: nn.Module, *, assign: bool) -> None:
-    """Scale every parameter alike on both sides."""
-    with torch.no_grad():
-        for module in (mine, its):
-            for owner in module.modules():
-                for name, parameter in list(owner.named_parameters(recurse=False)):
-                    if assign:
-                        setattr(owner, name, nn.Parameter(parameter * 0.8, requires_grad=parameter.requires_grad))
-                    else:
-                        parameter.mul_(1.2)
-
-
 COMPILED = Property(
     name="torch.compile",
-    statement="A compiled replacement computes the same, also when its weights are changed in place or assigned anew.",
+    statement="A compiled replacement computes the same, also when its weights are changed in place, assigned anew or in "
+    "modules put in the old ones' places.",
     check=_compiled,
     applies=layered,
     exact=False,

@@ -23,8 +23,8 @@ from .base import Property, identical
 from .cache import OUTPUT, arguments, cuts, in_chunks, own_cache, valid_in
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
-from .compiled import change_weights
 from .inputs import other_inputs
+from .weights import CHANGES, change_weights
 
 Judged = dict[str, tuple[Allowance, Measured]]
 """What was allowed and what was measured of each output; nothing where the original's own result is not finite."""
@@ -80,15 +80,16 @@ def _again_and_again(trial: Trial, dtype: str) -> Judged:
 
 
 def _with_other_weights(trial: Trial, dtype: str) -> Judged:
-    """A call, and two more once the layers' weights have been changed in place and exchanged for others."""
+    """A call, and one each time the layers' weights have been changed in another way."""
     run = trial.case.run
     _outputs(trial, dtype, run, trial.fresh_inputs())
     judged: Judged = {}
-    for assign, what in ((False, "once weights were changed in place"), (True, "once weights were exchanged")):
+    for how in CHANGES:
         for one in trial.replaced.replaced:
             mine, its = (model.get_submodule(one.path) for model in (trial.original, trial.replaced.model))
-            change_weights(mine, its, assign=assign)
-        judged |= {f"{name} {what}": one for name, one in _judged(trial, dtype, run, trial.fresh_inputs()).items()}
+            change_weights(mine, its, how)
+        found = _judged(trial, dtype, run, trial.fresh_inputs())
+        judged |= {f"{name} with weights {how}": one for name, one in found.items()}
     return judged
 
 
@@ -115,9 +116,8 @@ def _in_calls(model: nn.Module, inputs: Inputs, *, seed: int) -> dict[str, Tenso
     one more is there."""
     kwargs = inputs.kwargs
     batch, tokens = kwargs["input_ids"].shape
-    with torch.no_grad():
-        outputs, cache = in_chunks(model, kwargs, cuts(tokens, seed), own_cache(model) if seed & 1 else None)
-        steps = continued(model, kwargs, cache, "reorder", beams("reorder", batch, seed))
+    outputs, cache = in_chunks(model, kwargs, cuts(tokens, seed), own_cache(model) if seed & 1 else None)
+    steps = continued(model, kwargs, cache, "reorder", beams("reorder", batch, seed))
     return {OUTPUT: torch.cat((outputs, steps), dim=1)}
 
 
