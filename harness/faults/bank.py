@@ -12,6 +12,7 @@ from .fault import Fault
 from .graphs import GRAPHS
 from .harness_own import HARNESS_OWN
 from .layout import LAYOUT
+from .lower import LOWER
 from .masks import MASKS
 from .methods import METHODS
 from .rotary import ROTARY
@@ -27,6 +28,7 @@ FAULTS: tuple[Fault, ...] = (
     *CACHE,
     *CALLING,
     *ROUNDING,
+    *LOWER,
     *DIFFUSION,
     *GRAPHS,
     *METHODS,

@@ -32,7 +32,7 @@ class _Cache:
         return self._update(self._attention, self._cache, keys, values, index, *extras)
 
 
-def _updating(make: Callable[[], Callable[..., tuple[Tensor, Tensor]]]) -> Patch:
+def updating(make: Callable[[], Callable[..., tuple[Tensor, Tensor]]]) -> Patch:
     """A patch of how self-attention uses the cache it is given."""
 
     def patch(honest: Any) -> Any:
@@ -56,7 +56,7 @@ def _not_stored() -> Any:
     return update
 
 
-def _past_unused() -> Any:
+def past_unused() -> Any:
     def update(_: Any, cache: Any, keys: Tensor, values: Tensor, *rest: Any) -> Any:
         cache.update(keys, values, *rest)
         return keys, values
@@ -83,7 +83,7 @@ def _wrong_strides() -> Any:
     return update
 
 
-def _own_copy() -> Any:
+def own_copy() -> Any:
     """Keys and values are kept by the layer itself; what the caller does to its cache between calls is not seen."""
     kept: weakref.WeakKeyDictionary[Any, tuple[Any, Tensor, Tensor]] = weakref.WeakKeyDictionary()
 
@@ -99,7 +99,7 @@ def _own_copy() -> Any:
     return update
 
 
-def _stale_prompt() -> Any:
+def stale_prompt() -> Any:
     """A prompt with an empty cache reads the keys and values that the last prompt left in the workspace."""
     kept: weakref.WeakKeyDictionary[Any, tuple[Tensor, Tensor]] = weakref.WeakKeyDictionary()
 
@@ -162,7 +162,7 @@ def _overlapping(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
     return query, key, value
 
 
-def _sized_by_first_call(honest: Any) -> Any:
+def sized_by_first_call(honest: Any) -> Any:
     """A workspace allocated at a layer's first call; a larger call later does not fit in."""
     room: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
@@ -199,12 +199,12 @@ def _broken_caller(honest: Any) -> Any:
     return wrong
 
 
-def _caches(traits: Traits) -> bool:
+def caches(traits: Traits) -> bool:
     return traits.layered and traits.case.cached
 
 
 def _caches_layers(traits: Traits) -> bool:
-    return _caches(traits) and traits.varies("layers")
+    return caches(traits) and traits.varies("layers")
 
 
 CACHE = (
@@ -213,8 +213,8 @@ CACHE = (
         "M17 F62",
         "DeepSpeed PR #7428",
         "New keys and values are used and not stored.",
-        _updating(_not_stored),
-        applies=_caches,
+        updating(_not_stored),
+        applies=caches,
         expects=("cache",),
     ),
     miscomputing(
@@ -222,8 +222,8 @@ CACHE = (
         "F62",
         "DeepSpeed PR #7428",
         "Keys and values of earlier calls are kept and not used.",
-        _updating(_past_unused),
-        applies=_caches,
+        updating(past_unused),
+        applies=caches,
         expects=("cache",),
     ),
     miscomputing(
@@ -232,7 +232,7 @@ CACHE = (
         "DeepSpeed PR #7428",
         "The cache comes under another name than the one that is read.",
         calling(lambda call, attention: dataclasses.replace(call, cache=None)),
-        applies=_caches,
+        applies=caches,
         expects=("cache",),
     ),
     miscomputing(
@@ -240,8 +240,8 @@ CACHE = (
         "F62",
         "DeepSpeed PR #2828",
         "Keys are left in the cache in another order than the one their shape says.",
-        _updating(_wrong_strides),
-        applies=_caches,
+        updating(_wrong_strides),
+        applies=caches,
         expects=("cache",),
     ),
     miscomputing(
@@ -250,7 +250,7 @@ CACHE = (
         "DeepSpeed PR #2196",
         "An empty cache is taken for none.",
         calling(_falsy),
-        applies=_caches,
+        applies=caches,
         expects=("cache",),
     ),
     miscomputing(
@@ -258,8 +258,8 @@ CACHE = (
         "F56 M17",
         "DeepSpeed PR #2196, PR #2669",
         "A new prompt goes on from the keys that the last one left on the layer.",
-        _updating(_stale_prompt),
-        applies=_caches,
+        updating(stale_prompt),
+        applies=caches,
         expects=("fresh cache",),
     ),
     miscomputing(
@@ -267,8 +267,8 @@ CACHE = (
         "F61",
         "DeepSpeed #2506",
         "The layer keeps keys and values to itself and does not see the caller reorder its cache.",
-        _updating(_own_copy),
-        applies=_caches,
+        updating(own_copy),
+        applies=caches,
         expects=("edited cache",),
     ),
     miscomputing(
@@ -276,7 +276,7 @@ CACHE = (
         "F63",
         "DeepSpeed #1410",
         "Every layer writes to the cache's first slot.",
-        _updating(_first_slot),
+        updating(_first_slot),
         applies=_caches_layers,
         expects=("cache",),
     ),
@@ -306,7 +306,7 @@ CACHE = (
         "F60 M17",
         "DeepSpeed #3402",
         "The workspace has the size of the first call.",
-        (FusedAttention, "_finish", _sized_by_first_call),
+        (FusedAttention, "_finish", sized_by_first_call),
         expects=("changing shapes", "cache"),
     ),
     miscomputing(

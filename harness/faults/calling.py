@@ -57,7 +57,7 @@ def _unwritten(honest: Any) -> Any:
     return wrong
 
 
-def _in_place(honest: Any) -> Any:
+def in_place(honest: Any) -> Any:
     """The result is right, and so is the caller's input now."""
 
     def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
@@ -115,7 +115,7 @@ def _unasked_weights(honest: Any) -> Any:
     return wrong
 
 
-def _second_copy(honest: Any) -> Any:
+def second_copy(honest: Any) -> Any:
     """Packed weights are a copy: they cost memory, and an update of the layer's own parameters does not reach them."""
 
     def wrong(parameters: list[Tensor]) -> Tensor:
@@ -189,7 +189,7 @@ CALLING = (
         "F57",
         "DeepSpeed PR #3256",
         "The result is written over the caller's input.",
-        (FusedTransformerLayer, "__call__", _in_place),
+        (FusedTransformerLayer, "__call__", in_place),
         expects=("hands off", "layer equality"),
     ),
     miscomputing(
@@ -246,7 +246,7 @@ CALLING = (
         "F79 F30 M24",
         "DeepSpeed #1332, diffusers #11903",
         "Packed weights are a second copy, which updates do not reach.",
-        (fused_linear, "_take_over", _second_copy),
+        (fused_linear, "_take_over", second_copy),
         applies=lambda traits: traits.joins,
         expects=("storages", "parameter accounting"),
     ),

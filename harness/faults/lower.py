@@ -1,0 +1,92 @@
+"""Faults of kernels that exist in lower dtypes alone: exact arithmetic runs other code, which is right."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.fused import linear as fused_linear
+from policies.fused.attention import FusedAttention
+from policies.fused.transformer import FusedTransformerLayer
+
+from .cache import caches, own_copy, past_unused, sized_by_first_call, stale_prompt, updating
+from .calling import in_place, second_copy
+from .fault import Applies, Fault, Patch, layered, miscomputing
+
+
+def _below_float64(patch: Patch) -> Patch:
+    """``patch`` of a function whose first tensor, or list of them, is not float64."""
+    owner, name, make = patch
+
+    def gated(honest: Any) -> Any:
+        wrong = make(honest)
+
+        @functools.wraps(honest)
+        def either(*args: Any) -> Any:
+            given = [tensor for one in args for tensor in (one if isinstance(one, list) else [one]) if isinstance(tensor, Tensor)]
+            return (honest if given[0].dtype is torch.float64 else wrong)(*args)
+
+        return either
+
+    return owner, name, gated
+
+
+def _lower(id: str, source: str, breaks: str, patch: Patch, applies: Applies, *expects: str) -> Fault:
+    row = id.split()[0]
+    return miscomputing(id, row, source, breaks, _below_float64(patch), applies=applies, expects=expects)
+
+
+LOWER = (
+    _lower(
+        "F62 lower",
+        "DeepSpeed PR #7428",
+        "The kernels of lower dtypes do not use keys and values of earlier calls.",
+        updating(past_unused),
+        caches,
+        "rounding float32",
+    ),
+    _lower(
+        "F56 lower",
+        "DeepSpeed PR #2196, PR #2669",
+        "The kernels of lower dtypes go on from the keys that the last prompt left on the layer.",
+        updating(stale_prompt),
+        caches,
+        "rounding float32",
+    ),
+    _lower(
+        "F61 lower",
+        "DeepSpeed #2506",
+        "The kernels of lower dtypes do not see the caller reorder its cache.",
+        updating(own_copy),
+        caches,
+        "rounding float32",
+    ),
+    _lower(
+        "F60 lower",
+        "DeepSpeed #3402",
+        "The workspace of lower dtypes has the size of the first call.",
+        (FusedAttention, "_finish", sized_by_first_call),
+        layered,
+        "rounding float32",
+    ),
+    _lower(
+        "F79 lower",
+        "DeepSpeed #1332, diffusers #11903",
+        "Weights that are packed for lower dtypes are a second copy, which updates do not reach.",
+        (fused_linear, "_take_over", second_copy),
+        lambda traits: traits.joins,
+        "rounding float32",
+    ),
+    _lower(
+        "F57 lower",
+        "DeepSpeed PR #3256",
+        "The kernels of lower dtypes write the result over the caller's input.",
+        (FusedTransformerLayer, "__call__", in_place),
+        layered,
+        "hands off",
+    ),
+)
+"""Wrong wherever people run models, and right where they are compared."""
