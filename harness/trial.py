@@ -66,7 +66,7 @@ class Evidence:
     replays: int = 0
     """Calls that were replayed from a captured graph."""
     budgets_used: list[float] = field(default_factory=list)
-    """Share of the error budget used, for each output that the rounding tier judged."""
+    """Share of the error budget used, for each example that the rounding tier judged."""
     built: list[Example] = field(default_factory=list)
     """Examples whose models were built: those that were judged, whatever example was drawn."""
 

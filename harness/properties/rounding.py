@@ -37,15 +37,18 @@ def _within_budget(dtype: str) -> Callable[[Trial], None]:
         most = multiple(dtype)
         ways = _ways(trial.case)
         way = ways[trial.example.seed % len(ways)]
-        for name, (allowance, measured) in way(trial, dtype).items():
+        used = [0.0]
+        judged = way(trial, dtype)
+        for name, (allowance, measured) in judged.items():
             ratio = measured.ratio
             if not ratio <= most:
                 again = [way(trial.on(other), dtype) for other in other_numbers(trial.example)]
                 every = [one[name][1] for one in again if name in one]
                 ratio = pooled(every).ratio if every else 0.0
-            trial.evidence.budgets_used.append(ratio / most)
+            used.append(ratio / most)
             if not ratio <= most:
                 raise Disagreement(_excess(name, allowance, measured, ratio / most), error=measured.error)
+        trial.evidence.budgets_used += [max(used)] if judged else []
 
     return check
 
@@ -63,43 +66,45 @@ def _once(trial: Trial, dtype: str) -> Judged:
 
 def _again_and_again(trial: Trial, dtype: str) -> Judged:
     """A call, the largest one, the smallest, and the first again, which has to be bit for bit the same."""
-    largest, smallest = extremes(trial)
-    calls = {
-        "a larger call after another": other_inputs(trial, 1, **largest),
-        "a smaller call after a larger": other_inputs(trial, 2, **smallest),
-    }
     run = trial.case.run
+    judged = _judged(trial, dtype, run, trial.fresh_inputs())
+    if not judged:
+        return {}
     first = _outputs(trial, dtype, run, trial.fresh_inputs())
-    judged = {
-        f"{name} of {what}": one for what, inputs in calls.items() for name, one in _judged(trial, dtype, run, inputs).items()
-    }
-    again = _outputs(trial, dtype, run, trial.fresh_inputs())
-    if all(bool(torch.isfinite(output).all()) for output in first.values()):
-        identical(first, again, f"the first call again, after other shapes, in {dtype}")
-    return judged | _judged(trial, dtype, run, trial.fresh_inputs())
+    largest, smallest = extremes(trial)
+    for what, inputs in (
+        ("a larger call after another", other_inputs(trial, 1, **largest)),
+        ("a smaller call after a larger", other_inputs(trial, 2, **smallest)),
+    ):
+        judged |= _named(_judged(trial, dtype, run, inputs), f"of {what}")
+    identical(first, _outputs(trial, dtype, run, trial.fresh_inputs()), f"the first call again, after other shapes, in {dtype}")
+    return judged
 
 
 def _with_other_weights(trial: Trial, dtype: str) -> Judged:
     """A call, and one each time the layers' weights have been changed in another way."""
     run = trial.case.run
-    _outputs(trial, dtype, run, trial.fresh_inputs())
-    judged: Judged = {}
-    for how in CHANGES:
+    judged = _judged(trial, dtype, run, trial.fresh_inputs())
+    for how in CHANGES if judged else ():
         for one in trial.replaced.replaced:
             mine, its = (model.get_submodule(one.path) for model in (trial.original, trial.replaced.model))
             change_weights(mine, its, how)
-        found = _judged(trial, dtype, run, trial.fresh_inputs())
-        judged |= {f"{name} with weights {how}": one for name, one in found.items()}
+        judged |= _named(_judged(trial, dtype, run, trial.fresh_inputs()), f"with weights {how}")
     return judged
 
 
 def _with_a_cache(trial: Trial, dtype: str) -> Judged:
-    """The second of two prompts, each in several calls with a cache of its own and two steps more."""
+    """Two prompts, each in several calls with a cache of its own and two steps more."""
     trial = trial.suited(trial.case.caches)
-    in_calls = functools.partial(_in_calls, seed=trial.example.seed)
-    _outputs(trial, dtype, in_calls, _with_two_steps(other_inputs(trial, 1)))
-    judged = _judged(trial, dtype, in_calls, _with_two_steps(trial.fresh_inputs()))
-    return {f"{name} of several calls with a cache": one for name, one in judged.items()}
+    run = functools.partial(_in_calls, seed=trial.example.seed)
+    judged = _named(_judged(trial, dtype, run, _with_two_steps(trial.fresh_inputs())), "of several calls with a cache")
+    if judged:
+        judged |= _named(_judged(trial, dtype, run, _with_two_steps(other_inputs(trial, 1))), "of another prompt after it")
+    return judged
+
+
+def _named(judged: Judged, what: str) -> Judged:
+    return {f"{name} {what}": one for name, one in judged.items()}
 
 
 def _with_two_steps(inputs: Inputs) -> Inputs:

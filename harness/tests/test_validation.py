@@ -22,7 +22,7 @@ from harness.validation.invent import invent
 from harness.validation.isolation import Limits
 from harness.validation.models import NotDerivable
 from harness.validation.validate import Request, Validation, record, validate
-from harness.validation.verdict import block
+from harness.validation.verdict import NO_FLOAT64, block
 from harness.validation.work import Subject, time
 from policies.base import UnsupportedLayer
 from policies.structure import Structure
@@ -154,6 +154,18 @@ def test_a_file_of_which_nothing_could_be_judged_is_not_said_to_fail(tmp_path: P
     )
     assert text.startswith("### empty.py: NOT JUDGED\n")
     assert "0 of 0" not in text
+
+
+def test_a_kernel_without_float64_is_told_what_it_needs_to_be_judged(tmp_path: Path) -> None:
+    """Exact properties fail, those in the kernel's own dtypes hold, and the verdict says what makes the others hold, too."""
+    done = judged("no_float64", "layer equality", "rounding float32")
+    request = Request(path=str(BAD / "no_float64.py"), limits=LIMITS)
+    text = block(
+        record(request, done, run_id="1", created="2026-03-02T02:17:00+00:00", command="harness validate"), done, tmp_path
+    )
+    assert reason(done, "layer equality").startswith("TypeError: no kernel for float64")
+    assert not reason(done, "rounding float32")
+    assert f"Next: {NO_FLOAT64}." in text
 
 
 START = """

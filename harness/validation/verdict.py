@@ -22,6 +22,10 @@ HINTS = {
     "refusal": "refuse what the description cannot express: raise layer.refuse('the feature')",
 }
 """What to look at first, by the property that does not hold."""
+NO_FLOAT64 = (
+    "most properties call layers in float64; where a kernel has none, let the layer compute by public operators there: the "
+    "rounding properties judge the kernel"
+)
 
 
 def block(run: Run, done: Validation, folder: Path) -> str:
@@ -49,13 +53,18 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
     if wrong:
         yield ""
         yield from _reasons(wrong)
-        hint = HINTS.get(wrong[0].property)
+        hint = NO_FLOAT64 if any(map(_lacks_float64, wrong)) else HINTS.get(wrong[0].property)
         if hint is not None:
             yield ""
             yield f"Next: {hint}."
     yield from _more(run, done)
     yield ""
     yield f"Report: {folder / 'index.html'}"
+
+
+def _lacks_float64(verdict: Verdict) -> bool:
+    """Whether a layer raised, or answered in another dtype, for being called in float64 (which torch's kernels call Double)."""
+    return verdict.tolerance is not None and ("float64" in verdict.reason or "Double" in verdict.reason)
 
 
 def _reasons(wrong: list[Verdict]) -> Iterator[str]:
