@@ -48,7 +48,7 @@ class BertCase(common.TransformersCase):
             "hidden_act": example["activation"],
             "layer_norm_eps": example["eps"],
             "vocab_size": common.VOCABULARY,
-            "max_position_embeddings": common.POSITIONS,
+            "max_position_embeddings": common.positions(example),
             "is_decoder": example["role"] != "encoder",
             "add_cross_attention": example["role"] == "decoder with cross-attention",
             "chunk_size_feed_forward": example["chunked_mlp"],

@@ -54,7 +54,7 @@ class CLIPCase(common.TransformersCase):
         if example["tower"] == "vision":
             return common_kwargs | {"image_size": 6, "patch_size": 3}
         ends = {"bos_token_id": None, "eos_token_id": 2}
-        return common_kwargs | {"vocab_size": common.VOCABULARY, "max_position_embeddings": common.POSITIONS} | ends
+        return common_kwargs | {"vocab_size": common.VOCABULARY, "max_position_embeddings": common.positions(example)} | ends
 
     def make(self, config: Any, example: Example) -> nn.Module:
         vision = example["tower"] == "vision"

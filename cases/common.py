@@ -16,6 +16,7 @@ from harness.hf.inputs import (
     SIZES,
     VOCABULARY,
     encoder_states,
+    positions,
 )
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "TransformersCase",
     "encoder_states",
     "load",
+    "positions",
 ]

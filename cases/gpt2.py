@@ -52,7 +52,7 @@ class GPT2Case(common.TransformersCase):
             "activation_function": example["activation"],
             "layer_norm_epsilon": example["eps"],
             "vocab_size": common.VOCABULARY,
-            "n_positions": common.POSITIONS,
+            "n_positions": common.positions(example),
             "add_cross_attention": example["cross_attention"],
             "scale_attn_weights": example["scale_attn_weights"],
             "scale_attn_by_inverse_layer_idx": example["scale_by_inverse_layer_index"],

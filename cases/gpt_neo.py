@@ -60,7 +60,7 @@ class GPTNeoCase(common.TransformersCase):
             "attention_dropout": 0.1,
             "resid_dropout": 0.1,
             "vocab_size": common.VOCABULARY,
-            "max_position_embeddings": common.POSITIONS,
+            "max_position_embeddings": common.positions(example),
             "bos_token_id": None,
             "eos_token_id": None,
         }

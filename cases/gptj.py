@@ -49,7 +49,7 @@ class GPTJCase(common.TransformersCase):
             "activation_function": example["activation"],
             "layer_norm_epsilon": example["eps"],
             "vocab_size": common.VOCABULARY,
-            "n_positions": common.POSITIONS,
+            "n_positions": common.positions(example),
             "attn_pdrop": 0.1,
             "resid_pdrop": 0.1,
             "bos_token_id": None,

@@ -47,7 +47,7 @@ class OPTCase(common.TransformersCase):
             "num_hidden_layers": example["layers"],
             "activation_function": example["activation"],
             "vocab_size": common.VOCABULARY,
-            "max_position_embeddings": common.POSITIONS,
+            "max_position_embeddings": common.positions(example),
             "do_layer_norm_before": example["norm_before"],
             "enable_bias": example["bias"],
             "layer_norm_elementwise_affine": example["norm_affine"],

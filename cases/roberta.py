@@ -22,4 +22,4 @@ class RobertaCase(BertCase):
     )
 
     def config_kwargs(self, example: Example) -> dict[str, Any]:
-        return {**super().config_kwargs(example), "pad_token_id": 1, "max_position_embeddings": common.POSITIONS + 2}
+        return {**super().config_kwargs(example), "pad_token_id": 1, "max_position_embeddings": common.positions(example) + 2}

@@ -124,7 +124,7 @@ def _falsy(call: AttentionCall, attention: Any) -> AttentionCall:
     return dataclasses.replace(call, cache=None) if empty else call
 
 
-def _finishing(edit: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Patch:
+def finishing(edit: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]) -> Patch:
     """A patch of queries, keys and values on their way to SDPA."""
 
     def make(honest: Any) -> Any:
@@ -143,6 +143,8 @@ def _first_row(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 ALLOCATED = 4
 """Tokens for which the faulty workspaces have room."""
+BLOCK = 64
+"""Keys that the faulty softmax kernel takes at a time."""
 
 
 def _overwritten(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,6 +161,15 @@ def _overlapping(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
         return query, key, value
     query = query.clone()
     query[:, : key.shape[1], -1] = key[:, : query.shape[1], 0]
+    return query, key, value
+
+
+def whole_blocks(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What is left behind the last whole block of keys, where there is one, counts for nothing."""
+    if key.shape[-2] <= BLOCK:
+        return query, key, value
+    value = value.clone()
+    value[..., key.shape[-2] // BLOCK * BLOCK :, :] = 0.0
     return query, key, value
 
 
@@ -285,21 +296,21 @@ CACHE = (
         "F58 M17",
         "DeepSpeed #2357",
         "Every row of the batch reads the first row's keys and values.",
-        _finishing(_first_row),
+        finishing(_first_row),
     ),
     miscomputing(
         "F59 overwritten",
         "F59",
         "DeepSpeed #2485",
         "Tokens beyond the allocated number are written over the last one.",
-        _finishing(_overwritten),
+        finishing(_overwritten),
     ),
     miscomputing(
         "F57 overlap",
         "F57",
         "DeepSpeed PR #2359",
         "Buffers of queries and keys overlap for long prompts.",
-        _finishing(_overlapping),
+        finishing(_overlapping),
     ),
     miscomputing(
         "F60 first size",
@@ -314,7 +325,15 @@ CACHE = (
         "F65",
         "DeepSpeed #1925",
         "Hidden sizes that the kernel is not made for raise.",
-        _finishing(_odd_sizes),
+        finishing(_odd_sizes),
+    ),
+    miscomputing(
+        "F65 blocks",
+        "F65",
+        "DeepSpeed #785",
+        "The softmax kernel works in blocks of keys, and what is left behind the last is lost.",
+        finishing(whole_blocks),
+        expects=("long sequences",),
     ),
     miscomputing(
         "M17 encoder",

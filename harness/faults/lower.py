@@ -12,7 +12,7 @@ from policies.fused import linear as fused_linear
 from policies.fused.attention import FusedAttention
 from policies.fused.transformer import FusedTransformerLayer
 
-from .cache import caches, own_copy, past_unused, sized_by_first_call, stale_prompt, updating
+from .cache import caches, finishing, own_copy, past_unused, sized_by_first_call, stale_prompt, updating, whole_blocks
 from .calling import in_place, second_copy
 from .fault import Applies, Fault, Patch, layered, miscomputing
 
@@ -69,6 +69,14 @@ LOWER = (
         "DeepSpeed #3402",
         "The workspace of lower dtypes has the size of the first call.",
         (FusedAttention, "_finish", sized_by_first_call),
+        layered,
+        "rounding float32",
+    ),
+    _lower(
+        "F65 lower",
+        "DeepSpeed #785",
+        "The softmax kernel of lower dtypes works in blocks of keys, and what is left behind the last is lost.",
+        finishing(whole_blocks),
         layered,
         "rounding float32",
     ),

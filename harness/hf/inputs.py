@@ -20,6 +20,7 @@ def in_installed(*names: str) -> tuple[str, ...]:
 
 VOCABULARY = 37
 POSITIONS = 24
+"""Of a model that is given no more tokens than ``TOKENS``. Scaled rotary kinds begin to scale behind half of them."""
 
 HEADS = Axis("heads", (2, 1, 3, 4, 5, 6, 8, 12))
 HEAD_SIZES = Axis("head_size", (4, 2, 6, 8, 10), claimed=False)
@@ -69,6 +70,11 @@ bfloat16."""
 SIZES = (LAYERS, BATCH, TOKENS, PADDING, WEIGHTS, NORM_EPS)
 COMMON = (*SIZES, MASK)
 EAGER_ONLY = Axis("attention", ("eager",))
+
+
+def positions(example: Example) -> int:
+    """Positions that the model of ``example`` learns or tabulates: all that its tokens need, and a few to decode."""
+    return max(POSITIONS, int(example["tokens"]) + 4)
 
 
 def padding_mask(example: Example) -> Tensor:

@@ -22,6 +22,7 @@ from .equality import LAYER_EQUALITY, MODEL_EQUALITY
 from .forms import FORMS
 from .hooks import HOOKS
 from .lifecycle import IDEMPOTENCE, REVERT
+from .long import LONG
 from .memory import POISON, STORAGES
 from .metamorphic import CAUSALITY, PADDING, ROWS
 from .moves import MOVES
@@ -43,6 +44,7 @@ PROPERTIES: tuple[Property, ...] = (
     EDITED_CACHE,
     STATIC_CACHE,
     FRESH_CACHE,
+    LONG,
     ROWS,
     PADDING,
     CAUSALITY,

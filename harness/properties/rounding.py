@@ -24,6 +24,7 @@ from .cache import OUTPUT, arguments, cuts, in_chunks, own_cache, valid_in
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
 from .inputs import other_inputs
+from .long import long_trial
 from .weights import CHANGES, change_weights
 
 Judged = dict[str, tuple[Allowance, Measured]]
@@ -54,7 +55,7 @@ def _within_budget(dtype: str) -> Callable[[Trial], None]:
 
 
 def _ways(case: Case) -> tuple[Way, ...]:
-    ways = (_once, _again_and_again, _with_other_weights)
+    ways = (_once, _again_and_again, _with_other_weights, _of_many_tokens)
     return (*ways, _with_a_cache) if case.cached else ways
 
 
@@ -91,6 +92,11 @@ def _with_other_weights(trial: Trial, dtype: str) -> Judged:
             change_weights(mine, its, how)
         judged |= _named(_judged(trial, dtype, run, trial.fresh_inputs()), f"with weights {how}")
     return judged
+
+
+def _of_many_tokens(trial: Trial, dtype: str) -> Judged:
+    trial = long_trial(trial)
+    return _named(_judged(trial, dtype, trial.case.run, trial.fresh_inputs()), f"of {trial.example['tokens']} tokens")
 
 
 def _with_a_cache(trial: Trial, dtype: str) -> Judged:
@@ -162,9 +168,9 @@ def _excess(name: str, allowance: Allowance, measured: Measured, used: float) ->
 ROUNDING = tuple(
     Property(
         name=f"rounding {dtype}",
-        statement=f"In {dtype}, in one call, in calls of other shapes, in several with a cache and with other weights, the error "
-        "against the exact result stays within a calibrated multiple of what the original's own rounding and one rounding of its "
-        "parameters cause.",
+        statement=f"In {dtype}, in one call, in calls of other shapes, long ones, several with a cache and with other weights, "
+        "the error against the exact result stays within a calibrated multiple of what the original's own rounding and one "
+        "rounding of its parameters cause.",
         check=_within_budget(dtype),
         applies=lambda case: case.layered,
         exact=False,

@@ -66,7 +66,7 @@ def config_values(derivation: Derivation, example: Example | None = None) -> dic
         "layers": values.get("layers"),
         "activation": values.get("activation"),
         "eps": values.get("eps"),
-        "positions": hf.POSITIONS,
+        "positions": hf.positions(example),
         "vocabulary": hf.VOCABULARY,
         "window": values.get("window"),
         "rotary_elements": 2,

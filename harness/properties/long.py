@@ -1,0 +1,53 @@
+"""Long sequences: attention kernels work in blocks of 16 to 128 tokens, and the usual examples fill none of them."""
+
+from __future__ import annotations
+
+import random
+
+from ..trial import OriginalFailed, Trial, fused_path, original_side
+from .base import Property, layered, same_outputs
+from .cache import OUTPUT, arguments, in_chunks, valid_in
+from .inputs import has_tokens
+
+LENGTHS = (33, 64, 65, 129, 257)
+"""Tokens: a block and a tail, whole blocks, and more than two of the largest."""
+STEPS = 2
+
+
+def long_trial(trial: Trial) -> Trial:
+    """The trial with one of ``LENGTHS``, or the largest below it that its original has positions for."""
+    trial = trial.suited(has_tokens(trial.case))
+    most = random.Random(trial.example.seed).choice(LENGTHS)
+    for tokens in reversed([one for one in LENGTHS if one <= most]):
+        longer = trial.vary(tokens=tokens)
+        try:
+            assert longer.expected_outputs
+        except OriginalFailed:
+            continue
+        return longer
+    return trial
+
+
+def _long(trial: Trial) -> None:
+    trial = long_trial(trial)
+    model, inputs = trial.replaced.model, trial.fresh_inputs()
+    tokens = trial.example["tokens"]
+    same_outputs(trial, trial.expected_outputs, trial.run_replaced(model, inputs), inputs.valid, f"{tokens} tokens")
+    if not trial.case.caches(trial.example):
+        return
+    kwargs = arguments(inputs)
+    lengths = [tokens - STEPS, *[1] * STEPS] if tokens > STEPS else [tokens]
+    with original_side("with a cache"):
+        expected = in_chunks(trial.original, kwargs, lengths)[0]
+    with fused_path(model):
+        actual = in_chunks(model, kwargs, lengths)[0]
+    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, valid_in(inputs, kwargs), f"calls of {lengths} tokens")
+
+
+LONG = Property(
+    name="long sequences",
+    statement="Sequences of up to 257 tokens give what the original gives, in one call and decoded.",
+    check=_long,
+    applies=layered,
+    share=0.03,
+)
