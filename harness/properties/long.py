@@ -9,15 +9,16 @@ from .base import Property, layered, same_outputs
 from .cache import OUTPUT, arguments, in_chunks, valid_in
 from .inputs import has_tokens
 
-LENGTHS = (33, 64, 65, 129, 257)
-"""Tokens: a block and a tail, whole blocks, and more than two of the largest."""
+LENGTHS = (33, 64, 95, 129, 190, 257)
+"""Tokens: whole blocks of every usual size, and blocks with a tail, of one token and of many."""
 STEPS = 2
 
 
 def long_trial(trial: Trial) -> Trial:
-    """The trial with one of ``LENGTHS``, or the largest below it that its original has positions for."""
+    """The trial with one of ``LENGTHS``, or the largest below it that its original has positions for. Which one, the values
+    of its axes decide: the same configuration with other numbers is as long."""
     trial = trial.suited(has_tokens(trial.case))
-    most = random.Random(trial.example.seed).choice(LENGTHS)
+    most = random.Random(str(sorted(trial.example.values.items()))).choice(LENGTHS)
     for tokens in reversed([one for one in LENGTHS if one <= most]):
         longer = trial.vary(tokens=tokens)
         try:
