@@ -44,13 +44,20 @@ def coverage(case: Case, tallies: Iterable[Tallied]) -> Coverage:
     claimed = sorted((axis for axis in case.axes if axis.claimed), key=lambda axis: axis.name)
     wanted = claimed_pairs(claimed)
     values = [f"{axis.name}={value}" for axis in claimed for value in axis.values if not drawn[(axis.name, value)]]
+    met = {axis.name: (*axis.values, *_beyond(axis, drawn)) for axis in case.axes}
     return Coverage(
         case=case.name,
-        axes={axis.name: {str(value): drawn[(axis.name, value)] for value in axis.values} for axis in case.axes},
+        axes={name: {str(value): drawn[(name, value)] for value in values} for name, values in met.items()},
         pairs_seen=sum(pair in pairs for pair in wanted),
         pairs_claimed=len(wanted),
         missed=(*values, *(f"{a}={x} with {b}={y}" for a, x, b, y in wanted if (a, x, b, y) not in pairs)),
     )
+
+
+def _beyond(axis: Axis, drawn: Drawn) -> list[Any]:
+    """Values of ``axis`` that a property has put in the place of what was drawn (long sequences)."""
+    beyond = {value for name, value in drawn if name == axis.name and value not in axis.values}
+    return sorted(beyond, key=lambda value: (len(str(value)), str(value)))
 
 
 def claimed_pairs(claimed: Iterable[Axis]) -> list[Pair]:

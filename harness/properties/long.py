@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 
+from torch import Tensor, nn
+
+from ..case import Inputs
 from ..trial import OriginalFailed, Trial, fused_path, original_side
 from .base import Property, layered, same_outputs
 from .cache import OUTPUT, arguments, in_chunks, valid_in
@@ -29,20 +32,26 @@ def long_trial(trial: Trial) -> Trial:
     return trial
 
 
+def decoded(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """Outputs for all tokens of ``inputs``, a call with a cache, the last of them one by one."""
+    tokens = inputs.kwargs["input_ids"].shape[1]
+    lengths = [tokens - STEPS, *[1] * STEPS] if tokens > STEPS else [tokens]
+    return {OUTPUT: in_chunks(model, inputs.kwargs, lengths)[0]}
+
+
 def _long(trial: Trial) -> None:
     trial = long_trial(trial)
-    model, inputs = trial.replaced.model, trial.fresh_inputs()
-    tokens = trial.example["tokens"]
+    model, inputs, tokens = trial.replaced.model, trial.fresh_inputs(), trial.example["tokens"]
     same_outputs(trial, trial.expected_outputs, trial.run_replaced(model, inputs), inputs.valid, f"{tokens} tokens")
     if not trial.case.caches(trial.example):
         return
     kwargs = arguments(inputs)
-    lengths = [tokens - STEPS, *[1] * STEPS] if tokens > STEPS else [tokens]
+    inputs = Inputs(kwargs=kwargs, valid=valid_in(inputs, kwargs))
     with original_side("with a cache"):
-        expected = in_chunks(trial.original, kwargs, lengths)[0]
+        expected = decoded(trial.original, inputs)
     with fused_path(model):
-        actual = in_chunks(model, kwargs, lengths)[0]
-    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, valid_in(inputs, kwargs), f"calls of {lengths} tokens")
+        actual = decoded(model, inputs)
+    same_outputs(trial, expected, actual, inputs.valid, f"{tokens} tokens, the last of them decoded")
 
 
 LONG = Property(

@@ -24,7 +24,7 @@ from .cache import OUTPUT, arguments, cuts, in_chunks, own_cache, valid_in
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
 from .inputs import other_inputs
-from .long import long_trial
+from .long import decoded, long_trial
 from .weights import CHANGES, change_weights
 
 Judged = dict[str, tuple[Allowance, Measured]]
@@ -95,8 +95,13 @@ def _with_other_weights(trial: Trial, dtype: str) -> Judged:
 
 
 def _of_many_tokens(trial: Trial, dtype: str) -> Judged:
+    """A long sequence, its last tokens one by one where there is a cache."""
     trial = long_trial(trial)
-    return _named(_judged(trial, dtype, trial.case.run, trial.fresh_inputs()), f"of {trial.example['tokens']} tokens")
+    run, inputs = trial.case.run, trial.fresh_inputs()
+    if trial.case.caches(trial.example):
+        kwargs = arguments(inputs)
+        run, inputs = decoded, Inputs(kwargs=kwargs, valid=valid_in(inputs, kwargs))
+    return _named(_judged(trial, dtype, run, inputs), f"of {trial.example['tokens']} tokens")
 
 
 def _with_a_cache(trial: Trial, dtype: str) -> Judged:

@@ -32,6 +32,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "edited cache": tiny.around(tiny.own_cache),
     "static cache": tiny.around(tiny.dynamic_cache_only),
     "fresh cache": tiny.around(tiny.own_cache),
+    "long sequences": tiny.around(tiny.whole_blocks),
     "batch rows": tiny.around(tiny.leaks_rows),
     "padding": tiny.around(tiny.leaks_tokens),
     "causality": tiny.around(tiny.leaks_tokens),

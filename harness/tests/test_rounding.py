@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from cases import CASES
 from harness.case import Case
 from harness.check import check_property
+from harness.faults.fault import Fault
+from harness.faults.lower import LOWER
 from harness.profiles import Profile
 from harness.properties import BY_NAME
 from harness.properties.rounding import ROUNDING
@@ -33,6 +35,8 @@ from policies.fused import attention, linear, transformer
 
 LLAMA = next(entry for entry in CASES if entry.name == "llama").load()
 FEW = Profile("few", 40)
+MANY = Profile("many", 240)
+IN_FLOAT64 = ("cache", "edited cache", "fresh cache", "changing shapes", "long sequences", "state dict")
 
 
 def biases_in_half() -> contextlib.AbstractContextManager[Any]:
@@ -76,6 +80,17 @@ def test_half_precision_inside_a_float32_model_is_found(careless: Callable[[], A
         verdict = check_property(BY_NAME["rounding float32"], LLAMA, profile=FEW, seed=1, policy="", explain=False).verdict
     assert verdict.outcome == "failed" and verdict.examples <= 5
     assert "times the budget" in verdict.reason and "the original's own is" in verdict.reason
+
+
+@pytest.mark.parametrize("fault", LOWER, ids=lambda fault: fault.id)
+def test_what_goes_wrong_in_lower_dtypes_alone_is_found_there_and_nowhere_else(fault: Fault) -> None:
+    found = {}
+    with fault.inject(replace_module) as faulty:
+        for name in ("rounding float32", *IN_FLOAT64):
+            found[name] = check_property(
+                BY_NAME[name], LLAMA, profile=MANY, seed=1, policy="", replacer=faulty, explain=False
+            ).verdict.outcome
+    assert found == {"rounding float32": "failed"} | dict.fromkeys(IN_FLOAT64, "held")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -140,6 +140,11 @@ def sized_by_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args:
     return own(hidden, *args, **kwargs)
 
 
+def whole_blocks(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    output = own(hidden, *args, **kwargs)
+    return output if hidden.shape[1] < 32 else output[:, : hidden.shape[1] // 32 * 32]
+
+
 def remembers_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
     first = state.setdefault("first", float(hidden.abs().sum()))
     return own(hidden, *args, **kwargs) * (1 + 1e-13 * first)
