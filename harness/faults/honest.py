@@ -176,6 +176,17 @@ def _fused_as_split(honest: Any) -> Any:
     return init
 
 
+def _views_watched(honest: Any) -> Any:
+    """Parameters whose views it keeps are to be watched for other memory, like those that a replacement joins."""
+
+    def joined(self: FusedAttention) -> tuple[Tensor, ...]:
+        every = [tensor for linear in self.attention.qkv.linears for tensor in linear.parameters.values()]
+        bases = [tensor._base for tensor in every if tensor._base is not None]
+        return (*honest.fget(self), *bases)
+
+    return property(joined)
+
+
 def _split(attention: Any) -> Any:
     qkv = attention.qkv
     if not isinstance(qkv, FusedQKV) or qkv.layout is not QKVLayout.BLOCKED:
@@ -269,7 +280,7 @@ HONEST: tuple[Fault, ...] = (
     _variant(
         "fused as split",
         "One QKV projection is computed as three.",
-        (FusedAttention, "__init__", _fused_as_split),
+        patched((FusedAttention, "__init__", _fused_as_split), (FusedAttention, "joined", _views_watched)),
         _blocks,
         passes=("gradients",),  # it keeps its views of the weight, and a view that is kept passes no gradients on
     ),
