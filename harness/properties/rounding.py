@@ -27,6 +27,8 @@ from .inputs import other_inputs
 from .long import decoded, long_trial
 from .weights import CHANGES, change_weights
 
+INFERENCE = 16
+"""Bit of an example's seed; those below it choose other things."""
 Judged = dict[str, tuple[Allowance, Measured]]
 """What was allowed and what was measured of each output; nothing where the original's own result is not finite."""
 Way = Callable[[Trial, str], Judged]
@@ -153,10 +155,12 @@ def _judged(trial: Trial, dtype: str, run: Run, inputs: Inputs) -> Judged:
 
 
 def _outputs(trial: Trial, dtype: str, run: Run, inputs: Inputs) -> dict[str, Tensor]:
-    """Those of the replaced model. The original is in ``dtype`` before a copy of it is replaced."""
+    """Those of the replaced model, of every second example in inference mode, as people run it. The original is in ``dtype``
+    before a copy of it is replaced."""
     trial.original.to(DTYPES[dtype])
     model = trial.replaced.model
-    with fused_path(model):
+    mode = torch.inference_mode if trial.example.seed & INFERENCE else torch.no_grad
+    with fused_path(model), mode():
         return run(model, _in(dtype, inputs))
 
 

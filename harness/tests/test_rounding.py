@@ -93,6 +93,19 @@ def test_what_goes_wrong_in_lower_dtypes_alone_is_found_there_and_nowhere_else(f
     assert found == {"rounding float32": "failed"} | dict.fromkeys(IN_FLOAT64, "held")
 
 
+def test_what_goes_wrong_in_inference_mode_alone_is_found() -> None:
+    honest = transformer.FusedTransformerLayer.__call__
+
+    def wrong(self: Any, x: Tensor, call: Any, *rest: Any) -> Tensor:
+        return honest(self, x, dataclasses.replace(call, cache=None) if torch.is_inference_mode_enabled() else call, *rest)
+
+    found = {}
+    with mock.patch.object(transformer.FusedTransformerLayer, "__call__", wrong):
+        for name in ("rounding float32", "cache"):
+            found[name] = check_property(BY_NAME[name], LLAMA, profile=MANY, seed=1, policy="", explain=False).verdict.outcome
+    assert found == {"rounding float32": "failed", "cache": "held"}
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_honest_replacement_stays_within_its_budget(dtype: str) -> None:
     checked = check_property(BY_NAME[f"rounding {dtype}"], LLAMA, profile=FEW, seed=1, policy="LlamaLayerPolicy")
