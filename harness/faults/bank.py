@@ -18,6 +18,7 @@ from .methods import METHODS
 from .rotary import ROTARY
 from .rounding import ROUNDING
 from .scores import SCORES
+from .workspace import WORKSPACE
 
 FAULTS: tuple[Fault, ...] = (
     *ACTIVATION_NORM,
@@ -26,6 +27,7 @@ FAULTS: tuple[Fault, ...] = (
     *SCORES,
     *MASKS,
     *CACHE,
+    *WORKSPACE,
     *CALLING,
     *ROUNDING,
     *LOWER,

@@ -12,9 +12,10 @@ from policies.fused import linear as fused_linear
 from policies.fused.attention import FusedAttention
 from policies.fused.transformer import FusedTransformerLayer
 
-from .cache import caches, finishing, own_copy, past_unused, sized_by_first_call, stale_prompt, updating, whole_blocks
+from .cache import caches, own_copy, past_unused, stale_prompt, updating
 from .calling import in_place, second_copy
 from .fault import Applies, Fault, Patch, layered, miscomputing
+from .workspace import finishing, sized_by_first_call, whole_blocks
 
 
 def _below_float64(patch: Patch) -> Patch:

@@ -10,30 +10,21 @@ from torch import Tensor
 
 from policies.anatomy import ActivationKind
 from policies.fused import onednn
-from policies.fused.attention import FusedAttention
 from policies.fused.transformer import FusedTransformerLayer
 
 from .fault import Applies, Fault, Traits, layered, miscomputing
+from .workspace import finishing
 
 ROUNDED = ("rounding float32", "rounding bfloat16")
 
 
-def _half_context(honest: Any) -> Any:
-    def wrong(self: FusedAttention, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-        out: Tensor = honest(self, query, key.half().to(key.dtype), value.half().to(value.dtype), *rest)
-        return out
-
-    return wrong
+def _half_context(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return query, key.half().to(key.dtype), value.half().to(value.dtype)
 
 
-def _bfloat_query(honest: Any) -> Any:
+def _bfloat_query(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Queries rounded to bfloat16: one enum value for all half types."""
-
-    def wrong(self: FusedAttention, query: Tensor, key: Tensor, *rest: Any) -> Tensor:
-        out: Tensor = honest(self, query.bfloat16().to(query.dtype), key, *rest)
-        return out
-
-    return wrong
+    return query.bfloat16().to(query.dtype), key, value
 
 
 def _lower_sum(honest: Any) -> Any:
@@ -114,7 +105,7 @@ ROUNDING = (
         "F67",
         "DeepSpeed #2030",
         "Keys and values pass through half precision, in a model of any dtype.",
-        (FusedAttention, "_finish", _half_context),
+        finishing(_half_context),
         expects=("rounding float32",),
     ),
     miscomputing(
@@ -122,7 +113,7 @@ ROUNDING = (
         "F67",
         "DeepSpeed PR #2662",
         "Queries pass through bfloat16, in a model of any dtype.",
-        (FusedAttention, "_finish", _bfloat_query),
+        finishing(_bfloat_query),
         expects=("rounding float32",),
     ),
     miscomputing(

@@ -36,6 +36,12 @@ def valid_in(inputs: Inputs, kwargs: dict[str, Any]) -> Tensor | None:
     return inputs.valid if kwargs.get("attention_mask") is not None else None
 
 
+def with_cache(inputs: Inputs) -> Inputs:
+    """The call of ``inputs`` with a cache, and the positions that count then."""
+    kwargs = arguments(inputs)
+    return Inputs(kwargs=kwargs, valid=valid_in(inputs, kwargs))
+
+
 def cuts(tokens: int, seed: int) -> list[int]:
     """Lengths of the calls a sequence is cut into: a prompt then single tokens, single tokens only, or chunks."""
     style = seed % 4

@@ -37,7 +37,7 @@ def _captured(trial: Trial) -> None:
     model: Any = trial.replaced.model
     if captures(model):
         trial.evidence.replays += sum(one.replays for one in model.fused.graphs.values())
-    for how in ("changed in place", "assigned anew"):
+    for how in ("changed in place", "assigned anew"):  # a copied part of a replaced model brings the whole model along
         change_weights(trial.original, model, how)
         expected = trial.run_original(trial.fresh_inputs())
         actual = trial.run_replaced(model, trial.fresh_inputs())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..case import Inputs
 from ..trial import OriginalFailed, Trial, fused_path, original_side
 from .base import Property, layered, same_outputs
-from .cache import OUTPUT, arguments, in_chunks, valid_in
+from .cache import OUTPUT, in_chunks, with_cache
 from .inputs import has_tokens
 
 LENGTHS = (33, 64, 95, 129, 190, 257)
@@ -45,8 +45,7 @@ def _long(trial: Trial) -> None:
     same_outputs(trial, trial.expected_outputs, trial.run_replaced(model, inputs), inputs.valid, f"{tokens} tokens")
     if not trial.case.caches(trial.example):
         return
-    kwargs = arguments(inputs)
-    inputs = Inputs(kwargs=kwargs, valid=valid_in(inputs, kwargs))
+    inputs = with_cache(inputs)
     with original_side("with a cache"):
         expected = decoded(trial.original, inputs)
     with fused_path(model):

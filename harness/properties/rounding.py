@@ -20,7 +20,7 @@ from ..rounding.calibration import multiple
 from ..rounding.statistic import DTYPES, Allowance, Measured, Run, allowances, other_numbers, pooled
 from ..trial import Disagreement, Trial, cast, fused_path
 from .base import Property, identical
-from .cache import OUTPUT, arguments, cuts, in_chunks, own_cache, valid_in
+from .cache import OUTPUT, cuts, in_chunks, own_cache, with_cache
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
 from .inputs import other_inputs
@@ -62,6 +62,7 @@ def _ways(case: Case) -> tuple[Way, ...]:
 
 
 def _once(trial: Trial, dtype: str) -> Judged:
+    """A call, of which no layer writes to what it is given."""
     trial.original.to(DTYPES[dtype])
     with layer_inputs_watched(trial):
         return _judged(trial, dtype, trial.case.run, trial.fresh_inputs())
@@ -101,8 +102,7 @@ def _of_many_tokens(trial: Trial, dtype: str) -> Judged:
     trial = long_trial(trial)
     run, inputs = trial.case.run, trial.fresh_inputs()
     if trial.case.caches(trial.example):
-        kwargs = arguments(inputs)
-        run, inputs = decoded, Inputs(kwargs=kwargs, valid=valid_in(inputs, kwargs))
+        run, inputs = decoded, with_cache(inputs)
     return _named(_judged(trial, dtype, run, inputs), f"of {trial.example['tokens']} tokens")
 
 
@@ -122,11 +122,10 @@ def _named(judged: Judged, what: str) -> Judged:
 
 def _with_two_steps(inputs: Inputs) -> Inputs:
     """The call of ``inputs`` with a cache; the positions of two tokens more count, where any are left out."""
-    kwargs = arguments(inputs)
-    valid = valid_in(inputs, kwargs)
-    if valid is not None:
-        valid = torch.cat((valid, torch.ones_like(valid[:, :2])), dim=1)
-    return Inputs(kwargs=kwargs, valid=valid)
+    call = with_cache(inputs)
+    if call.valid is None:
+        return call
+    return Inputs(kwargs=call.kwargs, valid=torch.cat((call.valid, torch.ones_like(call.valid[:, :2])), dim=1))
 
 
 def _in_calls(model: nn.Module, inputs: Inputs, *, seed: int) -> dict[str, Tensor]:
