@@ -22,8 +22,8 @@ class FilledCache:
         self.keys = torch.randn(batch, heads, past, head_size)
         self.values = torch.randn(batch, heads, past, head_size)
 
-    def update(self, keys: Tensor, values: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        """(B, H, T, E) -> (B, H, P + T, E)."""
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """(B, H, T, E) -> (B, H, P + T, E). What else a layer tells its cache (index, position) does not matter here."""
         if (self.keys.dtype, self.keys.device) != (keys.dtype, keys.device):
             self.keys, self.values = self.keys.to(keys), self.values.to(values)  # once: a real cache holds what it was given
         return torch.cat((self.keys, keys), dim=-2), torch.cat((self.values, values), dim=-2)

@@ -13,6 +13,7 @@ from torch import nn
 from harness.case import Axis, Example
 from harness.hf.case import TransformersCase
 from policies import replace_module
+from policies.calls import CACHE_NAMES
 from policies.replace import Replaced, Replacement
 
 Forward = Callable[..., Any]
@@ -91,8 +92,13 @@ def names_only(own: Forward, state: dict[str, Any], hidden_states: Any, **kwargs
     return own(hidden_states, **kwargs)
 
 
+def cache_of(kwargs: dict[str, Any]) -> Any:
+    """The cache that a layer was called with, by whatever name this release of transformers hands it down."""
+    return next((kwargs[name] for name in CACHE_NAMES if name in kwargs), None)
+
+
 def spoils_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    output, cache = own(*args, **kwargs), kwargs.get("past_key_values")
+    output, cache = own(*args, **kwargs), cache_of(kwargs)
     if cache is not None:
         for layer in cache.layers:
             layer.keys = layer.keys * 1.001
@@ -101,7 +107,7 @@ def spoils_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any)
 
 def own_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """Keeps keys on the module, whatever the caller has done to the cache or whoever's it is."""
-    cache, kept = kwargs.get("past_key_values"), state.get("keys")
+    cache, kept = cache_of(kwargs), state.get("keys")
     index = state["layer"].self_attn.layer_idx
     if cache is not None and kept is not None and len(cache.layers) > index:
         keys = cache.layers[index].keys
@@ -114,7 +120,7 @@ def own_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) ->
 
 
 def dynamic_cache_only(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-    if type(kwargs.get("past_key_values")).__name__ == "StaticCache":
+    if type(cache_of(kwargs)).__name__ == "StaticCache":
         raise TypeError("only growing caches are known")
     return own(*args, **kwargs)
 
