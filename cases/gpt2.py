@@ -28,7 +28,7 @@ class GPT2Case(common.TransformersCase):
         common.IMPLEMENTATION,
         common.HEADS,
         common.ODD_HEAD_SIZES,
-        Axis("inner", (None, 5, 16, 31, 48)),
+        common.INNER_OR_FOURFOLD,
         common.ACTIVATIONS,
         common.EPS,
         *common.COMMON,

@@ -34,7 +34,7 @@ class GPTNeoCase(common.TransformersCase):
         common.ODD_HEAD_SIZES,
         Axis("pattern", ("global", "local", "global, local", "local, global")),
         Axis("window", (4, 1, 2, 3, 16)),
-        Axis("inner", (None, 5, 16, 31, 48)),
+        common.INNER_OR_FOURFOLD,
         common.ACTIVATIONS,
         common.EPS,
         *common.COMMON,

@@ -28,7 +28,7 @@ class GPTJCase(common.TransformersCase):
         common.HEADS,
         common.HEAD_SIZES,
         Axis("rotary", ("whole", "half", "two")),
-        Axis("inner", (None, 5, 16, 31, 48)),
+        common.INNER_OR_FOURFOLD,
         common.ACTIVATIONS,
         common.EPS,
         *common.COMMON,

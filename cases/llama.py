@@ -34,10 +34,10 @@ class LlamaCase(common.TransformersCase):
     layer = "transformers.models.llama.modeling_llama:LlamaDecoderLayer"
     axes = (
         common.IMPLEMENTATION,
-        Axis("kv_heads", (1, 2, 3, 4)),
-        Axis("group", (1, 2, 3, 5)),
+        common.KV_HEADS,
+        common.GROUP,
         common.HEAD_SIZES,
-        Axis("hidden_factor", (1, 2, 3), claimed=False),
+        Axis("hidden_factor", (1, 2, 3), claimed=False, large=(32, 50, 64)),
         ROPE,
         common.INNER,
         Axis("activation", ("silu", *(one for one in common.ACTIVATIONS.values if one != "silu"))),

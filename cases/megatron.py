@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from harness.case import Axis, Case, Example, Inputs, Refusal, Workload, flag
+from harness.hf.inputs import BATCH, LARGE_HEADS, LARGE_INNER
 from harness.randomise import randomise
 
 from .megatron_cpu import core, megatron_on_cpu, process_groups, quietly
@@ -63,13 +64,13 @@ class MegatronCase(Case):
     title = "megatron-core transformer layer"
     input_axes = ("batch", "tokens", "mask")
     axes = (
-        Axis("groups", (1, 2, 3, 4, 5, 6)),
-        Axis("queries_per_group", (1, 2, 3, 5)),
-        Axis("head_size", (4, 2, 3, 5, 8, 16)),
-        Axis("hidden", (None, 8, 15, 26, 40)),
-        Axis("ffn", (8, 5, 19, 32, 51), claimed=False),
+        Axis("groups", (1, 2, 3, 4, 5, 6), large=(1, 2)),
+        Axis("queries_per_group", (1, 2, 3, 5), large=(1, 2)),
+        Axis("head_size", (4, 2, 3, 5, 8, 16), large=LARGE_HEADS),
+        Axis("hidden", (None, 8, 15, 26, 40), large=(None, 520, 1100)),
+        Axis("ffn", (8, 5, 19, 32, 51), claimed=False, large=LARGE_INNER),
         Axis("layers", (1, 2, 3)),
-        Axis("batch", (1, 2, 3, 4)),
+        BATCH,
         Axis("tokens", (4, 1, 2, 3, 7, 11)),
         Axis("normalization", ("LayerNorm", "RMSNorm")),
         Axis("eps", (1e-5, 1e-6, 1e-3, 1e-1)),

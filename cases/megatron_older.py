@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from harness.case import Axis, Case, Example, Inputs, Refusal, flag
+from harness.hf.inputs import BATCH, LARGE_HEADS, LARGE_INNER
 from harness.randomise import randomise
 
 from .megatron import QUIET, padded_mask
@@ -40,13 +41,13 @@ class OlderMegatronCase(Case):
     input_axes = ("batch", "tokens", "mask")
     axes = (
         Axis("version", (2, 0)),
-        Axis("groups", (1, 2, 3, 5)),
-        Axis("queries_per_group", (1, 2, 3)),
-        Axis("head_size", (4, 3, 8)),
-        Axis("hidden", (8, 7, 26)),
-        Axis("ffn", (8, 5, 33), claimed=False),
+        Axis("groups", (1, 2, 3, 5), large=(1, 2)),
+        Axis("queries_per_group", (1, 2, 3), large=(1, 2)),
+        Axis("head_size", (4, 3, 8), large=LARGE_HEADS),
+        Axis("hidden", (8, 7, 26), large=(256, 520, 1100)),
+        Axis("ffn", (8, 5, 33), claimed=False, large=LARGE_INNER),
         Axis("layers", (1, 2, 3)),
-        Axis("batch", (1, 2, 3, 4)),
+        BATCH,
         Axis("tokens", (4, 1, 2, 7)),
         Axis("eps", (1e-5, 1e-12, 1e-3)),
         flag("bias", simplest=True),

@@ -27,12 +27,14 @@ Value = str | int | float | bool | None
 class Axis:
     """One thing that examples vary. ``values`` are simplest first.
 
-    ``claimed``: the case promises that every value is exercised, and coverage is held to it.
+    ``claimed``: the case promises that every value is exercised, and coverage is held to it. ``large`` are values as real
+    models have them: too slow for every example, they are taken where size itself is asked about.
     """
 
     name: str
     values: tuple[Value, ...]
     claimed: bool = True
+    large: tuple[Value, ...] = ()
 
     @property
     def simplest(self) -> Value:

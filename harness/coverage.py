@@ -55,7 +55,7 @@ def coverage(case: Case, tallies: Iterable[Tallied]) -> Coverage:
 
 
 def _beyond(axis: Axis, drawn: Drawn) -> list[Any]:
-    """Values of ``axis`` that a property has put in the place of what was drawn (long sequences)."""
+    """Values of ``axis`` that a property has put in the place of what was drawn (long sequences, large layers)."""
     beyond = {value for name, value in drawn if name == axis.name and value not in axis.values}
     return sorted(beyond, key=lambda value: (len(str(value)), str(value)))
 

@@ -18,6 +18,7 @@ from .methods import METHODS
 from .rotary import ROTARY
 from .rounding import ROUNDING
 from .scores import SCORES
+from .sizes import SIZES
 from .workspace import WORKSPACE
 
 FAULTS: tuple[Fault, ...] = (
@@ -28,6 +29,7 @@ FAULTS: tuple[Fault, ...] = (
     *MASKS,
     *CACHE,
     *WORKSPACE,
+    *SIZES,
     *CALLING,
     *ROUNDING,
     *LOWER,

@@ -17,6 +17,7 @@ from policies.fused.vae import FusedCoder, FusedVAE
 
 from .fault import Applies, Fault, Inject, Patch, Traits, patched
 from .graphs import captures
+from .sizes import whole_lanes
 
 
 def _without(*names: str) -> Patch:
@@ -71,6 +72,10 @@ def _old_signature(honest: Any) -> Any:
 
 def _attending(make: Any) -> Patch:
     return diffusion_attention, "scaled_dot_product_attention", make
+
+
+def _whole_lanes(honest: Any) -> Any:
+    return lambda query, key, value, **options: honest(*whole_lanes(query, key, value), **options)
 
 
 def _key_value(honest: Any) -> Any:
@@ -255,6 +260,15 @@ DIFFUSION = (
         "Keys and values of diffusion attention change places.",
         _attending(_key_value),
         captures,
+    ),
+    _fault(
+        "F65 diffusers",
+        "F65",
+        "FasterTransformer #89",
+        "Diffusion attention takes 32 elements of a head at a time, and what is left behind the last is lost.",
+        _attending(_whole_lanes),
+        captures,
+        expects=("large layers",),
     ),
     _fault(
         "F42 diffusers",

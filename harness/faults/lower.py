@@ -15,6 +15,7 @@ from policies.fused.transformer import FusedTransformerLayer
 from .cache import caches, own_copy, past_unused, stale_prompt, updating
 from .calling import in_place, second_copy
 from .fault import Applies, Fault, Patch, layered, miscomputing
+from .sizes import whole_lanes
 from .workspace import finishing, sized_by_first_call, whole_blocks
 
 
@@ -70,6 +71,14 @@ LOWER = (
         "DeepSpeed #3402",
         "The workspace of lower dtypes has the size of the first call.",
         (FusedAttention, "_finish", sized_by_first_call),
+        layered,
+        "rounding float32",
+    ),
+    _lower(
+        "F65 lower heads",
+        "FasterTransformer #89, flashinfer #4299",
+        "The attention kernel of lower dtypes takes 32 elements of a head at a time, and what is left behind the last is lost.",
+        finishing(whole_lanes),
         layered,
         "rounding float32",
     ),

@@ -22,15 +22,23 @@ VOCABULARY = 37
 POSITIONS = 24
 """Of a model that is given no more tokens than ``TOKENS``. Scaled rotary kinds begin to scale behind half of them."""
 
-HEADS = Axis("heads", (2, 1, 3, 4, 5, 6, 8, 12))
-HEAD_SIZES = Axis("head_size", (4, 2, 6, 8, 10), claimed=False)
+LARGE_HEADS = (64, 72, 80, 128, 136, 256)
+LARGE_INNER = (256, 1000, 1025, 2304)
+"""Whole blocks of every usual size, and blocks with a tail."""
+HEADS = Axis("heads", (2, 1, 3, 4, 5, 6, 8, 12), large=(1, 2, 5))
+HEAD_SIZES = Axis("head_size", (4, 2, 6, 8, 10), claimed=False, large=LARGE_HEADS)
 """Even, because rotary positions pair elements."""
-ODD_HEAD_SIZES = Axis("head_size", (4, 3, 5, 7, 8), claimed=False)
+ODD_HEAD_SIZES = Axis("head_size", (4, 3, 5, 7, 8), claimed=False, large=LARGE_HEADS)
+KV_HEADS = Axis("kv_heads", (1, 2, 3, 4), large=(1, 2))
+GROUP = Axis("group", (1, 2, 3, 5), large=(1, 2, 4))
+"""Queries to a key/value head."""
 LAYERS = Axis("layers", (1, 2, 3))
 PREFIX = 2
-BATCH = Axis("batch", (1, 2, 3, 4))
+BATCH = Axis("batch", (1, 2, 3, 4), large=(1, 9, 17))
 TOKENS = Axis("tokens", (3, 1, 2, 4, 5, 7, 11))
-INNER = Axis("inner", (8, 5, 16, 31, 48), claimed=False)
+INNER = Axis("inner", (8, 5, 16, 31, 48), claimed=False, large=LARGE_INNER)
+INNER_OR_FOURFOLD = Axis("inner", (None, 5, 16, 31, 48), large=(None, *LARGE_INNER))
+"""Of configurations in which None stands for four times the hidden size."""
 EPS = Axis("eps", (1e-5, 1e-12, 1e-6, 1e-3, 1e-1))
 IMPLEMENTATION = Axis("attention", ("sdpa", "eager"))
 PADDING = Axis("padding", ("none", "right", "left", "interior"))

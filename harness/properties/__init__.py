@@ -22,7 +22,6 @@ from .equality import LAYER_EQUALITY, MODEL_EQUALITY
 from .forms import FORMS
 from .hooks import HOOKS
 from .lifecycle import IDEMPOTENCE, REVERT
-from .long import LONG
 from .memory import POISON, STORAGES
 from .metamorphic import CAUSALITY, PADDING, ROWS
 from .moves import MOVES
@@ -30,6 +29,7 @@ from .outputs import OUTPUTS
 from .refusal import REFUSAL
 from .rounding import ROUNDING
 from .sharing import SHARING
+from .sizes import LARGE, LONG
 from .training import GRADIENTS, TRAINING
 
 PROPERTIES: tuple[Property, ...] = (
@@ -45,6 +45,7 @@ PROPERTIES: tuple[Property, ...] = (
     STATIC_CACHE,
     FRESH_CACHE,
     LONG,
+    LARGE,
     ROWS,
     PADDING,
     CAUSALITY,

@@ -24,7 +24,7 @@ from .cache import OUTPUT, cuts, in_chunks, own_cache, with_cache
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
 from .inputs import other_inputs
-from .long import decoded, long_trial
+from .sizes import decoded, large_trial, long_trial, size_of
 from .weights import CHANGES, change_weights
 
 INFERENCE = 16
@@ -57,7 +57,7 @@ def _within_budget(dtype: str) -> Callable[[Trial], None]:
 
 
 def _ways(case: Case) -> tuple[Way, ...]:
-    ways = (_once, _again_and_again, _with_other_weights, _of_many_tokens)
+    ways = (_once, _again_and_again, _with_other_weights, _of_many_tokens, _of_a_large_layer)
     return (*ways, _with_a_cache) if case.cached else ways
 
 
@@ -100,10 +100,20 @@ def _with_other_weights(trial: Trial, dtype: str) -> Judged:
 def _of_many_tokens(trial: Trial, dtype: str) -> Judged:
     """A long sequence, its last tokens one by one where there is a cache."""
     trial = long_trial(trial)
+    return _decoded(trial, dtype, f"of {trial.example['tokens']} tokens")
+
+
+def _of_a_large_layer(trial: Trial, dtype: str) -> Judged:
+    """A layer as wide as published ones, its last tokens one by one where there is a cache."""
+    trial = large_trial(trial)
+    return _decoded(trial, dtype, f"with {size_of(trial)}")
+
+
+def _decoded(trial: Trial, dtype: str, what: str) -> Judged:
     run, inputs = trial.case.run, trial.fresh_inputs()
     if trial.case.caches(trial.example):
         run, inputs = decoded, with_cache(inputs)
-    return _named(_judged(trial, dtype, run, inputs), f"of {trial.example['tokens']} tokens")
+    return _named(_judged(trial, dtype, run, inputs), what)
 
 
 def _with_a_cache(trial: Trial, dtype: str) -> Judged:
@@ -176,9 +186,9 @@ def _excess(name: str, allowance: Allowance, measured: Measured, used: float) ->
 ROUNDING = tuple(
     Property(
         name=f"rounding {dtype}",
-        statement=f"In {dtype}, in one call, in calls of other shapes, long ones, several with a cache and with other weights, "
-        "the error against the exact result stays within a calibrated multiple of what the original's own rounding and one "
-        "rounding of its parameters cause.",
+        statement=f"In {dtype}, in one call, in calls of other shapes, long ones, of a large layer, several with a cache and "
+        "with other weights, the error against the exact result stays within a calibrated multiple of what the original's own "
+        "rounding and one rounding of its parameters cause.",
         check=_within_budget(dtype),
         applies=lambda case: case.layered,
         exact=False,

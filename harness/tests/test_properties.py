@@ -33,6 +33,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "static cache": tiny.around(tiny.dynamic_cache_only),
     "fresh cache": tiny.around(tiny.own_cache),
     "long sequences": tiny.around(tiny.whole_blocks),
+    "large layers": tiny.around(tiny.whole_rows),
     "batch rows": tiny.around(tiny.leaks_rows),
     "padding": tiny.around(tiny.leaks_tokens),
     "causality": tiny.around(tiny.leaks_tokens),

@@ -29,7 +29,7 @@ class TinyLlama(TransformersCase):
         Axis("attention", ("sdpa", "eager")),
         Axis("kv_heads", (1, 2)),
         Axis("layers", (1, 2)),
-        Axis("batch", (1, 2, 3)),
+        Axis("batch", (1, 2, 3), large=(9, 17)),
         Axis("tokens", (3, 1, 5)),
         Axis("padding", ("none", "right", "left")),
         Axis("mask", ("none", "2d", "4d float")),
@@ -149,6 +149,11 @@ def sized_by_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args:
 def whole_blocks(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
     output = own(hidden, *args, **kwargs)
     return output if hidden.shape[1] < 32 else output[:, : hidden.shape[1] // 32 * 32]
+
+
+def whole_rows(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    output = own(hidden, *args, **kwargs)
+    return output if len(hidden) < 8 else output[: len(hidden) // 8 * 8]
 
 
 def remembers_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:

@@ -63,12 +63,12 @@ def _first_guess(config_class: type, layer: str) -> Derivation:
     default = _defaults(config_class)
     axes: list[Axis] = [hf.IMPLEMENTATION]
     if "kv_heads" in fields:
-        axes += [Axis("kv_heads", (1, 2, 3, 4)), Axis("group", (1, 2, 3, 5))]
+        axes += [hf.KV_HEADS, hf.GROUP]
     elif "heads" in fields:
         axes.append(hf.HEADS)
     axes.append(hf.HEAD_SIZES)
     if "head_size" in fields:
-        axes.append(Axis("hidden_factor", (0, 1, 2, 3), claimed=False))
+        axes.append(Axis("hidden_factor", (0, 1, 2, 3), claimed=False, large=(0, 32, 50)))
     axes += [axis for role, axis in _BY_ROLE.items() if role in fields and role != "heads"]
     if "rope" in fields and "partial_rotary_factor" in _source(layer):
         axes.append(Axis("rotary_share", (1.0, 0.5), claimed=False))

@@ -1,0 +1,118 @@
+"""Faults that only layers of real sizes have: kernels made for one width of a head, one length of a row, one block of a batch.
+
+Shapes: B batch, H heads, S keys, E head size, D hidden size, F inner size of the MLP.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from policies.anatomy import Norm
+from policies.fused import transformer as fused_transformer
+from policies.fused.mlp import FusedMLP
+
+from .fault import miscomputing
+from .workspace import finishing
+
+HEAD = 64
+"""Elements of a head that the faulty attention kernel is written for."""
+LANES = 32
+"""Elements of a head that a warp takes at a time."""
+THREADS = 256
+"""Elements of a row that the faulty norm kernel has threads for."""
+TILE = 128
+"""Columns of the MLP that the faulty kernel writes at a time."""
+ROWS = 8
+"""Rows of a batch that the faulty kernel takes at a time."""
+
+
+def without_from(x: Tensor, dim: int, first: int) -> Tensor:
+    """``x`` with zeros from ``first`` on in dimension ``dim``."""
+    x = x.clone()
+    x.narrow(dim, first, x.shape[dim] - first).zero_()
+    return x
+
+
+def _first_elements(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if query.shape[-1] <= HEAD:
+        return query, key, value
+    return without_from(query, -1, HEAD), key, without_from(value, -1, HEAD)
+
+
+def whole_lanes(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What is left of a head (E) behind its last whole block of lanes, where there is one, counts for nothing."""
+    if query.shape[-1] <= LANES:
+        return query, key, value
+    return without_from(query, -1, query.shape[-1] // LANES * LANES), key, value
+
+
+def _whole_rows(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if len(value) <= ROWS:
+        return query, key, value
+    return query, key, without_from(value, 0, len(value) // ROWS * ROWS)
+
+
+def _first_threads(honest: Any) -> Any:
+    def wrong(norm: Norm, x: Tensor) -> Tensor:
+        out: Tensor = honest(norm, x)
+        if x.shape[-1] > THREADS:
+            out = out.clone()
+            out[..., THREADS:] = x[..., THREADS:]
+        return out
+
+    return wrong
+
+
+def _whole_tiles(honest: Any) -> Any:
+    def wrong(self: FusedMLP, *args: Any) -> Tensor:
+        inner: Tensor = honest(self, *args)
+        return inner if inner.shape[-1] <= TILE else without_from(inner, -1, inner.shape[-1] // TILE * TILE)
+
+    return wrong
+
+
+SIZES = (
+    miscomputing(
+        "F65 wide heads",
+        "F65",
+        "triton #621",
+        "The attention kernel is written for heads of 64 elements and leaves out what a wider head has more.",
+        finishing(_first_elements),
+        expects=("large layers",),
+    ),
+    miscomputing(
+        "F65 lanes",
+        "F65",
+        "FasterTransformer #89, flashinfer #4299, mlc-llm PR #1889",
+        "The attention kernel takes 32 elements of a head at a time, and what is left behind the last is lost.",
+        finishing(whole_lanes),
+        expects=("large layers",),
+    ),
+    miscomputing(
+        "F65 rows",
+        "F65 M17",
+        "ColossalAI PR #5306",
+        "The attention kernel takes rows of a batch in blocks, and what is left behind the last is lost.",
+        finishing(_whole_rows),
+        expects=("large layers",),
+    ),
+    miscomputing(
+        "F65 wide norms",
+        "F65",
+        "DeepSpeed #491",
+        "The norm kernel has so many threads, and elements beyond them are not normalised.",
+        (fused_transformer, "normalise", _first_threads),
+        expects=("large layers",),
+    ),
+    miscomputing(
+        "F65 tiles",
+        "F65",
+        "DeepEP PR #413",
+        "The MLP's kernel writes whole tiles of columns, and what is left behind the last stays zero.",
+        (FusedMLP, "_inner", _whole_tiles),
+        expects=("large layers",),
+    ),
+)
+"""Wrong at sizes that random tiny models do not have."""

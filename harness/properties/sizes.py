@@ -1,0 +1,109 @@
+"""Sizes of real models. Kernels work in blocks, of 16 to 128 tokens, of 32 to 1,024 elements of a row, and the usual examples
+fill none of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from ..case import Case, Inputs
+from ..trial import OriginalFailed, Trial, fused_path, original_side
+from .base import Property, layered, same_outputs
+from .cache import OUTPUT, in_chunks, with_cache
+from .inputs import has_tokens
+
+LENGTHS = (33, 64, 95, 129, 190, 257)
+"""Tokens: whole blocks of every usual size, and blocks with a tail, of one token and of many."""
+STEPS = 2
+SEVERAL = 3
+"""Tokens of a large layer: of a single one a faulty attention shows too little, whose one key has all the weight."""
+
+
+def long_trial(trial: Trial) -> Trial:
+    """The trial with one of ``LENGTHS``, or the largest below it that its original has positions for."""
+    trial = trial.suited(has_tokens(trial.case))
+    most = _chosen_by(trial).choice(LENGTHS)
+    return _that_runs((trial.vary(tokens=tokens) for tokens in reversed(LENGTHS) if tokens <= most), trial)
+
+
+def large_trial(trial: Trial) -> Trial:
+    """The trial with a single layer, and each axis that has large values at one of them; itself where its original cannot be
+    as large."""
+    chosen = _chosen_by(trial)
+    trial = trial.at_least("tokens", SEVERAL)
+    sizes = {axis.name: chosen.choice(axis.large) for axis in trial.case.axes if axis.large}
+    return _that_runs((trial.vary(**{**sizes, "layers": 1}),), trial)
+
+
+def _chosen_by(trial: Trial) -> random.Random:
+    """Chooses by the values of the example's axes: the same configuration with other numbers is of the same size."""
+    return random.Random(str(sorted(trial.example.values.items())))
+
+
+def _that_runs(sized: Iterable[Trial], otherwise: Trial) -> Trial:
+    for trial in sized:
+        try:
+            _ = trial.expected_outputs
+        except OriginalFailed:
+            continue
+        return trial
+    return otherwise
+
+
+def decoded(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """Outputs for all tokens of ``inputs``, a call with a cache, the last of them one by one."""
+    tokens = inputs.kwargs["input_ids"].shape[1]
+    lengths = [tokens - STEPS, *[1] * STEPS] if tokens > STEPS else [tokens]
+    return {OUTPUT: in_chunks(model, inputs.kwargs, lengths)[0]}
+
+
+def size_of(trial: Trial) -> str:
+    """The values of the axes that a large trial has changed, for a message."""
+    names = [axis.name for axis in trial.case.axes if axis.large]
+    return ", ".join(f"{name}={trial.example[name]}" for name in names)
+
+
+def has_large_values(case: Case) -> bool:
+    return any(axis.large for axis in case.axes)
+
+
+def _long(trial: Trial) -> None:
+    trial = long_trial(trial)
+    _alike(trial, f"{trial.example['tokens']} tokens")
+
+
+def _large(trial: Trial) -> None:
+    trial = large_trial(trial)
+    _alike(trial, size_of(trial))
+
+
+def _alike(trial: Trial, what: str) -> None:
+    model, inputs = trial.replaced.model, trial.fresh_inputs()
+    same_outputs(trial, trial.expected_outputs, trial.run_replaced(model, inputs), inputs.valid, what)
+    if not trial.case.caches(trial.example):
+        return
+    inputs = with_cache(inputs)
+    with original_side("with a cache"):
+        expected = decoded(trial.original, inputs)
+    with fused_path(model):
+        actual = decoded(model, inputs)
+    same_outputs(trial, expected, actual, inputs.valid, f"{what}, the last tokens decoded")
+
+
+LONG = Property(
+    name="long sequences",
+    statement="Sequences of up to 257 tokens give what the original gives, in one call and decoded.",
+    check=_long,
+    applies=layered,
+    share=0.03,
+)
+LARGE = Property(
+    name="large layers",
+    statement="A layer as wide as published ones, called with as many rows, gives what the original gives, in one call and "
+    "decoded.",
+    check=_large,
+    applies=has_large_values,
+    share=0.03,
+)

@@ -1,0 +1,65 @@
+"""Sizes of real models: what goes wrong at them alone is found by the property that asks about them, and nowhere else."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from cases import CASES
+from harness.case import Case, Example
+from harness.check import check_property
+from harness.exact import exact_mode
+from harness.faults.fault import Fault
+from harness.faults.sizes import SIZES
+from harness.profiles import Profile
+from harness.properties import BY_NAME
+from harness.properties.sizes import LENGTHS, large_trial, long_trial, size_of
+from harness.search import quiet
+from harness.trial import Trial
+from policies import replace_module
+
+LLAMA = next(entry for entry in CASES if entry.name == "llama").load()
+MANY = Profile("many", 240)
+USUAL = ("layer equality", "model equality", "cache", "changing shapes", "long sequences")
+
+
+def some_trial(case: Case, chosen: random.Random) -> Trial:
+    values = {axis.name: chosen.choice(axis.values) for axis in case.axes}
+    return Trial(case, Example(values, chosen.randrange(2**16)), replace_module)
+
+
+@pytest.mark.parametrize("fault", SIZES, ids=lambda fault: fault.id)
+def test_what_goes_wrong_in_large_layers_alone_is_found_there_and_nowhere_else(fault: Fault) -> None:
+    found = {}
+    with fault.inject(replace_module) as faulty:
+        for name in ("large layers", *USUAL):
+            found[name] = check_property(
+                BY_NAME[name], LLAMA, profile=MANY, seed=1, policy="", replacer=faulty, explain=False
+            ).verdict.outcome
+    assert found == {"large layers": "failed"} | dict.fromkeys(USUAL, "held")
+
+
+def test_a_failure_says_at_which_sizes() -> None:
+    with SIZES[0].inject(replace_module) as faulty:
+        verdict = check_property(
+            BY_NAME["large layers"], LLAMA, profile=MANY, seed=1, policy="", replacer=faulty, explain=False
+        ).verdict
+    assert "head_size=" in verdict.reason and "batch=" in verdict.reason
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in CASES])
+def test_every_large_value_of_a_case_can_be_built_and_called(name: str) -> None:
+    case, chosen = next(entry for entry in CASES if entry.name == name).load(), random.Random(name)
+    with quiet(), case.surroundings(), exact_mode():
+        for _ in range(3):
+            trial = large_trial(some_trial(case, chosen))
+            assert all(trial.example[axis.name] in axis.large for axis in case.axes if axis.large), size_of(trial)
+
+
+def test_the_same_configuration_with_other_numbers_is_of_the_same_size() -> None:
+    with quiet(), exact_mode():
+        trial = some_trial(LLAMA, random.Random(3))
+        other = trial.on(Example(trial.example.values, trial.example.seed + 1))
+        assert large_trial(trial).example.values == large_trial(other).example.values
+        assert long_trial(trial).example["tokens"] == long_trial(other).example["tokens"] in LENGTHS
