@@ -12,6 +12,7 @@ from policies.fused import linear as fused_linear
 from policies.fused.attention import FusedAttention
 from policies.fused.transformer import FusedTransformerLayer
 
+from ..rounding.statistic import DTYPES
 from .cache import caches, own_copy, past_unused, stale_prompt, updating
 from .calling import in_place, second_copy
 from .fault import Applies, Fault, Patch, layered, miscomputing
@@ -37,8 +38,9 @@ def _below_float64(patch: Patch) -> Patch:
 
 
 def _lower(id: str, source: str, breaks: str, patch: Patch, applies: Applies, *expects: str) -> Fault:
-    row = id.split()[0]
-    return miscomputing(id, row, source, breaks, _below_float64(patch), applies=applies, expects=expects)
+    """A fault of lower dtypes; ``expects`` is for one that is noticed elsewhere, too."""
+    expects = (*expects, *(f"rounding {dtype}" for dtype in DTYPES))
+    return miscomputing(id, id.split()[0], source, breaks, _below_float64(patch), applies=applies, expects=expects)
 
 
 LOWER = (
@@ -48,7 +50,6 @@ LOWER = (
         "The kernels of lower dtypes do not use keys and values of earlier calls.",
         updating(past_unused),
         caches,
-        "rounding float32",
     ),
     _lower(
         "F56 lower",
@@ -56,7 +57,6 @@ LOWER = (
         "The kernels of lower dtypes go on from the keys that the last prompt left on the layer.",
         updating(stale_prompt),
         caches,
-        "rounding float32",
     ),
     _lower(
         "F61 lower",
@@ -64,7 +64,6 @@ LOWER = (
         "The kernels of lower dtypes do not see the caller reorder its cache.",
         updating(own_copy),
         caches,
-        "rounding float32",
     ),
     _lower(
         "F60 lower",
@@ -72,7 +71,6 @@ LOWER = (
         "The workspace of lower dtypes has the size of the first call.",
         (FusedAttention, "_finish", sized_by_first_call),
         layered,
-        "rounding float32",
     ),
     _lower(
         "F65 lower heads",
@@ -80,7 +78,6 @@ LOWER = (
         "The attention kernel of lower dtypes takes 32 elements of a head at a time, and what is left behind the last is lost.",
         finishing(whole_lanes),
         layered,
-        "rounding float32",
     ),
     _lower(
         "F65 lower",
@@ -88,7 +85,6 @@ LOWER = (
         "The softmax kernel of lower dtypes works in blocks of keys, and what is left behind the last is lost.",
         finishing(whole_blocks),
         layered,
-        "rounding float32",
     ),
     _lower(
         "F79 lower",
@@ -96,7 +92,6 @@ LOWER = (
         "Weights that are packed for lower dtypes are a second copy, which updates do not reach.",
         (fused_linear, "_take_over", second_copy),
         lambda traits: traits.joins,
-        "rounding float32",
     ),
     _lower(
         "F57 lower",

@@ -22,19 +22,19 @@ VOCABULARY = 37
 POSITIONS = 24
 """Of a model that is given no more tokens than ``TOKENS``. Scaled rotary kinds begin to scale behind half of them."""
 
-LARGE_HEADS = (64, 72, 80, 128, 136, 256)
-LARGE_INNER = (256, 1000, 1025, 2304)
+LARGE_HEADS = (64, 72, 80, 128, 136)
+LARGE_INNER = (256, 500, 513, 1025)
 """Whole blocks of every usual size, and blocks with a tail."""
 HEADS = Axis("heads", (2, 1, 3, 4, 5, 6, 8, 12), large=(1, 2, 5))
 HEAD_SIZES = Axis("head_size", (4, 2, 6, 8, 10), claimed=False, large=LARGE_HEADS)
 """Even, because rotary positions pair elements."""
 ODD_HEAD_SIZES = Axis("head_size", (4, 3, 5, 7, 8), claimed=False, large=LARGE_HEADS)
 KV_HEADS = Axis("kv_heads", (1, 2, 3, 4), large=(1, 2))
-GROUP = Axis("group", (1, 2, 3, 5), large=(1, 2, 4))
+GROUP = Axis("group", (1, 2, 3, 5), large=(1, 2, 3))
 """Queries to a key/value head."""
 LAYERS = Axis("layers", (1, 2, 3))
 PREFIX = 2
-BATCH = Axis("batch", (1, 2, 3, 4), large=(1, 9, 17))
+BATCH = Axis("batch", (1, 2, 3, 4), large=(1, 9))
 TOKENS = Axis("tokens", (3, 1, 2, 4, 5, 7, 11))
 INNER = Axis("inner", (8, 5, 16, 31, 48), claimed=False, large=LARGE_INNER)
 INNER_OR_FOURFOLD = Axis("inner", (None, 5, 16, 31, 48), large=(None, *LARGE_INNER))

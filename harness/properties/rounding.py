@@ -9,6 +9,7 @@ Shapes: B batch, T tokens.
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ from .cache import OUTPUT, cuts, in_chunks, own_cache, with_cache
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
 from .inputs import other_inputs
-from .sizes import decoded, large_trial, long_trial, size_of
+from .sizes import decoded, large_trials, long_trial, size_of
 from .weights import CHANGES, change_weights
 
 INFERENCE = 16
@@ -39,7 +40,7 @@ def _within_budget(dtype: str) -> Callable[[Trial], None]:
     def check(trial: Trial) -> None:
         most = multiple(dtype)
         ways = _ways(trial.case)
-        way = ways[trial.example.seed % len(ways)]
+        way = ways[(trial.example.seed + list(DTYPES).index(dtype)) % len(ways)]  # the same example in another way in each dtype
         used = [0.0]
         judged = way(trial, dtype)
         for name, (allowance, measured) in judged.items():
@@ -104,9 +105,9 @@ def _of_many_tokens(trial: Trial, dtype: str) -> Judged:
 
 
 def _of_a_large_layer(trial: Trial, dtype: str) -> Judged:
-    """A layer as wide as published ones, its last tokens one by one where there is a cache."""
-    trial = large_trial(trial)
-    return _decoded(trial, dtype, f"with {size_of(trial)}")
+    """Two layers as wide as published ones, their last tokens one by one where there is a cache."""
+    judged = [_decoded(one, dtype, f"with {size_of(one)}") for one in large_trials(trial)]
+    return functools.reduce(operator.or_, judged)
 
 
 def _decoded(trial: Trial, dtype: str, what: str) -> Judged:

@@ -28,13 +28,14 @@ def long_trial(trial: Trial) -> Trial:
     return _that_runs((trial.vary(tokens=tokens) for tokens in reversed(LENGTHS) if tokens <= most), trial)
 
 
-def large_trial(trial: Trial) -> Trial:
-    """The trial with a single layer, and each axis that has large values at one of them; itself where its original cannot be
-    as large."""
+def large_trials(trial: Trial) -> tuple[Trial, ...]:
+    """The trial with a single layer, and each axis that has large values at one of them; once more with others of them.
+    Itself where its original cannot be as large."""
     chosen = _chosen_by(trial)
     trial = trial.at_least("tokens", SEVERAL)
-    sizes = {axis.name: chosen.choice(axis.large) for axis in trial.case.axes if axis.large}
-    return _that_runs((trial.vary(**{**sizes, "layers": 1}),), trial)
+    orders = {axis.name: chosen.sample(axis.large, len(axis.large)) for axis in trial.case.axes if axis.large}
+    sizes = [{name: order[place % len(order)] for name, order in orders.items()} for place in (0, 1)]
+    return tuple(_that_runs((trial.vary(**one, layers=1),), trial) for one in sizes)
 
 
 def _chosen_by(trial: Trial) -> random.Random:
@@ -75,8 +76,8 @@ def _long(trial: Trial) -> None:
 
 
 def _large(trial: Trial) -> None:
-    trial = large_trial(trial)
-    _alike(trial, size_of(trial))
+    for one in large_trials(trial):
+        _alike(one, size_of(one))
 
 
 def _alike(trial: Trial, what: str) -> None:

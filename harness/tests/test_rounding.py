@@ -21,7 +21,7 @@ from harness.check import check_property
 from harness.faults.fault import Fault
 from harness.faults.lower import LOWER
 from harness.profiles import Profile
-from harness.properties import BY_NAME
+from harness.properties import BY_NAME, rounding
 from harness.properties.rounding import ROUNDING
 from harness.rounding.calibrate import Asked, drawn, main
 from harness.rounding.calibration import FILE, CalibrationError, multiple, read
@@ -159,9 +159,9 @@ def test_an_excess_that_other_numbers_show_too_is_an_alarm() -> None:
 
 @contextlib.contextmanager
 def _measuring(ratios: Iterator[float]) -> Iterator[None]:
-    from harness.rounding.statistic import Allowance
-
-    with mock.patch.object(Allowance, "measure", side_effect=lambda *_: Measured(next(ratios), 1.0)):
+    """Every example is judged by a single call, and measures the next of ``ratios``."""
+    measure = mock.patch.object(Allowance, "measure", side_effect=lambda *_: Measured(next(ratios), 1.0))
+    with measure, mock.patch.object(rounding, "_ways", return_value=(rounding._once,)):
         yield
 
 

@@ -14,7 +14,7 @@ from harness.faults.fault import Fault
 from harness.faults.sizes import SIZES
 from harness.profiles import Profile
 from harness.properties import BY_NAME
-from harness.properties.sizes import LENGTHS, large_trial, long_trial, size_of
+from harness.properties.sizes import LENGTHS, large_trials, long_trial, size_of
 from harness.search import quiet
 from harness.trial import Trial
 from policies import replace_module
@@ -53,13 +53,14 @@ def test_every_large_value_of_a_case_can_be_built_and_called(name: str) -> None:
     case, chosen = next(entry for entry in CASES if entry.name == name).load(), random.Random(name)
     with quiet(), case.surroundings(), exact_mode():
         for _ in range(3):
-            trial = large_trial(some_trial(case, chosen))
-            assert all(trial.example[axis.name] in axis.large for axis in case.axes if axis.large), size_of(trial)
+            for trial in large_trials(some_trial(case, chosen)):
+                assert all(trial.example[axis.name] in axis.large for axis in case.axes if axis.large), size_of(trial)
 
 
 def test_the_same_configuration_with_other_numbers_is_of_the_same_size() -> None:
     with quiet(), exact_mode():
         trial = some_trial(LLAMA, random.Random(3))
         other = trial.on(Example(trial.example.values, trial.example.seed + 1))
-        assert large_trial(trial).example.values == large_trial(other).example.values
+        sizes, others = ([one.example.values for one in large_trials(each)] for each in (trial, other))
+        assert sizes == others and sizes[0] != sizes[1]
         assert long_trial(trial).example["tokens"] == long_trial(other).example["tokens"] in LENGTHS
