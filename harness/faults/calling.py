@@ -68,6 +68,17 @@ def in_place(honest: Any) -> Any:
     return wrong
 
 
+def as_if_in_order(honest: Any) -> Any:
+    """Hidden states (B, T, D) are read by their first address, as if their elements lay one behind the other."""
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
+        _, tokens, width = x.shape
+        out: Tensor = honest(self, x.as_strided(x.shape, (tokens * width, width, 1)), *rest)
+        return out
+
+    return wrong
+
+
 def _always_original(honest: Any) -> Any:
     def wrong(self: FusedLayer, *rest: Any) -> str:
         return "not supported"
@@ -191,6 +202,14 @@ CALLING = (
         "The result is written over the caller's input.",
         (FusedTransformerLayer, "__call__", in_place),
         expects=("hands off", "layer equality"),
+    ),
+    miscomputing(
+        "F48 in order",
+        "F48",
+        "TransformerEngine PR #1017, vllm PR #3324",
+        "Hidden states are read as if they lay in order in memory, as a slice or a transposed tensor does not.",
+        (FusedTransformerLayer, "__call__", as_if_in_order),
+        expects=("call forms",),
     ),
     miscomputing(
         "F82 never fused",

@@ -209,7 +209,7 @@ class Exam:
         able = [prop for prop in self.properties if prop.name not in fault.passes]
         first = [BY_NAME[name] for name in (*fault.expects, *USUAL_ORDER) if name in BY_NAME]
         order = [prop for prop in dict.fromkeys((*first, *able)) if prop in able]
-        few = {prop: self._few(prop, place == 0) for place, prop in enumerate(order)}
+        few = {prop: self._few(prop, place == 0, prop.name in fault.expects) for place, prop in enumerate(order)}
         rounds = [(prop, slice(0, few[prop])) for prop in order]
         if deep:
             rounds += [(prop, slice(few[prop], self._depth(prop))) for prop in order]
@@ -226,12 +226,14 @@ class Exam:
         order = sorted(range(len(self.examples)), key=lambda at: at >= len(matters) or not matters[at])
         return tuple(self.examples[at] for at in order)
 
-    def _few(self, prop: Property, likeliest: bool) -> int:
+    def _few(self, prop: Property, likeliest: bool, expected: bool) -> int:
         """Examples for a first look. The likeliest noticer is given its full chance even where a profile gives it few:
         whether a property can notice a fault is one question, how often a profile asks it another."""
         if prop.once:
             return 1
-        return 2 * FIRST_LOOK if likeliest else min(FIRST_LOOK, self._depth(prop))
+        if likeliest:
+            return max(2 * FIRST_LOOK, self._depth(prop)) if expected else 2 * FIRST_LOOK
+        return min(FIRST_LOOK, self._depth(prop))
 
     def _look(self, prop: Property, replacer: Replacer, examples: tuple[Example, ...], count: list[int]) -> Noticed | None:
         """Whether ``prop`` does not hold on one of ``examples``, in order."""

@@ -14,7 +14,7 @@ from policies.fused.transformer import FusedTransformerLayer
 
 from ..rounding.statistic import DTYPES
 from .cache import caches, own_copy, past_unused, stale_prompt, updating
-from .calling import in_place, second_copy
+from .calling import as_if_in_order, in_place, second_copy
 from .fault import Applies, Fault, Patch, layered, miscomputing
 from .sizes import whole_lanes
 from .workspace import finishing, sized_by_first_call, whole_blocks
@@ -92,6 +92,13 @@ LOWER = (
         "Weights that are packed for lower dtypes are a second copy, which updates do not reach.",
         (fused_linear, "_take_over", second_copy),
         lambda traits: traits.joins,
+    ),
+    _lower(
+        "F48 lower",
+        "TransformerEngine PR #1017, vllm PR #3324",
+        "The kernels of lower dtypes read hidden states as if they lay in order in memory.",
+        (FusedTransformerLayer, "__call__", as_if_in_order),
+        layered,
     ),
     _lower(
         "F57 lower",

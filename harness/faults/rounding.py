@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from policies.anatomy import ActivationKind
+from policies.anatomy import ActivationKind, Norm, NormKind
 from policies.fused import onednn
+from policies.fused import transformer as fused_transformer
 from policies.fused.transformer import FusedTransformerLayer
 
 from .fault import Applies, Fault, Traits, layered, miscomputing
@@ -33,6 +34,22 @@ def _lower_sum(honest: Any) -> Any:
     def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
         out: Tensor = honest(self, x.half().to(x.dtype), *rest)
         return out
+
+    return wrong
+
+
+def _in_its_own_dtype(honest: Any) -> Any:
+    """A norm whose squares are of the dtype of what they are squares of."""
+
+    def wrong(norm: Norm, x: Tensor) -> Tensor:
+        if x.dtype is not torch.float16:
+            out: Tensor = honest(norm, x)
+            return out
+        if norm.kind is NormKind.LAYER:
+            x = x - x.mean(-1, keepdim=True)
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps)
+        x = x if norm.weight is None else x * (norm.weight + norm.gain_offset)
+        return x if norm.bias is None else x + norm.bias
 
     return wrong
 
@@ -130,6 +147,14 @@ ROUNDING = (
         "DeepSpeed #2030",
         "Weights of extreme scale overflow, and the result is not a number.",
         (FusedTransformerLayer, "__call__", _not_a_number),
+    ),
+    miscomputing(
+        "F67 squares",
+        "F67",
+        "pytorch PR #133085, onnxruntime PR #28442, LeetCUDA PR #335",
+        "Norms in half precision sum squares in half precision, where one of 256 is too large.",
+        (fused_transformer, "normalise", _in_its_own_dtype),
+        expects=("rounding float16",),
     ),
     _post_operation(
         "M01 kernel",

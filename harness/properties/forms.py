@@ -1,4 +1,5 @@
-"""Forms of a call: the same layer, its arguments by position or by name, without a mask, told whether to be causal."""
+"""Forms of a call: the same layer, its arguments by position or by name, laid out otherwise in memory, without a mask, told
+whether to be causal."""
 
 from __future__ import annotations
 
@@ -10,6 +11,8 @@ from torch import nn
 from ..trial import Trial, Vacuous, fused_path, original_side
 from .base import Property, layered, same_tensor
 from .equality import Recorded, Recorder, main_output, valid_positions
+from .hidden import LAYOUTS
+from .inputs import mapped
 
 MASK = "attention_mask"
 FIXED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -29,9 +32,22 @@ def _forms(trial: Trial) -> None:
         with fused_path(its):
             actual = main_output(its(*args, **kwargs))
         same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called {words}")
+    for words, layout in LAYOUTS.items():
+        _laid_out(trial, path, mine, its, Recorded(mapped(call.args, layout), mapped(call.kwargs, layout), None), words)
     if MASK in call.kwargs and trial.case.speaks_transformers:
         for told in ({}, {"is_causal": bool(trial.example.seed & 2)}):
             _without_mask(trial, path, mine, its, Recorded(call.args, {**call.kwargs, MASK: None, **told}, None))
+
+
+def _laid_out(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
+    """A call whose tensors have other strides; not every original takes them."""
+    try:
+        expected = main_output(mine(*call.args, **call.kwargs))
+    except RuntimeError:
+        return
+    with fused_path(its):
+        actual = main_output(its(*call.args, **call.kwargs))
+    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with tensors {words}")
 
 
 def _without_mask(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded) -> None:
@@ -63,8 +79,8 @@ def _by_name(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[st
 
 FORMS = Property(
     name="call forms",
-    statement="A replaced layer takes its arguments by position and by name, a mask or none, and a word on causality, as the "
-    "original does.",
+    statement="A replaced layer takes its arguments by position and by name, however they lie in memory, a mask or none, "
+    "and a word on causality, as the original does.",
     check=_forms,
     applies=layered,
     share=0.05,

@@ -8,6 +8,7 @@ Shapes: B batch, T tokens.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 from collections.abc import Callable
@@ -19,11 +20,12 @@ from torch import Tensor, nn
 from ..case import Case, Inputs
 from ..rounding.calibration import multiple
 from ..rounding.statistic import DTYPES, Allowance, Measured, Run, allowances, other_numbers, pooled
-from ..trial import Disagreement, Trial, cast, fused_path
+from ..trial import Disagreement, OriginalFailed, Trial, cast, fused_path
 from .base import Property, identical
 from .cache import OUTPUT, cuts, in_chunks, own_cache, with_cache
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
+from .hidden import LAYOUTS, given, with_outlier
 from .inputs import other_inputs
 from .sizes import decoded, large_trials, long_trial, size_of
 from .weights import CHANGES, change_weights
@@ -39,7 +41,7 @@ Way = Callable[[Trial, str], Judged]
 def _within_budget(dtype: str) -> Callable[[Trial], None]:
     def check(trial: Trial) -> None:
         most = multiple(dtype)
-        ways = _ways(trial.case)
+        ways = _ways(trial.case, dtype)
         way = ways[(trial.example.seed + list(DTYPES).index(dtype)) % len(ways)]  # the same example in another way in each dtype
         used = [0.0]
         judged = way(trial, dtype)
@@ -57,16 +59,22 @@ def _within_budget(dtype: str) -> Callable[[Trial], None]:
     return check
 
 
-def _ways(case: Case) -> tuple[Way, ...]:
-    ways = (_once, _again_and_again, _with_other_weights, _of_many_tokens, _of_a_large_layer)
-    return (*ways, _with_a_cache) if case.cached else ways
+def _ways(case: Case, dtype: str) -> tuple[Way, ...]:
+    ways: tuple[Way, ...] = (_once, _again_and_again, _with_other_weights, _of_many_tokens, _of_a_large_layer)
+    if case.cached:
+        ways = (*ways, _with_a_cache)
+    return (*ways, _with_outliers) if dtype == "float16" else ways  # the others have float32's range
 
 
 def _once(trial: Trial, dtype: str) -> Judged:
-    """A call, of which no layer writes to what it is given."""
+    """A call, of which no layer writes to what it is given; and one whose first layer is given it in another layout."""
     trial.original.to(DTYPES[dtype])
     with layer_inputs_watched(trial):
-        return _judged(trial, dtype, trial.case.run, trial.fresh_inputs())
+        judged = _judged(trial, dtype, trial.case.run, trial.fresh_inputs())
+    words, layout = list(LAYOUTS.items())[trial.example.seed // 32 % len(LAYOUTS)]
+    with contextlib.suppress(OriginalFailed):  # not every original takes other strides
+        judged |= _named(_judged(trial, dtype, _giving(trial, layout), trial.fresh_inputs()), f"of hidden states {words}")
+    return judged
 
 
 def _again_and_again(trial: Trial, dtype: str) -> Judged:
@@ -125,6 +133,23 @@ def _with_a_cache(trial: Trial, dtype: str) -> Judged:
     if judged:
         judged |= _named(_judged(trial, dtype, run, _with_two_steps(other_inputs(trial, 1))), "of another prompt after it")
     return judged
+
+
+def _with_outliers(trial: Trial, dtype: str) -> Judged:
+    """A call in which the first layer is given hidden states with an outlier."""
+    trial.original.to(DTYPES[dtype])
+    return _named(_judged(trial, dtype, _giving(trial, with_outlier), trial.fresh_inputs()), "with an outlier")
+
+
+def _giving(trial: Trial, change: Callable[[Tensor], Tensor]) -> Run:
+    """A run whose first replaced layer is given ``change`` of its hidden states."""
+    path = trial.replaced.replaced[0].path
+
+    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        with given(model, path, change):
+            return trial.case.run(model, inputs)
+
+    return run
 
 
 def _named(judged: Judged, what: str) -> Judged:
@@ -194,7 +219,7 @@ ROUNDING = tuple(
         applies=lambda case: case.layered,
         exact=False,
         share=0.25,
-        least=12,
+        least=14,
     )
     for dtype in DTYPES
 )

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cases import CASES
 from harness.case import Case
 from harness.check import check_property
+from harness.faults.bank import find_faults
 from harness.faults.fault import Fault
 from harness.faults.lower import LOWER
 from harness.profiles import Profile
@@ -29,6 +30,7 @@ from harness.rounding.statistic import DTYPES, Allowance, Measured, other_number
 from harness.rounding.tail import BEYOND, EXCEEDED, extrapolate
 from harness.rounding.variants import VARIANTS
 from harness.search import Found, judge, quiet
+from harness.trial import Trial
 from policies import replace_module
 from policies.anatomy import Norm, NormKind
 from policies.fused import attention, linear, transformer
@@ -36,7 +38,7 @@ from policies.fused import attention, linear, transformer
 LLAMA = next(entry for entry in CASES if entry.name == "llama").load()
 FEW = Profile("few", 40)
 MANY = Profile("many", 240)
-IN_FLOAT64 = ("cache", "edited cache", "fresh cache", "changing shapes", "long sequences", "state dict")
+IN_FLOAT64 = ("call forms", "cache", "edited cache", "fresh cache", "changing shapes", "long sequences", "state dict")
 
 
 def biases_in_half() -> contextlib.AbstractContextManager[Any]:
@@ -93,6 +95,20 @@ def test_what_goes_wrong_in_lower_dtypes_alone_is_found_there_and_nowhere_else(f
     assert found == {"rounding float32": "failed"} | dict.fromkeys(IN_FLOAT64, "held")
 
 
+def test_a_norm_that_overflows_in_half_precision_is_found_by_an_outlier_alone() -> None:
+    (fault,) = find_faults(("F67 squares",))
+    found = {}
+    usual = [way for way in rounding._ways(LLAMA, "float16") if way is not rounding._with_outliers]
+    with fault.inject(replace_module) as faulty:
+        for what, ways in (("usual calls", usual), ("an outlier", [rounding._with_outliers])):
+            with mock.patch.object(rounding, "_ways", return_value=ways):
+                checked = check_property(
+                    BY_NAME["rounding float16"], LLAMA, profile=MANY, seed=1, policy="", replacer=faulty, explain=False
+                )
+            found[what] = checked.verdict.outcome
+    assert found == {"usual calls": "held", "an outlier": "failed"}
+
+
 def test_what_goes_wrong_in_inference_mode_alone_is_found() -> None:
     honest = transformer.FusedTransformerLayer.__call__
 
@@ -112,7 +128,7 @@ def test_an_honest_replacement_stays_within_its_budget(dtype: str) -> None:
     budget = checked.budget
     assert checked.verdict.outcome == "held" and budget is not None
     assert (budget.case, budget.policy, budget.dtype) == ("llama", "LlamaLayerPolicy", dtype)
-    assert budget.examples == 12 and 0.0 < budget.used_median <= budget.used_worst <= 1.0
+    assert budget.examples == 14 and 0.0 < budget.used_median <= budget.used_worst <= 1.0
     assert budget.multiple == multiple(dtype)
 
 
@@ -157,11 +173,15 @@ def test_an_excess_that_other_numbers_show_too_is_an_alarm() -> None:
         judge(BY_NAME["rounding float16"], LLAMA, replace_module, LLAMA.simplest, Found())
 
 
+def _a_call(trial: Trial, dtype: str) -> rounding.Judged:
+    return rounding._judged(trial, dtype, trial.case.run, trial.fresh_inputs())
+
+
 @contextlib.contextmanager
 def _measuring(ratios: Iterator[float]) -> Iterator[None]:
     """Every example is judged by a single call, and measures the next of ``ratios``."""
     measure = mock.patch.object(Allowance, "measure", side_effect=lambda *_: Measured(next(ratios), 1.0))
-    with measure, mock.patch.object(rounding, "_ways", return_value=(rounding._once,)):
+    with measure, mock.patch.object(rounding, "_ways", return_value=(_a_call,)):
         yield
 
 

@@ -1,0 +1,53 @@
+"""Hidden states changed on their way into a layer: other strides, and outliers as large models have them.
+
+Shapes: B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+OUTLIER = 400.0
+"""Half precision ends at 65,504: the square of this is beyond it."""
+
+
+@contextlib.contextmanager
+def given(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, the layer at ``path`` is given ``change`` of its hidden states (B, T, D)."""
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    hook = model.get_submodule(path).register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def with_outlier(x: Tensor) -> Tensor:
+    """The first channel of the first token hundreds of times the others (Sun et al., 2024, "Massive activations in large
+    language models"); of every token of the first row where T comes first."""
+    x = x.clone()
+    x[:, 0, 0] += OUTLIER
+    return x
+
+
+def with_gaps(tensor: Tensor) -> Tensor:
+    """The same values, with room between neighbours in memory, as in a slice."""
+    return torch.stack((tensor, torch.zeros_like(tensor)), dim=-1)[..., 0]
+
+
+def exchanged(tensor: Tensor) -> Tensor:
+    """The same values, the first two dimensions in the other order in memory, as in a transposed tensor."""
+    return tensor.transpose(0, 1).contiguous().transpose(0, 1) if tensor.dim() > 1 else tensor
+
+
+LAYOUTS = {"with gaps in memory": with_gaps, "transposed in memory": exchanged}
