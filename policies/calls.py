@@ -40,7 +40,8 @@ class CallConvention:
 
     ``ignored`` are arguments that do not change the layer's result; any other argument that is not None and not
     understood sends the call to the original's own forward. ``signature`` names the method whose parameters the call's
-    positional arguments follow, where ``forward`` itself only passes them on.
+    positional arguments follow, where ``forward`` itself only passes them on. ``autocast``: under autocast the fused layer
+    returns the dtype that the original does.
     """
 
     returns: Returns = Returns.TENSOR
@@ -49,6 +50,7 @@ class CallConvention:
     true_means_masked: bool = False
     ignored: frozenset[str] = frozenset()
     signature: str = "forward"
+    autocast: bool = True
 
 
 CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value", "cache")

@@ -267,7 +267,7 @@ DIFFUSION = (
         "FasterTransformer #89",
         "Diffusion attention takes 32 elements of a head at a time, and what is left behind the last is lost.",
         _attending(_whole_lanes),
-        captures,
+        _unet,
         expects=("large layers",),
     ),
     _fault(

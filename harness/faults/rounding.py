@@ -54,6 +54,18 @@ def _in_its_own_dtype(honest: Any) -> Any:
     return wrong
 
 
+def _without_autocast(honest: Any) -> Any:
+    """Hidden states as autocast leaves them meet weights as they are."""
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type):
+            raise RuntimeError("expected scalar type BFloat16 but found Float")
+        out: Tensor = honest(self, x, *rest)
+        return out
+
+    return wrong
+
+
 def _not_a_number(honest: Any) -> Any:
     """Scores beyond the range of half precision."""
 
@@ -147,6 +159,15 @@ ROUNDING = (
         "DeepSpeed #2030",
         "Weights of extreme scale overflow, and the result is not a number.",
         (FusedTransformerLayer, "__call__", _not_a_number),
+    ),
+    miscomputing(
+        "F67 autocast",
+        "F67",
+        "apex #979",
+        "The kernel knows nothing of autocast, and finds operands of two dtypes under it.",
+        (FusedTransformerLayer, "__call__", _without_autocast),
+        applies=lambda traits: any(call.autocast for call in traits.calls),
+        expects=("rounding float32",),
     ),
     miscomputing(
         "F67 squares",

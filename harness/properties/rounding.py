@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import operator
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from ..case import Case, Inputs
 from ..rounding.calibration import multiple
 from ..rounding.statistic import DTYPES, Allowance, Measured, Run, allowances, other_numbers, pooled
 from ..trial import Disagreement, OriginalFailed, Trial, cast, fused_path
-from .base import Property, identical
+from .base import Property, identical, layered
 from .cache import OUTPUT, cuts, in_chunks, own_cache, with_cache
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
@@ -42,7 +43,7 @@ def _within_budget(dtype: str) -> Callable[[Trial], None]:
     def check(trial: Trial) -> None:
         most = multiple(dtype)
         ways = _ways(trial.case, dtype)
-        way = ways[(trial.example.seed + list(DTYPES).index(dtype)) % len(ways)]  # the same example in another way in each dtype
+        way = random.Random(f"{dtype} {trial.example}").choice(ways)  # drawn seeds are far from even
         used = [0.0]
         judged = way(trial, dtype)
         for name, (allowance, measured) in judged.items():
@@ -63,7 +64,9 @@ def _ways(case: Case, dtype: str) -> tuple[Way, ...]:
     ways: tuple[Way, ...] = (_once, _again_and_again, _with_other_weights, _of_many_tokens, _of_a_large_layer)
     if case.cached:
         ways = (*ways, _with_a_cache)
-    return (*ways, _with_outliers) if dtype == "float16" else ways  # the others have float32's range
+    if dtype == "float16":  # the others have float32's range
+        ways = (*ways, _with_outliers)
+    return (*ways, _under_autocast) if dtype == "float32" else ways
 
 
 def _once(trial: Trial, dtype: str) -> Judged:
@@ -141,6 +144,16 @@ def _with_outliers(trial: Trial, dtype: str) -> Judged:
     return _named(_judged(trial, dtype, _giving(trial, with_outlier), trial.fresh_inputs()), "with an outlier")
 
 
+def _under_autocast(trial: Trial, dtype: str) -> Judged:
+    """A call under autocast to bfloat16. A replacement may leave it to the original."""
+
+    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return trial.case.run(model, inputs)
+
+    return _named(_judged(trial, dtype, run, trial.fresh_inputs(), fused=False), "under autocast")
+
+
 def _giving(trial: Trial, change: Callable[[Tensor], Tensor]) -> Run:
     """A run whose first replaced layer is given ``change`` of its hidden states."""
     path = trial.replaced.replaced[0].path
@@ -174,28 +187,28 @@ def _in_calls(model: nn.Module, inputs: Inputs, *, seed: int) -> dict[str, Tenso
     return {OUTPUT: torch.cat((outputs, steps), dim=1)}
 
 
-def _judged(trial: Trial, dtype: str, run: Run, inputs: Inputs) -> Judged:
+def _judged(trial: Trial, dtype: str, run: Run, inputs: Inputs, *, fused: bool = True) -> Judged:
     allowed = allowances(run, trial.original.to(DTYPES[dtype]), _in(dtype, inputs), trial.example)
     if not allowed:
         return {}
-    outputs = _outputs(trial, dtype, run, inputs)
+    outputs = _outputs(trial, dtype, run, inputs, fused=fused)
     for name, allowance in allowed.items():
         actual = outputs[name]
-        if actual.dtype is not DTYPES[dtype] or actual.shape != allowance.exact.shape:
+        if actual.dtype is not allowance.dtype or actual.shape != allowance.exact.shape:
             raise Disagreement(
-                f"{name} is {actual.dtype} of shape {tuple(actual.shape)}, the original's {DTYPES[dtype]} of shape "
+                f"{name} is {actual.dtype} of shape {tuple(actual.shape)}, the original's {allowance.dtype} of shape "
                 f"{tuple(allowance.exact.shape)}"
             )
     return {name: (allowance, allowance.measure(outputs[name])) for name, allowance in allowed.items()}
 
 
-def _outputs(trial: Trial, dtype: str, run: Run, inputs: Inputs) -> dict[str, Tensor]:
+def _outputs(trial: Trial, dtype: str, run: Run, inputs: Inputs, *, fused: bool = True) -> dict[str, Tensor]:
     """Those of the replaced model, of every second example in inference mode, as people run it. The original is in ``dtype``
     before a copy of it is replaced."""
     trial.original.to(DTYPES[dtype])
     model = trial.replaced.model
     mode = torch.inference_mode if trial.example.seed & INFERENCE else torch.no_grad
-    with fused_path(model), mode():
+    with fused_path(model) if fused else contextlib.nullcontext(), mode():
         return run(model, _in(dtype, inputs))
 
 
@@ -209,14 +222,15 @@ def _excess(name: str, allowance: Allowance, measured: Measured, used: float) ->
     return f"{name}: error {measured.error:.1e} of its scale ({own}); with other numbers too, {used:.2g} times the budget"
 
 
+_BESIDES = {"float32": ", under autocast", "float16": ", with outliers"}
 ROUNDING = tuple(
     Property(
         name=f"rounding {dtype}",
-        statement=f"In {dtype}, in one call, in calls of other shapes, long ones, of a large layer, several with a cache and "
-        "with other weights, the error against the exact result stays within a calibrated multiple of what the original's own "
-        "rounding and one rounding of its parameters cause.",
+        statement=f"In {dtype}, at every size, in every layout, after other calls, with a cache, with other weights"
+        f"{_BESIDES.get(dtype, '')}, the error against the exact result stays within a calibrated multiple of what the "
+        "original's own rounding and one rounding of its parameters cause.",
         check=_within_budget(dtype),
-        applies=lambda case: case.layered,
+        applies=layered,
         exact=False,
         share=0.25,
         least=14,

@@ -75,6 +75,8 @@ class Allowance:
     """What the original leaves room for on one output, relative to the output's own root mean square."""
 
     exact: Tensor
+    dtype: torch.dtype
+    """Of the original's own output."""
     valid: Tensor | None
     scale: float
     own: float
@@ -119,6 +121,7 @@ def allowances(run: Run, model: nn.Module, inputs: Inputs, example: Example) -> 
         scale = _rms(tensor, valid)
         found[name] = Allowance(
             exact=tensor,
+            dtype=own[name].dtype,
             valid=valid,
             scale=scale,
             own=_rms(own[name].double() - tensor, valid) / scale,

@@ -268,7 +268,9 @@ def test_the_command_leaves_the_calibration_alone_where_there_are_too_few_exampl
 
 
 def test_an_error_is_relative_to_the_output_and_infinite_where_it_is_none() -> None:
-    allowance = Allowance(exact=torch.full((4,), 5.0), valid=None, scale=5.0, own=3.0, propagated=4.0, floor=12.0)
+    allowance = Allowance(
+        exact=torch.full((4,), 5.0), dtype=torch.float32, valid=None, scale=5.0, own=3.0, propagated=4.0, floor=12.0
+    )
     assert allowance.error(torch.full((4,), 6.0)) == pytest.approx(0.2)
     assert allowance.error(torch.full((4,), torch.nan)) == float("inf")
     assert allowance.total == 13.0

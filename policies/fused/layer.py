@@ -153,6 +153,8 @@ class FusedLayer(nn.Module):
             return "training mode"
         if arguments.unknown is not None:
             return arguments.unknown
+        if not self._fused_policy.call.autocast and torch.is_autocast_enabled(arguments.hidden.device.type):
+            return "autocast"
         return None if compiling else inner_hooks(state.watch.modules)
 
     def _fused_no_training(self) -> None:
