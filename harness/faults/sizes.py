@@ -14,7 +14,7 @@ from policies.fused import transformer as fused_transformer
 from policies.fused.mlp import FusedMLP
 
 from .fault import miscomputing
-from .workspace import finishing
+from .workspace import finishing, without_from
 
 HEAD = 64
 """Elements of a head that the faulty attention kernel is written for."""
@@ -26,13 +26,6 @@ TILE = 128
 """Columns of the MLP that the faulty kernel writes at a time."""
 ROWS = 8
 """Rows of a batch that the faulty kernel takes at a time."""
-
-
-def without_from(x: Tensor, dim: int, first: int) -> Tensor:
-    """``x`` with zeros from ``first`` on in dimension ``dim``."""
-    x = x.clone()
-    x.narrow(dim, first, x.shape[dim] - first).zero_()
-    return x
 
 
 def _first_elements(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -57,13 +57,18 @@ def _overlapping(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
     return query, key, value
 
 
+def without_from(x: Tensor, dim: int, first: int) -> Tensor:
+    """``x`` with zeros from ``first`` on in dimension ``dim``."""
+    x = x.clone()
+    x.narrow(dim, first, x.shape[dim] - first).zero_()
+    return x
+
+
 def whole_blocks(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What is left behind the last whole block of keys, where there is one, counts for nothing."""
     if key.shape[-2] <= BLOCK:
         return query, key, value
-    value = value.clone()
-    value[..., key.shape[-2] // BLOCK * BLOCK :, :] = 0.0
-    return query, key, value
+    return query, key, without_from(value, -2, key.shape[-2] // BLOCK * BLOCK)
 
 
 def sized_by_first_call(honest: Any) -> Any:

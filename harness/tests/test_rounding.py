@@ -35,9 +35,10 @@ from policies import replace_module
 from policies.anatomy import Norm, NormKind
 from policies.fused import attention, linear, transformer
 
+from .outcomes import outcomes
+
 LLAMA = next(entry for entry in CASES if entry.name == "llama").load()
 FEW = Profile("few", 40)
-MANY = Profile("many", 240)
 IN_FLOAT64 = ("call forms", "cache", "edited cache", "fresh cache", "changing shapes", "long sequences", "state dict")
 
 
@@ -86,12 +87,8 @@ def test_half_precision_inside_a_float32_model_is_found(careless: Callable[[], A
 
 @pytest.mark.parametrize("fault", LOWER, ids=lambda fault: fault.id)
 def test_what_goes_wrong_in_lower_dtypes_alone_is_found_there_and_nowhere_else(fault: Fault) -> None:
-    found = {}
     with fault.inject(replace_module) as faulty:
-        for name in ("rounding float32", *IN_FLOAT64):
-            found[name] = check_property(
-                BY_NAME[name], LLAMA, profile=MANY, seed=1, policy="", replacer=faulty, explain=False
-            ).verdict.outcome
+        found = outcomes(("rounding float32", *IN_FLOAT64), LLAMA, faulty)
     assert found == {"rounding float32": "failed"} | dict.fromkeys(IN_FLOAT64, "held")
 
 
@@ -102,10 +99,7 @@ def test_a_norm_that_overflows_in_half_precision_is_found_by_an_outlier_alone() 
     with fault.inject(replace_module) as faulty:
         for what, ways in (("usual calls", usual), ("an outlier", [rounding._with_outliers])):
             with mock.patch.object(rounding, "_ways", return_value=ways):
-                checked = check_property(
-                    BY_NAME["rounding float16"], LLAMA, profile=MANY, seed=1, policy="", replacer=faulty, explain=False
-                )
-            found[what] = checked.verdict.outcome
+                (found[what],) = outcomes(("rounding float16",), LLAMA, faulty).values()
     assert found == {"usual calls": "held", "an outlier": "failed"}
 
 
@@ -115,10 +109,8 @@ def test_what_goes_wrong_in_inference_mode_alone_is_found() -> None:
     def wrong(self: Any, x: Tensor, call: Any, *rest: Any) -> Tensor:
         return honest(self, x, dataclasses.replace(call, cache=None) if torch.is_inference_mode_enabled() else call, *rest)
 
-    found = {}
     with mock.patch.object(transformer.FusedTransformerLayer, "__call__", wrong):
-        for name in ("rounding float32", "cache"):
-            found[name] = check_property(BY_NAME[name], LLAMA, profile=MANY, seed=1, policy="", explain=False).verdict.outcome
+        found = outcomes(("rounding float32", "cache"), LLAMA, replace_module)
     assert found == {"rounding float32": "failed", "cache": "held"}
 
 

@@ -12,15 +12,15 @@ from harness.check import check_property
 from harness.exact import exact_mode
 from harness.faults.fault import Fault
 from harness.faults.sizes import SIZES
-from harness.profiles import Profile
 from harness.properties import BY_NAME
 from harness.properties.sizes import LENGTHS, large_trials, long_trial, size_of
 from harness.search import quiet
 from harness.trial import Trial
 from policies import replace_module
 
+from .outcomes import MANY, outcomes
+
 LLAMA = next(entry for entry in CASES if entry.name == "llama").load()
-MANY = Profile("many", 240)
 USUAL = ("layer equality", "model equality", "cache", "changing shapes", "long sequences")
 
 
@@ -31,12 +31,8 @@ def some_trial(case: Case, chosen: random.Random) -> Trial:
 
 @pytest.mark.parametrize("fault", SIZES, ids=lambda fault: fault.id)
 def test_what_goes_wrong_in_large_layers_alone_is_found_there_and_nowhere_else(fault: Fault) -> None:
-    found = {}
     with fault.inject(replace_module) as faulty:
-        for name in ("large layers", *USUAL):
-            found[name] = check_property(
-                BY_NAME[name], LLAMA, profile=MANY, seed=1, policy="", replacer=faulty, explain=False
-            ).verdict.outcome
+        found = outcomes(("large layers", *USUAL), LLAMA, faulty)
     assert found == {"large layers": "failed"} | dict.fromkeys(USUAL, "held")
 
 
