@@ -10,6 +10,7 @@ At the boundary a caller notices nothing of it (``boundary``).
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,10 +50,12 @@ class DiffusionState:
 
     ``calls`` counts calls of the fused path, ``fallbacks`` by reason what ran the original's own code instead,
     ``graphs`` holds the captured graphs by the name of what was captured ("forward", "encoder", "decoder").
+
+    Every part knows the state, and the state must not keep the model: a copy of one part would bring all of it along.
     """
 
     def __init__(self, root: nn.Module, *, backend: type[CaptureBackend] | None, shared: frozenset[str], execution: Plan) -> None:
-        self.root = root
+        self.owner: weakref.ref[nn.Module] | None = weakref.ref(root)
         self.execution = execution
         self.backend = backend
         self.shared = shared
@@ -67,12 +70,29 @@ class DiffusionState:
         self._made: CaptureBackend | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("root", "backend", "shared", "strides", "execution")}
+        return {name: getattr(self, name) for name in ("backend", "shared", "strides", "execution")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """A copy counts its own calls and derives its own caches."""
+        """A copy counts its own calls, derives its own caches, and belongs to the model that was copied with it, if one was."""
         self.__dict__.update(state)
+        self.owner = None
         self._start()
+
+    @property
+    def detached(self) -> bool:
+        """True for the state of a part that was copied, or kept, without its model."""
+        return self.owner is None or self.owner() is None
+
+    def belong_to(self, root: nn.Module) -> None:
+        """Take ``root`` for the model, unless there is one."""
+        if self.detached:
+            self.owner = weakref.ref(root)
+
+    @property
+    def root(self) -> nn.Module:
+        root = None if self.owner is None else self.owner()
+        assert root is not None, "asked of a part without its model"
+        return root
 
     @property
     def plan(self) -> str:
@@ -90,6 +110,8 @@ class DiffusionState:
 
     def bind(self) -> None:
         for name, module in self.root.named_modules():
+            if isinstance(module, Swapped):  # a part may have been copied and put back
+                module.__dict__["_fused_state"] = self
             if isinstance(module, FusedConv2d):
                 before = convert_to_channels_last(module)
                 if before is not None:
@@ -148,7 +170,12 @@ class FusedRoot(Swapped):
 
     @property
     def fused(self) -> DiffusionState:
+        self._fused_state.belong_to(self)  # of a shallow copy, that from which it was made may be gone
         return self._fused_state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._fused_state.belong_to(self)
 
     def extra_repr(self) -> str:
         return f"replaced by {self._fused_policy.__name__}, plan: {self.fused.plan}"

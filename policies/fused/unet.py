@@ -27,7 +27,7 @@ class FusedUNet(FusedRoot):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         original = super().forward
-        state = self._fused_state
+        state = self.fused
         sample = args[0] if args else kwargs.get("sample")
         if not isinstance(sample, Tensor) or sample.dim() != 4 or torch.compiler.is_compiling():
             return original(*args, **kwargs)

@@ -35,13 +35,14 @@ class FusedCoder(Swapped):
         state = self._fused_state
         if sample.dim() != 4 or torch.compiler.is_compiling():
             return original(sample, *args, **kwargs)
-        state.refresh()
+        if not state.detached:
+            state.refresh()
         if self.training:
             state.fallbacks["training mode"] += 1
             return original(sample, *args, **kwargs)
-        name = "encoder" if self is state.root.encoder else "decoder"
+        name = self._fused_original.__name__.lower()  # the VAE's for it, whether or not it is still there
         channels_last = original_gives_channels_last(self, state.strides, f"{name}.", sample, coder_keeps_channels_last)
-        run = state.graph(name, self, original, sample)
+        run = original if state.detached else state.graph(name, self, original, sample)
         result = run(sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
         state.calls += 1
         return result if channels_last else result.contiguous()
