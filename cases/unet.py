@@ -44,7 +44,7 @@ class UNetCase(Case):
     axes = (
         Axis("blocks", ("C", "CD", "DC", "CC", "CCD", "D", "AD", "SR")),
         Axis("mid", ("cross", "plain", "simple", "none")),
-        Axis("heads", ("2", "1", "3", "5", "per block")),
+        Axis("heads", ("2", "1", "3", "5", "per block"), large=("3", "5")),
         Axis("groups", (2, 1, 4), large=(32,)),
         Axis("group_size", (4, 2, 6), claimed=False, large=(1, 2, 4)),
         Axis("layers", (1, 2)),

@@ -12,7 +12,7 @@ from .fault import Fault
 from .graphs import GRAPHS
 from .harness_own import HARNESS_OWN
 from .layout import LAYOUT
-from .lower import LOWER
+from .lower import LOWER, LOWER_DIFFUSION
 from .masks import MASKS
 from .methods import METHODS
 from .rotary import ROTARY
@@ -34,6 +34,7 @@ FAULTS: tuple[Fault, ...] = (
     *ROUNDING,
     *LOWER,
     *DIFFUSION,
+    *LOWER_DIFFUSION,
     *GRAPHS,
     *METHODS,
     *ENGINE,

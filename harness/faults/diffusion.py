@@ -6,9 +6,11 @@ Shapes: B batch, H heads, T queries, S keys, E head size.
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from policies.fused import diffusion_attention, swapped
 from policies.fused.diffusion_attention import FusedAttention
@@ -34,7 +36,7 @@ def _without(*names: str) -> Patch:
     return FusedUNet, "forward", make
 
 
-def _in_new_classes(patch: Patch) -> Inject:
+def in_new_classes(patch: Patch) -> Inject:
     """``patch`` of a mixin's forward, with swapped classes made anew: those that exist have theirs already."""
     return patched(patch, (swapped, "_CLASSES", lambda honest: {}))
 
@@ -70,7 +72,8 @@ def _old_signature(honest: Any) -> Any:
     return wrong
 
 
-def _attending(make: Any) -> Patch:
+def attending(make: Any) -> Patch:
+    """A patch of what attends."""
     return diffusion_attention, "scaled_dot_product_attention", make
 
 
@@ -78,7 +81,8 @@ def _whole_lanes(honest: Any) -> Any:
     return lambda query, key, value, **options: honest(*whole_lanes(query, key, value), **options)
 
 
-def _key_value(honest: Any) -> Any:
+def key_value(honest: Any) -> Any:
+    """Keys and values change places."""
     return lambda query, key, value, **options: honest(query, value, key, **options)
 
 
@@ -113,7 +117,7 @@ def _without_bias(attention: Any, parts: tuple[Tensor, ...]) -> tuple[Tensor, ..
     return tuple(part if one.bias is None else part - one.bias for part, one in zip(parts, linears, strict=True))
 
 
-def _pooled_first(honest: Any) -> Any:
+def pooled_first(honest: Any) -> Any:
     """The coder remembers its first input's scale."""
 
     def wrong(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -124,13 +128,35 @@ def _pooled_first(honest: Any) -> Any:
     return wrong
 
 
-def _in_place(honest: Any) -> Any:
+def in_place(honest: Any) -> Any:
+    """The result is right, and the caller's latents are halved."""
+
     def wrong(self: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         result = honest(self, sample, *args, **kwargs)
         if isinstance(sample, Tensor):
             with torch.no_grad():
                 sample.mul_(0.5)
         return result
+
+    return wrong
+
+
+def _squares_in_half(honest: Any) -> Any:
+    """Group norms whose squares are of the dtype of what they are squares of, in half precision."""
+    exact = F.group_norm
+
+    def norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+        if x.dtype is not torch.float16:
+            return exact(x, groups, weight, bias, eps)
+        parts = x.unflatten(1, (groups, -1)).flatten(2)
+        parts = parts - parts.mean(-1, keepdim=True)
+        parts = parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + eps)
+        shape = (-1, *[1] * (x.dim() - 2))
+        return parts.reshape(x.shape) * weight.view(shape) + bias.view(shape)
+
+    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with mock.patch.object(F, "group_norm", norm):
+            return honest(self, *args, **kwargs)
 
     return wrong
 
@@ -180,7 +206,7 @@ DIFFUSION = (
         "F75 F70",
         "DeepSpeed PR #8408, PR #4663",
         "Guidance embeddings do not reach the UNet.",
-        _in_new_classes(_without("timestep_cond")),
+        in_new_classes(_without("timestep_cond")),
         _takes("guidance"),
     ),
     _fault(
@@ -188,7 +214,7 @@ DIFFUSION = (
         "F75 F70",
         "DeepSpeed PR #8408, PR #4770",
         "Pooled text and time ids do not reach the UNet.",
-        _in_new_classes(_without("added_cond_kwargs")),
+        in_new_classes(_without("added_cond_kwargs")),
         _takes("addition"),
     ),
     _fault(
@@ -196,7 +222,7 @@ DIFFUSION = (
         "F70",
         "DeepSpeed PR #3142",
         "Class labels do not reach the UNet.",
-        _in_new_classes(_without("class_labels")),
+        in_new_classes(_without("class_labels")),
         _takes("class_embedding"),
     ),
     _fault(
@@ -204,7 +230,7 @@ DIFFUSION = (
         "F70",
         "DeepSpeed PR #2699",
         "The mask over the text does not reach the UNet.",
-        _in_new_classes(_without("encoder_attention_mask")),
+        in_new_classes(_without("encoder_attention_mask")),
         _takes("encoder_mask"),
     ),
     _fault(
@@ -212,7 +238,7 @@ DIFFUSION = (
         "F70",
         "DeepSpeed PR #4911",
         "Residuals of a side model do not reach the UNet.",
-        _in_new_classes(
+        in_new_classes(
             _without(
                 "down_block_additional_residuals",
                 "mid_block_additional_residual",
@@ -226,7 +252,7 @@ DIFFUSION = (
         "F75 F16",
         "DeepSpeed PR #8408",
         "return_dict comes in at the place of another argument.",
-        _in_new_classes((FusedUNet, "forward", _other_form)),
+        in_new_classes((FusedUNet, "forward", _other_form)),
         _unet,
     ),
     _fault(
@@ -234,7 +260,7 @@ DIFFUSION = (
         "F76",
         "DeepSpeed PR #8413",
         "A method of the VAE reads an attribute that nobody set.",
-        _in_new_classes((FusedCoder, "forward", _undefined_flag)),
+        in_new_classes((FusedCoder, "forward", _undefined_flag)),
         _vae,
     ),
     _fault(
@@ -242,7 +268,7 @@ DIFFUSION = (
         "F76",
         "DeepSpeed PR #8413",
         "The VAE's forward takes a generator and forgets it.",
-        _in_new_classes((FusedVAE, "forward", _vae_forward)),
+        in_new_classes((FusedVAE, "forward", _vae_forward)),
         _vae,
     ),
     _fault(
@@ -258,7 +284,7 @@ DIFFUSION = (
         "M06",
         "DeepSpeed #4903",
         "Keys and values of diffusion attention change places.",
-        _attending(_key_value),
+        attending(key_value),
         captures,
     ),
     _fault(
@@ -266,7 +292,7 @@ DIFFUSION = (
         "F65",
         "FasterTransformer #89",
         "Diffusion attention takes 32 elements of a head at a time, and what is left behind the last is lost.",
-        _attending(_whole_lanes),
+        attending(_whole_lanes),
         _unet,
         expects=("large layers",),
     ),
@@ -275,7 +301,7 @@ DIFFUSION = (
         "F42 M11",
         "optimum-habana #2276",
         "Scores of diffusion attention are scaled twice.",
-        _attending(_rescaled),
+        attending(_rescaled),
         captures,
     ),
     _fault(
@@ -283,7 +309,7 @@ DIFFUSION = (
         "M14",
         "DeepSpeed #1912",
         "The mask of diffusion attention is not passed on.",
-        _attending(_maskless),
+        attending(_maskless),
         _takes("encoder_mask"),
     ),
     _fault(
@@ -291,7 +317,7 @@ DIFFUSION = (
         "F58",
         "DeepSpeed #2357",
         "Every row of the batch reads the first row's keys.",
-        _attending(_first_row),
+        attending(_first_row),
         captures,
     ),
     _fault(
@@ -307,7 +333,7 @@ DIFFUSION = (
         "F56",
         "DeepSpeed PR #2669",
         "The VAE goes on with something that its first input left behind.",
-        _in_new_classes((FusedCoder, "forward", _pooled_first)),
+        in_new_classes((FusedCoder, "forward", pooled_first)),
         _vae,
         ("call order", "changing shapes"),
     ),
@@ -316,9 +342,18 @@ DIFFUSION = (
         "F57",
         "DeepSpeed PR #3256",
         "The UNet writes to the latents that it is given.",
-        _in_new_classes((FusedUNet, "forward", _in_place)),
+        in_new_classes((FusedUNet, "forward", in_place)),
         _unet,
         ("hands off", "call twice"),
+    ),
+    _fault(
+        "F67 group norms",
+        "F67",
+        "brainchop-cli PR #56",
+        "Group norms in half precision sum squares in half precision, where one of 256 is too large.",
+        in_new_classes((FusedUNet, "forward", _squares_in_half)),
+        _unet,
+        ("rounding float16",),
     ),
 )
 """Wrong replacements of diffusion models."""

@@ -6,16 +6,21 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from policies.fused import linear as fused_linear
 from policies.fused.attention import FusedAttention
 from policies.fused.transformer import FusedTransformerLayer
+from policies.fused.unet import FusedUNet
+from policies.fused.vae import FusedCoder
 
+from ..properties.inputs import tensors_in
 from ..rounding.statistic import DTYPES
 from .cache import caches, own_copy, past_unused, stale_prompt, updating
 from .calling import as_if_in_order, in_place, second_copy
-from .fault import Applies, Fault, Patch, layered, miscomputing
+from .diffusion import attending, in_new_classes, key_value, pooled_first
+from .diffusion import in_place as unet_in_place
+from .fault import Applies, Fault, Inject, Patch, layered, miscomputing, patched
+from .graphs import captures
 from .sizes import whole_lanes
 from .workspace import finishing, sized_by_first_call, whole_blocks
 
@@ -28,13 +33,27 @@ def _below_float64(patch: Patch) -> Patch:
         wrong = make(honest)
 
         @functools.wraps(honest)
-        def either(*args: Any) -> Any:
-            given = [tensor for one in args for tensor in (one if isinstance(one, list) else [one]) if isinstance(tensor, Tensor)]
-            return (honest if given[0].dtype is torch.float64 else wrong)(*args)
+        def either(*args: Any, **kwargs: Any) -> Any:
+            given = next(tensors_in([*args, kwargs]))
+            return (honest if given.dtype is torch.float64 else wrong)(*args, **kwargs)
 
         return either
 
     return owner, name, gated
+
+
+def _of_diffusion(id: str, source: str, breaks: str, inject: Inject, applies: Applies, *expects: str) -> Fault:
+    """A fault of lower dtypes in a replaced diffusion model."""
+    return Fault(
+        id=id,
+        rows=(id.split()[0],),
+        source=source,
+        breaks=breaks,
+        seam="computing",
+        applies=applies,
+        inject=inject,
+        expects=(*expects, *(f"rounding {dtype}" for dtype in DTYPES)),
+    )
 
 
 def _lower(id: str, source: str, breaks: str, patch: Patch, applies: Applies, *expects: str) -> Fault:
@@ -110,3 +129,29 @@ LOWER = (
     ),
 )
 """Wrong wherever people run models, and right where they are compared."""
+
+LOWER_DIFFUSION = (
+    _of_diffusion(
+        "M06 lower diffusers",
+        "InvokeAI #2329",
+        "Diffusion attention takes keys for values in lower dtypes.",
+        patched(_below_float64(attending(key_value))),
+        captures,
+    ),
+    _of_diffusion(
+        "F56 lower coder",
+        "DeepSpeed PR #2669",
+        "In lower dtypes the VAE goes on with something that its first input left behind.",
+        in_new_classes(_below_float64((FusedCoder, "forward", pooled_first))),
+        lambda traits: traits.has_policy("VAEPolicy"),
+    ),
+    _of_diffusion(
+        "F57 lower unet input",
+        "DeepSpeed PR #3256",
+        "In lower dtypes the UNet writes to the latents that it is given.",
+        in_new_classes(_below_float64((FusedUNet, "forward", unet_in_place))),
+        lambda traits: traits.has_policy("UNetPolicy"),
+        "hands off",
+    ),
+)
+"""The same of diffusion models."""

@@ -22,17 +22,19 @@ from ..case import Case, Inputs
 from ..rounding.calibration import multiple
 from ..rounding.statistic import DTYPES, Allowance, Measured, Run, allowances, other_numbers, pooled
 from ..trial import Disagreement, OriginalFailed, Trial, cast, fused_path
-from .base import Property, identical, layered
+from .base import Property, identical
 from .cache import OUTPUT, cuts, in_chunks, own_cache, with_cache
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
 from .hidden import LAYOUTS, given, with_outlier
-from .inputs import other_inputs
+from .inputs import mapped, other_inputs
 from .sizes import decoded, large_trials, long_trial, size_of
 from .weights import CHANGES, change_weights
 
 INFERENCE = 16
 """Bit of an example's seed; those below it choose other things."""
+IMAGE = 4
+"""Dimensions of a batch of images."""
 Judged = dict[str, tuple[Allowance, Measured]]
 """What was allowed and what was measured of each output; nothing where the original's own result is not finite."""
 Way = Callable[[Trial, str], Judged]
@@ -43,7 +45,7 @@ def _within_budget(dtype: str) -> Callable[[Trial], None]:
     def check(trial: Trial) -> None:
         most = multiple(dtype)
         ways = _ways(trial.case, dtype)
-        way = random.Random(f"{dtype} {trial.example}").choice(ways)  # drawn seeds are far from even
+        way = random.Random(f"{dtype} {trial.example.seed}").choice(ways)  # the same while an example is made simple
         used = [0.0]
         judged = way(trial, dtype)
         for name, (allowance, measured) in judged.items():
@@ -61,7 +63,9 @@ def _within_budget(dtype: str) -> Callable[[Trial], None]:
 
 
 def _ways(case: Case, dtype: str) -> tuple[Way, ...]:
-    ways: tuple[Way, ...] = (_once, _again_and_again, _with_other_weights, _of_many_tokens, _of_a_large_layer)
+    ways: tuple[Way, ...] = (_once, _again_and_again, _with_other_weights, _of_a_large_layer)
+    if case.layered:
+        ways = (*ways, _of_many_tokens)
     if case.cached:
         ways = (*ways, _with_a_cache)
     if dtype == "float16":  # the others have float32's range
@@ -70,10 +74,13 @@ def _ways(case: Case, dtype: str) -> tuple[Way, ...]:
 
 
 def _once(trial: Trial, dtype: str) -> Judged:
-    """A call, of which no layer writes to what it is given; and one whose first layer is given it in another layout."""
+    """A call, of which no layer writes to what it is given; and one whose first layer, where it is not the whole model, is
+    given it in another layout."""
     trial.original.to(DTYPES[dtype])
     with layer_inputs_watched(trial):
         judged = _judged(trial, dtype, trial.case.run, trial.fresh_inputs())
+    if not trial.case.layered:  # how an image lies in memory is an axis
+        return judged
     words, layout = list(LAYOUTS.items())[trial.example.seed // 32 % len(LAYOUTS)]
     with contextlib.suppress(OriginalFailed):  # not every original takes other strides
         judged |= _named(_judged(trial, dtype, _giving(trial, layout), trial.fresh_inputs()), f"of hidden states {words}")
@@ -116,7 +123,7 @@ def _of_many_tokens(trial: Trial, dtype: str) -> Judged:
 
 
 def _of_a_large_layer(trial: Trial, dtype: str) -> Judged:
-    """Two layers as wide as published ones, their last tokens one by one where there is a cache."""
+    """Two layers or models as wide as published ones, their last tokens one by one where there is a cache."""
     judged = [_decoded(one, dtype, f"with {size_of(one)}") for one in large_trials(trial)]
     return functools.reduce(operator.or_, judged)
 
@@ -139,9 +146,15 @@ def _with_a_cache(trial: Trial, dtype: str) -> Judged:
 
 
 def _with_outliers(trial: Trial, dtype: str) -> Judged:
-    """A call in which the first layer is given hidden states with an outlier."""
+    """A call in which the first layer is given hidden states with an outlier; or the model, images with one."""
     trial.original.to(DTYPES[dtype])
-    return _named(_judged(trial, dtype, _giving(trial, with_outlier), trial.fresh_inputs()), "with an outlier")
+    inputs = trial.fresh_inputs()
+    if trial.case.layered:
+        judged = _judged(trial, dtype, _giving(trial, with_outlier), inputs)
+    else:
+        kwargs = mapped(inputs.kwargs, lambda one: with_outlier(one) if one.dim() == IMAGE else one)
+        judged = _judged(trial, dtype, trial.case.run, Inputs(kwargs=kwargs, valid=inputs.valid))
+    return _named(judged, "with an outlier")
 
 
 def _under_autocast(trial: Trial, dtype: str) -> Judged:
@@ -230,7 +243,6 @@ ROUNDING = tuple(
         f"{_BESIDES.get(dtype, '')}, the error against the exact result stays within a calibrated multiple of what the "
         "original's own rounding and one rounding of its parameters cause.",
         check=_within_budget(dtype),
-        applies=layered,
         exact=False,
         share=0.25,
         least=14,

@@ -20,7 +20,7 @@ from harness.case import Case
 from harness.check import check_property
 from harness.faults.bank import find_faults
 from harness.faults.fault import Fault
-from harness.faults.lower import LOWER
+from harness.faults.lower import LOWER, LOWER_DIFFUSION
 from harness.profiles import Profile
 from harness.properties import BY_NAME, rounding
 from harness.properties.rounding import ROUNDING
@@ -37,7 +37,7 @@ from policies.fused import attention, linear, transformer
 
 from .outcomes import outcomes
 
-LLAMA = next(entry for entry in CASES if entry.name == "llama").load()
+LLAMA, UNET, VAE = (next(entry for entry in CASES if entry.name == name).load() for name in ("llama", "unet", "vae"))
 FEW = Profile("few", 40)
 IN_FLOAT64 = ("call forms", "cache", "edited cache", "fresh cache", "changing shapes", "long sequences", "state dict")
 
@@ -90,6 +90,14 @@ def test_what_goes_wrong_in_lower_dtypes_alone_is_found_there_and_nowhere_else(f
     with fault.inject(replace_module) as faulty:
         found = outcomes(("rounding float32", *IN_FLOAT64), LLAMA, faulty)
     assert found == {"rounding float32": "failed"} | dict.fromkeys(IN_FLOAT64, "held")
+
+
+@pytest.mark.parametrize(("fault", "case"), [*zip(LOWER_DIFFUSION, (UNET, VAE, UNET), strict=True)])
+def test_what_goes_wrong_in_lower_dtypes_of_diffusion_models_alone_is_found(fault: Fault, case: Case) -> None:
+    in_float64 = ("model equality", "call order", "changing shapes", "state dict")
+    with fault.inject(replace_module) as faulty:
+        found = outcomes(("rounding float32", *in_float64), case, faulty)
+    assert found == {"rounding float32": "failed"} | dict.fromkeys(in_float64, "held")
 
 
 def test_a_norm_that_overflows_in_half_precision_is_found_by_an_outlier_alone() -> None:
