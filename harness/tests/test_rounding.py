@@ -156,7 +156,8 @@ def test_a_result_in_another_dtype_is_a_disagreement() -> None:
             return {name: one.float() if fused else one for name, one in outputs.items()}
 
     case: Case = Widened()
-    with quiet(), pytest.raises(AssertionError, match=r"is torch.float32 of shape .* the original's torch.bfloat16"):
+    called_once = mock.patch.object(rounding, "_ways", return_value=[rounding._once])
+    with quiet(), called_once, pytest.raises(AssertionError, match=r"is torch.float32 of shape .* the original's torch.bfloat16"):
         judge(BY_NAME["rounding bfloat16"], case, replace_module, case.simplest, found)
 
 
