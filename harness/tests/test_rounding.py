@@ -29,7 +29,7 @@ from harness.rounding.calibration import FILE, CalibrationError, multiple, read
 from harness.rounding.statistic import DTYPES, Allowance, Measured, other_numbers, pooled
 from harness.rounding.tail import BEYOND, EXCEEDED, extrapolate
 from harness.rounding.variants import VARIANTS
-from harness.search import Found, judge, quiet
+from harness.search import Found, judge, quiet, search
 from harness.trial import Trial
 from policies import replace_module
 from policies.anatomy import Norm, NormKind
@@ -109,6 +109,15 @@ def test_a_norm_that_overflows_in_half_precision_is_found_by_an_outlier_alone() 
             with mock.patch.object(rounding, "_ways", return_value=ways):
                 (found[what],) = outcomes(("rounding float16",), LLAMA, faulty).values()
     assert found == {"usual calls": "held", "an outlier": "failed"}
+
+
+@pytest.mark.parametrize(("fault", "dtype"), [("F67 squares", "float16"), ("F62 lower", "bfloat16")])
+def test_an_example_is_called_in_the_same_way_while_it_is_made_simple(fault: str, dtype: str) -> None:
+    (wrong,) = find_faults((fault,))
+    with wrong.inject(replace_module) as faulty:
+        found = search(BY_NAME[f"rounding {dtype}"], LLAMA, faulty, examples=60, seed=3)
+    assert found.failure is not None
+    assert found.failure[0].values == LLAMA.simplest.values
 
 
 def test_what_goes_wrong_in_inference_mode_alone_is_found() -> None:
