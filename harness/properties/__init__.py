@@ -30,7 +30,9 @@ from .refusal import REFUSAL
 from .rounding import ROUNDING
 from .sharing import SHARING
 from .sizes import LARGE, LONG
+from .threads import THREADS
 from .training import GRADIENTS, TRAINING
+from .transforms import TRANSFORMED
 
 PROPERTIES: tuple[Property, ...] = (
     CONTRACT,
@@ -53,10 +55,12 @@ PROPERTIES: tuple[Property, ...] = (
     SHAPES,
     ORDER,
     INTERLEAVED,
+    THREADS,
     UNTOUCHED,
     POISON,
     GRADIENTS,
     TRAINING,
+    TRANSFORMED,
     COMPILED,
     CAPTURED,
     REVERT,

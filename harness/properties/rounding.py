@@ -9,6 +9,7 @@ Shapes: B batch, T tokens.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import operator
 import random
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Case, Inputs
+from ..exact import exact_mode
 from ..rounding.calibration import multiple
 from ..rounding.statistic import DTYPES, Allowance, Measured, Run, allowances, other_numbers, pooled
 from ..trial import Disagreement, OriginalFailed, Trial, cast, fused_path
@@ -29,6 +31,8 @@ from .calls import extremes, layer_inputs_watched
 from .hidden import LAYOUTS, given, with_outlier
 from .inputs import mapped, other_inputs
 from .sizes import decoded, large_trials, long_trial, size_of
+from .threads import another_threads, interrupted, layers_of
+from .transforms import tangents
 from .weights import CHANGES, change_weights
 
 INFERENCE = 16
@@ -63,14 +67,14 @@ def _within_budget(dtype: str) -> Callable[[Trial], None]:
 
 
 def _ways(case: Case, dtype: str) -> tuple[Way, ...]:
-    ways: tuple[Way, ...] = (_once, _again_and_again, _with_other_weights, _of_a_large_layer)
+    ways: tuple[Way, ...] = (_once, _again_and_again, _with_other_weights, _of_a_large_layer, _beside_another_thread)
     if case.layered:
         ways = (*ways, _of_many_tokens)
     if case.cached:
         ways = (*ways, _with_a_cache)
     if dtype == "float16":  # the others have float32's range
         ways = (*ways, _with_outliers)
-    return (*ways, _under_autocast) if dtype == "float32" else ways
+    return (*ways, _under_autocast, _in_forward_mode) if dtype == "float32" else ways
 
 
 def _once(trial: Trial, dtype: str) -> Judged:
@@ -145,6 +149,24 @@ def _with_a_cache(trial: Trial, dtype: str) -> Judged:
     return judged
 
 
+def _beside_another_thread(trial: Trial, dtype: str) -> Judged:
+    """A call in the midst of which another thread makes one."""
+    others = another_threads(trial, random.Random(trial.example.seed))
+
+    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        own = next(model.parameters()).dtype
+        exact = own is torch.float64
+
+        def second() -> dict[str, Tensor]:
+            with exact_mode() if exact else torch.no_grad():
+                return trial.case.run(model, Inputs(kwargs=cast(others.kwargs, own), valid=others.valid))
+
+        chosen = random.Random(trial.example.seed)
+        return interrupted(layers_of(trial, model), lambda: trial.case.run(model, inputs), second, chosen)[0]
+
+    return _named(_judged(trial, dtype, run, trial.fresh_inputs()), "beside another thread")
+
+
 def _with_outliers(trial: Trial, dtype: str) -> Judged:
     """A call in which the first layer is given hidden states with an outlier; or the model, images with one."""
     trial.original.to(DTYPES[dtype])
@@ -165,6 +187,19 @@ def _under_autocast(trial: Trial, dtype: str) -> Judged:
             return trial.case.run(model, inputs)
 
     return _named(_judged(trial, dtype, run, trial.fresh_inputs(), fused=False), "under autocast")
+
+
+def _in_forward_mode(trial: Trial, dtype: str) -> Judged:
+    """A call that carries derivatives along, where the original can; else any call."""
+    derived = tangents(trial.case.run)
+
+    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        return derived(copy.deepcopy(model), inputs)  # some keep tensors that are of no use afterwards
+
+    try:
+        return _named(_judged(trial, dtype, run, trial.fresh_inputs(), fused=False), "in forward mode")
+    except OriginalFailed:
+        return _once(trial, dtype)
 
 
 def _giving(trial: Trial, change: Callable[[Tensor], Tensor]) -> Run:
@@ -235,12 +270,12 @@ def _excess(name: str, allowance: Allowance, measured: Measured, used: float) ->
     return f"{name}: error {measured.error:.1e} of its scale ({own}); with other numbers too, {used:.2g} times the budget"
 
 
-_BESIDES = {"float32": ", under autocast", "float16": ", with outliers"}
+_BESIDES = {"float32": ", under autocast, in forward mode", "float16": ", with outliers"}
 ROUNDING = tuple(
     Property(
         name=f"rounding {dtype}",
-        statement=f"In {dtype}, at every size, in every layout, after other calls, with a cache, with other weights"
-        f"{_BESIDES.get(dtype, '')}, the error against the exact result stays within a calibrated multiple of what the "
+        statement=f"In {dtype}, at every size, in every layout, after other calls and beside one, with a cache, with other "
+        f"weights{_BESIDES.get(dtype, '')}, the error against the exact result stays within a calibrated multiple of what the "
         "original's own rounding and one rounding of its parameters cause.",
         check=_within_budget(dtype),
         exact=False,

@@ -19,7 +19,8 @@ from ..base import qualified_name
 from ..plans import Plan
 from .linear import Projection, can_pack, pack, unpack
 from .products import scaled_dot_product_attention
-from .swapped import Swapped, apply, gradients_wanted, is_plain, linear
+from .swapped import Swapped, apply, differentiated, is_plain, linear
+from .transforms import REASON, transforming
 
 _SDPA = "diffusers.models.attention_processor:AttnProcessor2_0"
 _EAGER = "diffusers.models.attention_processor:AttnProcessor"
@@ -77,6 +78,8 @@ class FusedAttention(Swapped):
         return result
 
     def _fused_why_not(self, hidden: Tensor, encoder: Any, extra: dict[str, Any]) -> str | None:
+        if transforming():
+            return REASON
         processor = self.processor
         if qualified_name(type(processor)) not in (_SDPA, _EAGER):
             return f"processor {type(processor).__name__}"
@@ -171,7 +174,7 @@ class FusedAttention(Swapped):
         modules = (self.to_q, self.to_k, self.to_v)
         if not all(is_plain(one, nn.Linear) for one in modules):
             return None
-        if gradients_wanted(*(one for module in modules for one in (module.weight, module.bias))):
+        if differentiated(*(one for module in modules for one in (module.weight, module.bias))):
             return None
         if torch.compiler.is_compiling():
             return self._fused_packed

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from .boundary import suggests_channels_last
-from .swapped import Swapped, apply, gradients_wanted, linear
+from .swapped import Swapped, apply, differentiated, linear
+from .transforms import transforming
 
 CHANNELS_LAST = torch.channels_last
 
@@ -27,6 +28,11 @@ class FusedConv2d(Swapped):
     """Mixin before ``nn.Conv2d``."""
 
     def forward(self, input: Tensor) -> Tensor:
+        if transforming():
+            # By the weight's layout the image would be in channels_last, whose group norm torch cannot differentiate in
+            # forward mode.
+            transformed: Tensor = self._conv_forward(input, self.weight.contiguous(), self.bias)
+            return transformed
         if not self._fused_as_product(input):
             result: Tensor = super().forward(input)
             return result
@@ -50,7 +56,7 @@ class FusedConv2d(Swapped):
             or self.padding_mode != "zeros"
             or self.dilation != (1, 1)
             or isinstance(self.padding, str)
-            or gradients_wanted(x, weight, self.bias)
+            or differentiated(x, weight, self.bias)
             or torch.is_autocast_enabled("cpu")
             or torch.compiler.is_compiling()
             or not weight.is_contiguous(memory_format=CHANNELS_LAST)
@@ -78,7 +84,7 @@ class FusedGEGLU(Swapped):
     """Mixin before diffusers' ``GEGLU``: ``first * gelu(second)`` of a projection's halves."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or gradients_wanted(hidden_states, *self.parameters()):
+        if args or kwargs or differentiated(hidden_states, *self.parameters()):
             result: Tensor = super().forward(hidden_states, *args, **kwargs)
             return result
         hidden, gate = apply(self.proj, hidden_states, self._fused_state.execution).chunk(2, dim=-1)
@@ -103,6 +109,12 @@ class FusedTransformer2D(Swapped):
     def _get_output_for_continuous_inputs(
         self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
     ) -> Tensor:
+        if transforming():
+            original: Any = super()
+            transformed: Tensor = original._get_output_for_continuous_inputs(
+                hidden_states, residual, batch_size, height, width, inner_dim
+            )
+            return transformed
         if self.use_linear_projection:
             hidden_states = apply(self.proj_out, hidden_states, self._fused_state.execution)
         image = hidden_states.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)

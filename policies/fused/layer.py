@@ -9,8 +9,8 @@ What was derived from the layer (its anatomy, packed weights) is a cache. It is 
 submodule of the layer is not the one it was made from, so that ``.to()``, ``load_state_dict(assign=True)``, assigning a
 parameter or swapping a submodule cannot leave it stale.
 
-A call that the fused path does not cover (training, attention weights asked for, hooks on inner modules, an argument
-nobody knows) runs the original's own forward and is counted, by reason, in ``fallbacks``.
+A call that the fused path does not cover (training, a function transform, attention weights asked for, hooks on inner
+modules, an argument nobody knows) runs the original's own forward and is counted, by reason, in ``fallbacks``.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from .linear import Emit, by_columns, by_rows, could_pack
 from .packed import release_all
 from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
+from .transforms import REASON, transforming
 from .watch import Watch, inner_hooks
 
 
@@ -128,6 +129,11 @@ class FusedLayer(nn.Module):
             if compiling:
                 return self._fused_untraced(args, kwargs)
             self._fused_no_training()
+        if transforming():
+            # Not even looked at: parameters may be wrappers of others, for this call alone.
+            if self._fused_state is not None:
+                self._fused_state.fallbacks[REASON] += 1
+            return super().forward(*args, **kwargs)
         state = self.fused
         if state.watch.exchanged() if compiling else state.stale():
             state.bind(self)

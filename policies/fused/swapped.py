@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from ..plans import Plan
 from . import onednn
 from .attributes import HOOKS, hooked_everywhere
+from .transforms import transforming
 
 if TYPE_CHECKING:
     from .diffusion import DiffusionState
@@ -100,7 +101,14 @@ def is_plain(module: Any, cls: type[nn.Module]) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """``x @ weight.T + bias`` for x (..., D), weight (N, D), bias (N,): (..., N)."""
     large = x.numel() * weight.shape[0] >= SMALLEST_PRODUCT
-    if large and plan is Plan.ONEDNN and type(x) is Tensor and x.is_contiguous() and onednn.suits(x, weight, bias):
+    if (
+        large
+        and plan is Plan.ONEDNN
+        and type(x) is Tensor
+        and not differentiated(x, weight, bias)
+        and x.is_contiguous()
+        and onednn.suits(x, weight, bias)
+    ):
         return onednn.linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -113,7 +121,10 @@ def apply(module: nn.Module, x: Tensor, plan: Plan) -> Tensor:
     return result
 
 
-def gradients_wanted(*tensors: Tensor | None) -> bool:
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether somebody wants gradients of ``tensors``, or transforms the call that they are in."""
+    if transforming():
+        return True
     return torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in tensors)
 
 
