@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..suggest import suggestion
 from .activation_norm import ACTIVATION_NORM
+from .around import AROUND
 from .cache import CACHE
 from .calling import CALLING
 from .diffusion import DIFFUSION
@@ -31,6 +32,7 @@ FAULTS: tuple[Fault, ...] = (
     *WORKSPACE,
     *SIZES,
     *CALLING,
+    *AROUND,
     *ROUNDING,
     *LOWER,
     *DIFFUSION,

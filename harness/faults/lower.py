@@ -15,6 +15,7 @@ from policies.fused.vae import FusedCoder
 
 from ..properties.inputs import tensors_in
 from ..rounding.statistic import DTYPES
+from .around import shared_workspace
 from .cache import caches, own_copy, past_unused, stale_prompt, updating
 from .calling import as_if_in_order, in_place, second_copy
 from .diffusion import attending, in_new_classes, key_value, pooled_first
@@ -89,6 +90,13 @@ LOWER = (
         "DeepSpeed #3402",
         "The workspace of lower dtypes has the size of the first call.",
         (FusedAttention, "_finish", sized_by_first_call),
+        layered,
+    ),
+    _lower(
+        "F64 lower threads",
+        "flashinfer PR #4481, cuLA PR #108",
+        "Two threads share a workspace of lower dtypes, and one writes over what the other has yet to read.",
+        (FusedTransformerLayer, "__call__", shared_workspace),
         layered,
     ),
     _lower(

@@ -39,6 +39,8 @@ INFERENCE = 16
 """Bit of an example's seed; those below it choose other things."""
 IMAGE = 4
 """Dimensions of a batch of images."""
+ATTENUATION = 1 / 16
+"""A power of two: no bit of a weight is lost."""
 Judged = dict[str, tuple[Allowance, Measured]]
 """What was allowed and what was measured of each output; nothing where the original's own result is not finite."""
 Way = Callable[[Trial, str], Judged]
@@ -169,14 +171,26 @@ def _beside_another_thread(trial: Trial, dtype: str) -> Judged:
 
 def _with_outliers(trial: Trial, dtype: str) -> Judged:
     """A call in which the first layer is given hidden states with an outlier; or the model, images with one."""
-    trial.original.to(DTYPES[dtype])
     inputs = trial.fresh_inputs()
     if trial.case.layered:
+        trial.original.to(DTYPES[dtype])
+        _attenuate(trial)
         judged = _judged(trial, dtype, _giving(trial, with_outlier), inputs)
     else:
         kwargs = mapped(inputs.kwargs, lambda one: with_outlier(one) if one.dim() == IMAGE else one)
         judged = _judged(trial, dtype, trial.case.run, Inputs(kwargs=kwargs, valid=inputs.valid))
     return _named(judged, "with an outlier")
+
+
+def _attenuate(trial: Trial) -> None:
+    """Smaller weights for the first layer, alike on both sides. Where no norm comes before attention, an outlier is multiplied
+    by an outlier, which half precision need not hold."""
+    path = trial.replaced.replaced[0].path
+    with torch.no_grad():
+        for model in (trial.original, trial.replaced.model):
+            for parameter in model.get_submodule(path).parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(ATTENUATION)
 
 
 def _under_autocast(trial: Trial, dtype: str) -> Judged:

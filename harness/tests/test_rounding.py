@@ -39,7 +39,16 @@ from .outcomes import outcomes
 
 LLAMA, UNET, VAE = (next(entry for entry in CASES if entry.name == name).load() for name in ("llama", "unet", "vae"))
 FEW = Profile("few", 40)
-IN_FLOAT64 = ("call forms", "cache", "edited cache", "fresh cache", "changing shapes", "long sequences", "state dict")
+IN_FLOAT64 = (
+    "call forms",
+    "cache",
+    "edited cache",
+    "fresh cache",
+    "changing shapes",
+    "long sequences",
+    "state dict",
+    "several threads",
+)
 
 
 def biases_in_half() -> contextlib.AbstractContextManager[Any]:

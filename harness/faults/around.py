@@ -1,0 +1,66 @@
+"""Faults that show in what a call is made within: another thread's call, a function transform."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from policies.fused import layer as fused_layer
+from policies.fused import onednn
+from policies.fused.transformer import FusedTransformerLayer
+
+from ..properties.transforms import tangents
+from ..search import quiet
+from .fault import Traits, miscomputing
+
+
+def shared_workspace(honest: Any) -> Any:
+    """Hidden states wait for the residual in memory that is kept by its shape, for as long as the program runs."""
+    kept: dict[tuple[object, ...], Tensor] = {}
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            key = (x.shape, x.dtype, x.is_inference())
+            place = kept[key] if key in kept else kept.setdefault(key, torch.empty_like(x))
+            x = place.copy_(x)
+        out: Tensor = honest(self, x, *rest)
+        return out
+
+    return wrong
+
+
+def _loses_tangents(traits: Traits) -> bool:
+    """Whether oneDNN, which has no derivative in forward mode, is there, and an original that has one."""
+    if not (traits.layered and onednn.available()):
+        return False
+    case = traits.case
+    try:
+        with quiet(), case.surroundings(), torch.no_grad():
+            tangents(case.run)(case.build(case.simplest), case.inputs(case.simplest))
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+AROUND = (
+    miscomputing(
+        "F64 threads",
+        "F64",
+        "flashinfer PR #4481, cuLA PR #108",
+        "Two threads share a workspace, and one writes over what the other has yet to read.",
+        (FusedTransformerLayer, "__call__", shared_workspace),
+        expects=("several threads",),
+    ),
+    miscomputing(
+        "F66 forward mode",
+        "F66",
+        "functorch #207, pytorch #187284",
+        "A kernel without a derivative in forward mode passes on the value and loses the tangent.",
+        (fused_layer, "transforming", lambda honest: lambda: False),
+        applies=_loses_tangents,
+        expects=("rounding float32", "function transforms"),
+    ),
+)
+"""Right for a call by itself."""
