@@ -20,7 +20,7 @@ from ..plans import Plan
 from .linear import Projection, can_pack, pack, unpack
 from .products import scaled_dot_product_attention
 from .swapped import Swapped, apply, differentiated, is_plain, linear
-from .transforms import REASON, transforming
+from .transforms import not_plain
 
 _SDPA = "diffusers.models.attention_processor:AttnProcessor2_0"
 _EAGER = "diffusers.models.attention_processor:AttnProcessor"
@@ -78,8 +78,9 @@ class FusedAttention(Swapped):
         return result
 
     def _fused_why_not(self, hidden: Tensor, encoder: Any, extra: dict[str, Any]) -> str | None:
-        if transforming():
-            return REASON
+        strange = not_plain(hidden)
+        if strange is not None:
+            return strange
         processor = self.processor
         if qualified_name(type(processor)) not in (_SDPA, _EAGER):
             return f"processor {type(processor).__name__}"

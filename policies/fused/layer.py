@@ -33,7 +33,7 @@ from .linear import Emit, by_columns, by_rows, could_pack
 from .packed import release_all
 from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
-from .transforms import REASON, transforming
+from .transforms import not_plain
 from .watch import Watch, inner_hooks
 
 
@@ -129,10 +129,11 @@ class FusedLayer(nn.Module):
             if compiling:
                 return self._fused_untraced(args, kwargs)
             self._fused_no_training()
-        if transforming():
+        strange = not_plain(args[0] if args else next(iter(kwargs.values()), None))
+        if strange is not None:
             # Not even looked at: parameters may be wrappers of others, for this call alone.
             if self._fused_state is not None:
-                self._fused_state.fallbacks[REASON] += 1
+                self._fused_state.fallbacks[strange] += 1
             return super().forward(*args, **kwargs)
         state = self.fused
         if state.watch.exchanged() if compiling else state.stale():

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..anatomy import ActivationKind, Linear
 from . import emulated, onednn
+from .transforms import plainly
 
 
 class Operators(Protocol):
@@ -81,11 +82,11 @@ class PackedWeight:
 
     def release(self) -> None:
         """Give the parameters their values back, each in memory of its own."""
-        packed, self.packed = self.packed, None
-        if packed is None:
+        if self.packed is None:
             return
-        with torch.inference_mode(False), torch.no_grad():
-            parts = self.operators.unpack(packed).split(self._rows)
+        with plainly():
+            parts = self.operators.unpack(self.packed).split(self._rows)
+            self.packed = None
             for reference, part, strides in zip(self._parameters, parts, self._strides, strict=True):
                 parameter = reference()
                 if parameter is not None:

@@ -1,15 +1,21 @@
-"""torch.func's transforms, and differentiation in forward mode.
+"""Calls that are not of plain numbers: under torch.func's transforms, in forward mode, of tensors of another class.
 
-An operator that has no rule for them does not always say so: oneDNN's linears pass a value on and lose its tangent. The
-original is made of operators that have the rules, or raise, so such a call is the original's.
+An operator that has no rule for them does not always say so: oneDNN's linears pass a value on and lose its tangent. What is
+derived from fake tensors is of no use afterwards. The original is made of operators that have the rules, or raise, so such a
+call is the original's.
 """
 
 from __future__ import annotations
 
-import torch
-from torch.autograd import forward_ad
+import contextlib
+from collections.abc import Iterator
 
-REASON = "a function transform"
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _disable_current_modes
+
+TRANSFORM = "a function transform"
 _innermost = torch._C._functorch.peek_interpreter_stack
 
 
@@ -19,3 +25,19 @@ def transforming() -> bool:
     if torch.compiler.is_compiling():
         return False
     return forward_ad._current_level >= 0 or _innermost() is not None
+
+
+def not_plain(hidden: object) -> str | None:
+    """Why a call with ``hidden`` is the original's, or None."""
+    if transforming():
+        return TRANSFORM
+    if isinstance(hidden, Tensor) and type(hidden) not in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
+        return f"tensors of class {type(hidden).__name__}"
+    return None
+
+
+@contextlib.contextmanager
+def plainly() -> Iterator[None]:
+    """What runs inside is about plain numbers, whatever is being traced, transformed or counted around it."""
+    with torch._C._DisableFuncTorch(), _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+        yield

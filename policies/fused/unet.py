@@ -11,7 +11,7 @@ from ..base import DSPolicy
 from .boundary import original_gives_channels_last, unet_keeps_channels_last
 from .capture import backend
 from .diffusion import DiffusionSwap, FusedRoot
-from .transforms import REASON, transforming
+from .transforms import not_plain
 
 if TYPE_CHECKING:
     from ..unet import UNetPolicy
@@ -32,8 +32,9 @@ class FusedUNet(FusedRoot):
         sample = args[0] if args else kwargs.get("sample")
         if not isinstance(sample, Tensor) or sample.dim() != 4 or torch.compiler.is_compiling():
             return original(*args, **kwargs)
-        if transforming():
-            state.fallbacks[REASON] += 1
+        strange = not_plain(sample)
+        if strange is not None:
+            state.fallbacks[strange] += 1
             return original(*args, **kwargs)
         state.refresh()
         if self.training:

@@ -12,7 +12,7 @@ from .boundary import coder_keeps_channels_last, original_gives_channels_last
 from .capture import backend
 from .diffusion import PARTS, DiffusionSwap, FusedRoot
 from .swapped import Swapped
-from .transforms import REASON, transforming
+from .transforms import not_plain
 
 if TYPE_CHECKING:
     from ..vae import VAEPolicy
@@ -36,8 +36,9 @@ class FusedCoder(Swapped):
         state = self._fused_state
         if sample.dim() != 4 or torch.compiler.is_compiling():
             return original(sample, *args, **kwargs)
-        if transforming():
-            state.fallbacks[REASON] += 1
+        strange = not_plain(sample)
+        if strange is not None:
+            state.fallbacks[strange] += 1
             return original(sample, *args, **kwargs)
         if not state.detached:
             state.refresh()

@@ -1,0 +1,101 @@
+"""What a call is made within: another thread's call, a function transform."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from cases import CASES
+from harness.faults.bank import find_faults
+from harness.properties import BY_NAME, threads
+from harness.properties.threads import interrupted
+from harness.search import search
+from harness.trial import Handle, Vacuous
+from policies import replace_module
+from policies.fused.layer import FusedState
+
+from .outcomes import outcomes
+
+LLAMA, UNET = (next(entry for entry in CASES if entry.name == name).load() for name in ("llama", "unet"))
+USUAL = ("model equality", "call twice", "call order", "changing shapes", "two models", "uninitialised memory")
+
+
+def test_memory_that_two_threads_share_is_found_by_the_property_of_threads_alone() -> None:
+    (fault,) = find_faults(("F64 threads",))
+    with fault.inject(replace_module) as faulty:
+        found = outcomes(("several threads", *USUAL), LLAMA, faulty)
+    assert found == {"several threads": "failed"} | dict.fromkeys(USUAL, "held")
+
+
+def test_a_replacement_that_lets_one_thread_in_after_the_other_is_right() -> None:
+    """The stopped call cannot wait for the other, and goes on."""
+
+    def locking(model: nn.Module) -> Handle:
+        handle, lock = replace_module(model), threading.RLock()
+        for one in handle.replaced:
+            locked = model.get_submodule(one.path)
+            locked.register_forward_pre_hook(lambda *_: lock.acquire() and None)
+            locked.register_forward_hook(lambda *_: lock.release())
+        return handle
+
+    with mock.patch.object(threads, "PATIENCE", 0.01):
+        found = search(BY_NAME["several threads"], LLAMA, locking, examples=3, seed=1)
+    assert found.failure is None and found.examples == 3
+
+
+def test_what_the_other_thread_raises_is_raised() -> None:
+    def second() -> dict[str, Tensor]:
+        raise ValueError("the other thread")
+
+    with pytest.raises(ValueError, match="the other thread"):
+        interrupted([], lambda: {"x": torch.ones(2) + 1}, second, random.Random(1))
+
+
+def test_layers_that_are_never_called_show_nothing() -> None:
+    with pytest.raises(Vacuous, match="no operator ran inside the layers"):
+        interrupted([nn.Linear(2, 2)], lambda: {"x": torch.ones(2) + 1}, dict, random.Random(1))
+
+
+def test_a_tangent_that_a_lower_dtypes_kernel_loses_is_found_by_rounding_alone() -> None:
+    (fault,) = find_faults(("F66 forward mode",))
+    names = ("gradients", "training step", "function transforms")
+    with fault.inject(replace_module) as faulty:
+        found = outcomes(("rounding float32", *names), LLAMA, faulty)
+    assert found == {"rounding float32": "failed"} | dict.fromkeys(names, "held")
+
+
+@pytest.mark.parametrize("case", [LLAMA, UNET], ids=lambda case: case.name)
+def test_a_tangent_that_gets_lost_is_found_by_function_transforms(case: Any) -> None:
+    """A layer or model whose derivatives in forward mode are cut off where it ends."""
+
+    def value(tensor: Tensor) -> Tensor:
+        return tensor.detach() if forward_ad._current_level >= 0 else tensor
+
+    def cut(_: nn.Module, __: Any, output: Any) -> Any:
+        if isinstance(output, Tensor):
+            return value(output)
+        return (value(output[0]), *output[1:]) if isinstance(output, tuple) else type(output)(sample=value(output.sample))
+
+    def replacer(model: nn.Module) -> Handle:
+        handle = replace_module(model)
+        for one in handle.replaced:
+            model.get_submodule(one.path).register_forward_hook(cut)
+        return handle
+
+    assert outcomes(("gradients", "function transforms"), case, replacer) == {
+        "gradients": "held",
+        "function transforms": "failed",
+    }
+
+
+def test_other_weights_for_one_call_that_are_ignored_are_found() -> None:
+    with mock.patch.object(FusedState, "stale", return_value=False):
+        found = outcomes(("function transforms",), LLAMA, replace_module)
+    assert found == {"function transforms": "failed"}
