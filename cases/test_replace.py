@@ -296,19 +296,3 @@ def test_a_model_with_weights_by_rows_can_be_saved(tmp_path: Path) -> None:
     model = model_of(GPT2Case()).bfloat16()
     policies.replace_module(model).model.save_pretrained(tmp_path)
     assert torch.equal(conv1d(type(model).from_pretrained(tmp_path)), conv1d(model))
-
-
-@pytest.mark.parametrize("plan", ["plain", "auto", "packed"])
-def test_a_call_under_a_function_transform_is_the_originals_and_counted(plan: str) -> None:
-    model = model_of(LlamaCase(), attention="eager")
-    replaced = copy.deepcopy(model)
-    policies.replace_module(replaced, plan=plan)
-    hidden = torch.randn(1, 3, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
-
-    def along(one: nn.Module) -> torch.Tensor:
-        _, tangent = torch.func.jvp(lambda x: one(inputs_embeds=x).last_hidden_state, (hidden,), (hidden.flip(0, 1),))
-        return tangent
-
-    torch.testing.assert_close(along(replaced), along(model))
-    state = replaced.layers[0].fused
-    assert (state.calls, dict(state.fallbacks)) == (0, {"a function transform": 1})

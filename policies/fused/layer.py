@@ -126,6 +126,8 @@ class FusedLayer(nn.Module):
     def _fused_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         compiling = torch.compiler.is_compiling()
         if self._fused_plan is Plan.PACKED:
+            if torch.compiler.is_exporting():
+                raise PlanUnavailable("plan packed cannot be exported: its weights are no tensors; replace with plan='auto'")
             if compiling:
                 return self._fused_untraced(args, kwargs)
             self._fused_no_training()

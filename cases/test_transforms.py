@@ -1,0 +1,101 @@
+"""Calls of a replaced model that are not of plain numbers: transformed, of fake tensors, exported."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+import policies
+from harness.case import Case
+from policies.plans import PlanUnavailable
+
+from .diffusion_pairs import pair
+from .llama import LlamaCase
+from .unet import UNetCase
+from .vae import VAECase
+
+IDS = torch.tensor([[1, 2, 3]])
+PLANS = pytest.mark.parametrize("plan", ["plain", "auto", "packed"])
+
+
+def two(plan: str) -> tuple[Any, Any]:
+    """A model with eager attention, which can be differentiated in forward mode, and a replaced copy of it."""
+    case = LlamaCase()
+    model: Any = case.build(case.simplest.with_value("attention", "eager"))
+    replaced = copy.deepcopy(model)
+    policies.replace_module(replaced, plan=plan)
+    return model, replaced
+
+
+@PLANS
+def test_a_call_under_a_function_transform_is_the_originals_and_counted(plan: str) -> None:
+    model, replaced = two(plan)
+    hidden = torch.randn(1, 3, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+
+    def along(one: Any) -> Tensor:
+        both: Any = torch.func.jvp(lambda x: one(inputs_embeds=x).last_hidden_state, (hidden,), (hidden.flip(1),))
+        tangent: Tensor = both[1]
+        return tangent
+
+    torch.testing.assert_close(along(replaced), along(model))
+    state = replaced.layers[0].fused
+    assert (state.calls, dict(state.fallbacks)) == (0, {"a function transform": 1})
+
+
+@pytest.mark.parametrize("case", [UNetCase(), VAECase()], ids=lambda case: case.name)
+def test_a_diffusion_model_under_a_function_transform_is_the_original_and_counts_it(case: Case) -> None:
+    original, replaced, inputs = pair(case, eager_attention=True)
+    weights = {f"model.{name}": parameter.detach() for name, parameter in original.named_parameters()}
+
+    class Called(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self) -> Tensor:
+            return next(iter(case.run(self.model, inputs).values()))
+
+    def gradients(model: nn.Module) -> dict[str, Tensor]:
+        called = Called(model)
+        taken: dict[str, Tensor] = torch.func.grad(lambda own: torch.func.functional_call(called, own, ()).square().sum())(
+            weights
+        )
+        return taken
+
+    for (name, mine), its in zip(gradients(original).items(), gradients(replaced).values(), strict=True):
+        torch.testing.assert_close(its, mine, atol=1e-4 * max(1.0, mine.abs().max().item()), rtol=1e-3, msg=name)
+    assert (replaced.fused.calls, replaced.fused.fallbacks["a function transform"]) == (0, 1)
+
+
+@PLANS
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: model], ids=["a copy", "itself"])
+def test_a_call_of_fake_tensors_leaves_no_trace(plan: str, copied: Callable[[Any], Any]) -> None:
+    """Tools count and plan with tensors that have no values; what was derived from them would be of no use afterwards."""
+    model, replaced = two(plan)
+    replaced = copied(replaced)
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        assert type(replaced(input_ids=IDS).last_hidden_state) is FakeTensor
+    with torch.no_grad():
+        torch.testing.assert_close(replaced(input_ids=IDS).last_hidden_state, model(input_ids=IDS).last_hidden_state)
+    assert not any(type(one) is FakeTensor for one in (*replaced.parameters(), *replaced.buffers()))
+
+
+@pytest.mark.parametrize("plan", ["plain", "auto"])
+def test_an_exported_program_gives_what_the_original_gives(plan: str) -> None:
+    model, replaced = two(plan)
+    with torch.no_grad():
+        program = torch.export.export(replaced, (), {"input_ids": IDS, "use_cache": False, "return_dict": False}, strict=False)
+        result = program.module()(input_ids=IDS, use_cache=False, return_dict=False)
+        torch.testing.assert_close(result[0], model(input_ids=IDS).last_hidden_state)
+
+
+def test_a_packed_model_cannot_be_exported_and_says_what_can() -> None:
+    _, replaced = two("packed")
+    with pytest.raises(PlanUnavailable, match=r"packed cannot be exported: .* replace with plan='auto'"):
+        torch.export.export(replaced, (IDS,), strict=False)
