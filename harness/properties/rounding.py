@@ -129,8 +129,9 @@ def _of_many_tokens(trial: Trial, dtype: str) -> Judged:
 
 
 def _of_a_large_layer(trial: Trial, dtype: str) -> Judged:
-    """Two layers or models as wide as published ones, their last tokens one by one where there is a cache."""
-    judged = [_decoded(one, dtype, f"with {size_of(one)}") for one in large_trials(trial)]
+    """Two layers, or a model, as wide as published ones, their last tokens one by one where there is a cache."""
+    trials = large_trials(trial) if trial.case.layered else large_trials(trial)[:1]
+    judged = [_decoded(one, dtype, f"with {size_of(one)}") for one in trials]
     return functools.reduce(operator.or_, judged)
 
 

@@ -64,7 +64,7 @@ def test_layers_that_are_never_called_show_nothing() -> None:
 
 
 def test_a_tangent_that_a_lower_dtypes_kernel_loses_is_found_by_rounding_alone() -> None:
-    (fault,) = find_faults(("F66 forward mode",))
+    (fault,) = find_faults(("F67 forward mode",))
     names = ("gradients", "training step", "function transforms")
     with fault.inject(replace_module) as faulty:
         found = outcomes(("rounding float32", *names), LLAMA, faulty)
