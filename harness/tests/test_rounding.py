@@ -22,7 +22,8 @@ from harness.faults.bank import find_faults
 from harness.faults.fault import Fault
 from harness.faults.lower import LOWER, LOWER_DIFFUSION
 from harness.profiles import Profile
-from harness.properties import BY_NAME, rounding
+from harness.properties import BY_NAME, rounding, ways
+from harness.properties.judged import judged
 from harness.properties.rounding import ROUNDING
 from harness.rounding.calibrate import Asked, drawn, main
 from harness.rounding.calibration import FILE, CalibrationError, multiple, read
@@ -112,10 +113,10 @@ def test_what_goes_wrong_in_lower_dtypes_of_diffusion_models_alone_is_found(faul
 def test_a_norm_that_overflows_in_half_precision_is_found_by_an_outlier_alone() -> None:
     (fault,) = find_faults(("F67 squares",))
     found = {}
-    usual = [way for way in rounding._ways(LLAMA, "float16") if way is not rounding._with_outliers]
+    usual = [way for way in ways.ways(LLAMA, "float16") if way is not ways.with_outliers]
     with fault.inject(replace_module) as faulty:
-        for what, ways in (("usual calls", usual), ("an outlier", [rounding._with_outliers])):
-            with mock.patch.object(rounding, "_ways", return_value=ways):
+        for what, some in (("usual calls", usual), ("an outlier", [ways.with_outliers])):
+            with mock.patch.object(rounding, "ways", return_value=some):
                 (found[what],) = outcomes(("rounding float16",), LLAMA, faulty).values()
     assert found == {"usual calls": "held", "an outlier": "failed"}
 
@@ -174,7 +175,7 @@ def test_a_result_in_another_dtype_is_a_disagreement() -> None:
             return {name: one.float() if fused else one for name, one in outputs.items()}
 
     case: Case = Widened()
-    called_once = mock.patch.object(rounding, "_ways", return_value=[rounding._once])
+    called_once = mock.patch.object(rounding, "ways", return_value=[ways.once])
     with quiet(), called_once, pytest.raises(AssertionError, match=r"is torch.float32 of shape .* the original's torch.bfloat16"):
         judge(BY_NAME["rounding bfloat16"], case, replace_module, case.simplest, found)
 
@@ -193,14 +194,14 @@ def test_an_excess_that_other_numbers_show_too_is_an_alarm() -> None:
 
 
 def _a_call(trial: Trial, dtype: str) -> rounding.Judged:
-    return rounding._judged(trial, dtype, trial.case.run, trial.fresh_inputs())
+    return judged(trial, dtype, trial.case.run, trial.fresh_inputs())
 
 
 @contextlib.contextmanager
 def _measuring(ratios: Iterator[float]) -> Iterator[None]:
     """Every example is judged by a single call, and measures the next of ``ratios``."""
     measure = mock.patch.object(Allowance, "measure", side_effect=lambda *_: Measured(next(ratios), 1.0))
-    with measure, mock.patch.object(rounding, "_ways", return_value=(_a_call,)):
+    with measure, mock.patch.object(rounding, "ways", return_value=(_a_call,)):
         yield
 
 

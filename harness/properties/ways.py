@@ -1,0 +1,225 @@
+"""The ways in which a model is called when its rounding is judged.
+
+Kernels are written for the dtypes that people run, and float64, in which most properties look, is seldom one of them. So what
+may go wrong from one call to the next, and not in a single one, is asked here too.
+
+Shapes: B batch, T tokens, D hidden size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import operator
+import random
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..case import Case, Inputs
+from ..exact import exact_mode
+from ..rounding.statistic import DTYPES, Run
+from ..trial import OriginalFailed, Trial, cast
+from .base import identical
+from .cache import OUTPUT, cuts, in_chunks, own_cache, with_cache
+from .cache_edits import beams, continued
+from .calls import extremes, layer_inputs_watched
+from .hidden import LAYOUTS, given, with_outlier
+from .inputs import mapped, other_inputs
+from .judged import Judged, judged, outputs_in
+from .sizes import decoded, large_trials, long_trial, size_of
+from .threads import another_threads, interrupted, layers_of
+from .transforms import tangents
+from .weights import CHANGES, change_weights
+
+IMAGE = 4
+"""Dimensions of a batch of images."""
+ATTENUATION = 1 / 16
+"""A power of two: no bit of a weight is lost."""
+Way = Callable[[Trial, str], Judged]
+"""A way to call the models of a trial in a dtype."""
+
+
+def ways(case: Case, dtype: str) -> tuple[Way, ...]:
+    """Those that ``case`` can be called in."""
+    every: tuple[Way, ...] = (once, again_and_again, with_other_weights, of_a_large_layer, beside_another_thread)
+    if case.layered:
+        every = (*every, of_many_tokens)
+    if case.cached:
+        every = (*every, with_a_cache)
+    if dtype == "float16":  # the others have float32's range
+        every = (*every, with_outliers)
+    return (*every, under_autocast, in_forward_mode) if dtype == "float32" else every
+
+
+def once(trial: Trial, dtype: str) -> Judged:
+    """A call, of which no layer writes to what it is given; and one whose first layer, where it is not the whole model, is
+    given it in another layout."""
+    trial.original.to(DTYPES[dtype])
+    with layer_inputs_watched(trial):
+        found = judged(trial, dtype, trial.case.run, trial.fresh_inputs())
+    if not trial.case.layered:  # how an image lies in memory is an axis
+        return found
+    words, layout = list(LAYOUTS.items())[trial.example.seed // 32 % len(LAYOUTS)]
+    with contextlib.suppress(OriginalFailed):  # not every original takes other strides
+        found |= _named(judged(trial, dtype, _giving(trial, layout), trial.fresh_inputs()), f"of hidden states {words}")
+    return found
+
+
+def again_and_again(trial: Trial, dtype: str) -> Judged:
+    """A call, the largest one, the smallest, and the first again, which has to be bit for bit the same."""
+    run = trial.case.run
+    found = judged(trial, dtype, run, trial.fresh_inputs())
+    if not found:
+        return {}
+    first = outputs_in(trial, dtype, run, trial.fresh_inputs())
+    largest, smallest = extremes(trial)
+    for what, inputs in (
+        ("a larger call after another", other_inputs(trial, 1, **largest)),
+        ("a smaller call after a larger", other_inputs(trial, 2, **smallest)),
+    ):
+        found |= _named(judged(trial, dtype, run, inputs), f"of {what}")
+    identical(first, outputs_in(trial, dtype, run, trial.fresh_inputs()), f"the first call again, after other shapes, in {dtype}")
+    return found
+
+
+def with_other_weights(trial: Trial, dtype: str) -> Judged:
+    """A call, and one each time the layers' weights have been changed in another way."""
+    run = trial.case.run
+    found = judged(trial, dtype, run, trial.fresh_inputs())
+    for how in CHANGES if found else ():
+        for one in trial.replaced.replaced:
+            mine, its = (model.get_submodule(one.path) for model in (trial.original, trial.replaced.model))
+            change_weights(mine, its, how)
+        found |= _named(judged(trial, dtype, run, trial.fresh_inputs()), f"with weights {how}")
+    return found
+
+
+def of_many_tokens(trial: Trial, dtype: str) -> Judged:
+    """A long sequence, its last tokens one by one where there is a cache."""
+    trial = long_trial(trial)
+    return _decoded(trial, dtype, f"of {trial.example['tokens']} tokens")
+
+
+def of_a_large_layer(trial: Trial, dtype: str) -> Judged:
+    """Two layers, or a model, as wide as published ones, their last tokens one by one where there is a cache."""
+    trials = large_trials(trial) if trial.case.layered else large_trials(trial)[:1]
+    found = [_decoded(one, dtype, f"with {size_of(one)}") for one in trials]
+    return functools.reduce(operator.or_, found)
+
+
+def _decoded(trial: Trial, dtype: str, what: str) -> Judged:
+    run, inputs = trial.case.run, trial.fresh_inputs()
+    if trial.case.caches(trial.example):
+        run, inputs = decoded, with_cache(inputs)
+    return _named(judged(trial, dtype, run, inputs), what)
+
+
+def with_a_cache(trial: Trial, dtype: str) -> Judged:
+    """Two prompts, each in several calls with a cache of its own and two steps more."""
+    trial = trial.suited(trial.case.caches)
+    run = functools.partial(_in_calls, seed=trial.example.seed)
+    found = _named(judged(trial, dtype, run, _with_two_steps(trial.fresh_inputs())), "of several calls with a cache")
+    if found:
+        found |= _named(judged(trial, dtype, run, _with_two_steps(other_inputs(trial, 1))), "of another prompt after it")
+    return found
+
+
+def beside_another_thread(trial: Trial, dtype: str) -> Judged:
+    """A call in the midst of which another thread makes one."""
+    others = another_threads(trial, random.Random(trial.example.seed))
+
+    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        own = next(model.parameters()).dtype
+        exact = own is torch.float64
+
+        def second() -> dict[str, Tensor]:
+            with exact_mode() if exact else torch.no_grad():
+                return trial.case.run(model, Inputs(kwargs=cast(others.kwargs, own), valid=others.valid))
+
+        chosen = random.Random(trial.example.seed)
+        return interrupted(layers_of(trial, model), lambda: trial.case.run(model, inputs), second, chosen)[0]
+
+    return _named(judged(trial, dtype, run, trial.fresh_inputs()), "beside another thread")
+
+
+def with_outliers(trial: Trial, dtype: str) -> Judged:
+    """A call in which the first layer is given hidden states with an outlier; or the model, images with one."""
+    inputs = trial.fresh_inputs()
+    if trial.case.layered:
+        trial.original.to(DTYPES[dtype])
+        _attenuate(trial)
+        found = judged(trial, dtype, _giving(trial, with_outlier), inputs)
+    else:
+        kwargs = mapped(inputs.kwargs, lambda one: with_outlier(one) if one.dim() == IMAGE else one)
+        found = judged(trial, dtype, trial.case.run, Inputs(kwargs=kwargs, valid=inputs.valid))
+    return _named(found, "with an outlier")
+
+
+def _attenuate(trial: Trial) -> None:
+    """Smaller weights for the first layer, alike on both sides. Where no norm comes before attention, an outlier is multiplied
+    by an outlier, which half precision need not hold."""
+    path = trial.replaced.replaced[0].path
+    with torch.no_grad():
+        for model in (trial.original, trial.replaced.model):
+            for parameter in model.get_submodule(path).parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(ATTENUATION)
+
+
+def under_autocast(trial: Trial, dtype: str) -> Judged:
+    """A call under autocast to bfloat16. A replacement may leave it to the original."""
+
+    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            return trial.case.run(model, inputs)
+
+    return _named(judged(trial, dtype, run, trial.fresh_inputs(), fused=False), "under autocast")
+
+
+def in_forward_mode(trial: Trial, dtype: str) -> Judged:
+    """A call that carries derivatives along, where the original can; else any call."""
+    derived = tangents(trial.case.run)
+
+    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        return derived(copy.deepcopy(model), inputs)  # some keep tensors that are of no use afterwards
+
+    try:
+        return _named(judged(trial, dtype, run, trial.fresh_inputs(), fused=False), "in forward mode")
+    except OriginalFailed:
+        return once(trial, dtype)
+
+
+def _giving(trial: Trial, change: Callable[[Tensor], Tensor]) -> Run:
+    """A run whose first replaced layer is given ``change`` of its hidden states."""
+    path = trial.replaced.replaced[0].path
+
+    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        with given(model, path, change):
+            return trial.case.run(model, inputs)
+
+    return run
+
+
+def _named(found: Judged, what: str) -> Judged:
+    return {f"{name} {what}": one for name, one in found.items()}
+
+
+def _with_two_steps(inputs: Inputs) -> Inputs:
+    """The call of ``inputs`` with a cache; the positions of two tokens more count, where any are left out."""
+    call = with_cache(inputs)
+    if call.valid is None:
+        return call
+    return Inputs(kwargs=call.kwargs, valid=torch.cat((call.valid, torch.ones_like(call.valid[:, :2])), dim=1))
+
+
+def _in_calls(model: nn.Module, inputs: Inputs, *, seed: int) -> dict[str, Tensor]:
+    """Outputs (B, T + 2, D), those of the last two tokens after the rows of the cache have changed places. Of a single token
+    one more is there."""
+    kwargs = inputs.kwargs
+    batch, tokens = kwargs["input_ids"].shape
+    outputs, cache = in_chunks(model, kwargs, cuts(tokens, seed), own_cache(model) if seed & 1 else None)
+    steps = continued(model, kwargs, cache, "reorder", beams("reorder", batch, seed))
+    return {OUTPUT: torch.cat((outputs, steps), dim=1)}
