@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..case import Inputs
+from ..rounding.statistic import Run
 from ..trial import OriginalFailed, Trial, original_side
 from .base import Property, same_outputs
 
-Run = Callable[[nn.Module, Inputs], dict[str, Tensor]]
 Weights = dict[str, Tensor]
 
 
