@@ -67,7 +67,8 @@ def _sum_first(honest: Any) -> Any:
 
 
 def _by_hand(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-    """Attention as written down: scores, mask, softmax, sum (the way of ``eager``)."""
+    """Attention as written down: scores, mask, softmax, sum (the way of ``eager``). A query that sees no key gets nothing, as
+    torch's kernel has it: a mask of float32's smallest number is minus infinity in bfloat16, which autocast makes of it."""
     mask, scale = options["attn_mask"], options["scale"]
     if options["enable_gqa"]:
         group = query.shape[1] // key.shape[1]
@@ -78,7 +79,8 @@ def _by_hand(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tenso
         scores = scores.masked_fill(future, torch.finfo(scores.dtype).min)
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(dim=-1) @ value
+    blind = scores.amax(dim=-1, keepdim=True).isneginf()
+    return scores.softmax(dim=-1).masked_fill(blind, 0.0) @ value
 
 
 def _scaled_queries(honest: Any) -> Any:

@@ -23,6 +23,8 @@ from .inputs import other_inputs
 
 PATIENCE = 1.0
 """Seconds that the stopped call waits: a replacement may let one thread in after the other."""
+STOPS = 3
+"""Operators of an example before which the call is stopped."""
 ALIKE = 0.7
 """How often the other thread's call has the same shapes: that is what memory is kept by."""
 
@@ -112,9 +114,11 @@ def _threads(trial: Trial) -> None:
         with exact_mode():
             return trial.case.run(model, others)
 
-    first, other = interrupted(layers_of(trial, model), lambda: trial.run_replaced(model, trial.fresh_inputs()), second, chosen)
-    same_outputs(trial, trial.expected_outputs, first, trial.inputs.valid, "a call during which another thread made one")
-    same_outputs(trial, expected, other, others.valid, "a call made during another thread's")
+    layers = layers_of(trial, model)
+    for _ in range(STOPS):
+        first, other = interrupted(layers, lambda: trial.run_replaced(model, trial.fresh_inputs()), second, chosen)
+        same_outputs(trial, trial.expected_outputs, first, trial.inputs.valid, "a call during which another thread made one")
+        same_outputs(trial, expected, other, others.valid, "a call made during another thread's")
 
 
 THREADS = Property(

@@ -30,7 +30,7 @@ from .hidden import LAYOUTS, given, with_outlier
 from .inputs import mapped, other_inputs
 from .judged import Judged, judged, outputs_in
 from .sizes import decoded, large_trials, long_trial, size_of
-from .threads import another_threads, interrupted, layers_of
+from .threads import STOPS, another_threads, interrupted, layers_of
 from .transforms import tangents
 from .weights import CHANGES, change_weights
 
@@ -49,8 +49,8 @@ def ways(case: Case, dtype: str) -> tuple[Way, ...]:
         every = (*every, of_many_tokens)
     if case.cached:
         every = (*every, with_a_cache)
-    if dtype == "float16":  # the others have float32's range
-        every = (*every, with_outliers)
+    if dtype == "float16":  # the others have float32's range; nothing else shows what an outlier does
+        every = (*every, with_outliers, with_outliers)
     return (*every, under_autocast, in_forward_mode) if dtype == "float32" else every
 
 
@@ -128,19 +128,20 @@ def with_a_cache(trial: Trial, dtype: str) -> Judged:
 
 
 def beside_another_thread(trial: Trial, dtype: str) -> Judged:
-    """A call in the midst of which another thread makes one."""
+    """Calls in the midst of which another thread makes one."""
     others = another_threads(trial, random.Random(trial.example.seed))
 
     def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
         own = next(model.parameters()).dtype
-        exact = own is torch.float64
+        chosen, layers = random.Random(trial.example.seed), layers_of(trial, model)
+        mode = torch.inference_mode if torch.is_inference_mode_enabled() else torch.no_grad
 
         def second() -> dict[str, Tensor]:
-            with exact_mode() if exact else torch.no_grad():
+            with exact_mode() if own is torch.float64 else mode():
                 return trial.case.run(model, Inputs(kwargs=cast(others.kwargs, own), valid=others.valid))
 
-        chosen = random.Random(trial.example.seed)
-        return interrupted(layers_of(trial, model), lambda: trial.case.run(model, inputs), second, chosen)[0]
+        calls = [interrupted(layers, lambda: trial.case.run(model, inputs), second, chosen)[0] for _ in range(STOPS)]
+        return {f"{name} of call {number}": output for number, one in enumerate(calls, 1) for name, output in one.items()}
 
     return _named(judged(trial, dtype, run, trial.fresh_inputs()), "beside another thread")
 
