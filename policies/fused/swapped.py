@@ -105,7 +105,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor
         large
         and plan is Plan.ONEDNN
         and type(x) is Tensor
-        and not differentiated(x, weight, bias)
+        and not transforming()
         and x.is_contiguous()
         and onednn.suits(x, weight, bias)
     ):
