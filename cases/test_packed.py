@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import random
 import sys
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -19,19 +22,23 @@ from cases import CASES, memory
 from cases.bert import BertCase
 from cases.gpt2 import GPT2Case
 from cases.llama import LlamaCase
+from cases.opt import OPTCase
 from harness.bench.columns import SDPA, original_columns, packed_column
 from harness.bench.gate import show_equal
 from harness.case import Case, Inputs
 from harness.check import check_property
 from harness.exact import exact_mode
+from harness.faults.honest import HONEST
 from harness.plans import by_plan
 from harness.profiles import depth
 from harness.properties import BY_NAME, PROPERTIES, Property
 from harness.properties.memory import bytes_held
+from harness.properties.threads import interrupted
 from harness.registry import CaseEntry
 from harness.trial import cast, fused_states
 from policies.fused import onednn
 from policies.fused import packed as packed_module
+from policies.fused.gate import Gate
 from policies.fused.packed import PackedParameter, held_bytes
 from policies.plans import PlanUnavailable
 
@@ -301,3 +308,43 @@ def test_a_fault_in_packing_is_noticed(fault: Any, prop: str) -> None:
             BY_NAME[prop], LlamaCase(), profile=depth("quick", 40), seed=1, policy="packed", replacer=replacer, explain=False
         ).verdict
     assert verdict.outcome != "held"
+
+
+def calls_on_plain_weights(stops: int) -> bool:
+    """Whether calls that need plain weights are right although each is stopped while another thread makes one, before which
+    weights would be packed; and those calls, too."""
+    model: Any = OPTCase().build(OPTCase().simplest)
+    replaced, ids = copy.deepcopy(model), torch.tensor([[1, 2, 3]])
+    (plain_sums,) = (one for one in HONEST if one.id == "residual first")
+
+    def call(one: Any) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            return {"states": one(input_ids=ids).last_hidden_state}
+
+    expected, right = call(model)["states"], True
+    with plain_sums.inject(lambda one: policies.replace_module(one, plan="packed")) as replacer:
+        replacer(replaced)
+        layers = list(replaced.decoder.layers)
+        for stop in range(stops):
+            for one in interrupted(layers, lambda: call(replaced), lambda: call(replaced), random.Random(stop)):
+                right &= torch.allclose(one["states"], expected, atol=1e-4)
+    return right
+
+
+def test_a_call_on_plain_weights_is_left_alone_by_a_thread_that_would_pack_them() -> None:
+    assert calls_on_plain_weights(12)
+
+
+def test_without_a_gate_it_would_not_be() -> None:
+    @contextlib.contextmanager
+    def open_gate(self: Gate, stale: Any, renew: Any) -> Iterator[None]:
+        if stale():
+            renew()
+        yield
+
+    with mock.patch.object(Gate, "inside", open_gate):
+        try:
+            right = calls_on_plain_weights(12)
+        except (RuntimeError, RecursionError):
+            right = False
+    assert not right

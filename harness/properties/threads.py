@@ -21,7 +21,7 @@ from ..trial import Trial, Vacuous
 from .base import Property, same_outputs
 from .inputs import other_inputs
 
-PATIENCE = 1.0
+PATIENCE = 0.1
 """Seconds that the stopped call waits: a replacement may let one thread in after the other."""
 STOPS = 3
 """Operators of an example before which the call is stopped."""

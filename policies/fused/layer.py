@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import threading
 from collections import Counter
 from typing import Any, ClassVar
 
@@ -29,12 +30,16 @@ from ..calls import Returns
 from ..plans import Plan, PlanUnavailable, settle
 from ..structure import patched
 from .arguments import Arguments, read_arguments
+from .gate import Gate
 from .linear import Emit, by_columns, by_rows, could_pack
 from .packed import release_all
 from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
 from .transforms import not_plain
 from .watch import Watch, inner_hooks
+
+_MAKING = threading.RLock()
+"""Two threads may be the first to call a layer."""
 
 
 class FusedState:
@@ -50,6 +55,7 @@ class FusedState:
         self.calls = 0
         self.fallbacks: Counter[str] = Counter()
         self.emit: Emit = silent
+        self.gate = Gate()
         self.refusal: str | None = None
         self.core: FusedTransformerLayer
         self.by_rows: bool
@@ -115,9 +121,11 @@ class FusedLayer(nn.Module):
 
     @torch.compiler.disable
     def _fused_make_state(self) -> None:
-        self._fused_state = FusedState(
-            self, self._fused_policy, self._fused_plan, packing=self._fused_packing, shared=self._fused_shared
-        )
+        with _MAKING:
+            if self._fused_state is None:
+                self._fused_state = FusedState(
+                    self, self._fused_policy, self._fused_plan, packing=self._fused_packing, shared=self._fused_shared
+                )
 
     @torch.compiler.disable
     def _fused_untraced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -133,13 +141,27 @@ class FusedLayer(nn.Module):
             self._fused_no_training()
         strange = not_plain(args[0] if args else next(iter(kwargs.values()), None))
         if strange is not None:
-            # Not even looked at: parameters may be wrappers of others, for this call alone.
-            if self._fused_state is not None:
-                self._fused_state.fallbacks[strange] += 1
-            return super().forward(*args, **kwargs)
+            return self._fused_strange(strange, args, kwargs)
         state = self.fused
+        if self._fused_plan is Plan.PACKED:
+            with state.gate.inside(state.stale, functools.partial(state.bind, self)):
+                return self._fused_call(state, args, kwargs)
         if state.watch.exchanged() if compiling else state.stale():
             state.bind(self)
+        return self._fused_call(state, args, kwargs)
+
+    def _fused_strange(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The original's call, of a layer that is not even looked at: parameters may be wrappers of others, for this call
+        alone."""
+        state = self._fused_state
+        if state is None:
+            return super().forward(*args, **kwargs)
+        state.fallbacks[reason] += 1
+        with state.gate.inside(lambda: False, lambda: None):
+            return super().forward(*args, **kwargs)
+
+    def _fused_call(self, state: FusedState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        compiling = torch.compiler.is_compiling()
         arguments = read_arguments(self, state, self._fused_parameters, args, kwargs)
         reason = self._why_not(state, arguments, compiling)
         if reason is not None:

@@ -85,8 +85,10 @@ class Projection:
 
     def _choose(self, x: Tensor, residual: Tensor | None = None) -> tuple[Operators | None, Any]:
         """The operators that this call runs on, None for torch's public ones, and the weight in the form they take."""
-        if self.held is not None and self.held.suits(x, self.bias, residual):
-            return self.held.operators, self.held.packed
+        if self.held is not None:
+            packed = self.held.packed  # another thread may have it given back at any moment
+            if packed is not None and self.held.suits(x, self.bias, residual):
+                return self.held.operators, packed
         weight = self.weight
         slow = residual is not None and onednn.sums_slowly(weight, self.bias)
         if self.onednn and not slow and onednn.suits(x, weight, self.bias, residual) and not onednn.loses(x, weight):

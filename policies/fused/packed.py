@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import ctypes
 import sys
+import threading
 import weakref
 from typing import Any, Protocol
 
@@ -40,6 +41,10 @@ class Operators(Protocol):
 
 _ROOM = 64 * 1024
 """Bytes of padding that are no matter: oneDNN fills small weights up to whole blocks."""
+
+
+_GIVING_BACK = threading.RLock()
+"""Two threads may need the same values."""
 
 
 class PackedWeight:
@@ -78,13 +83,17 @@ class PackedWeight:
 
     def plain(self) -> Tensor:
         """A plain copy (N, D)."""
-        return self.operators.unpack(self.packed)
+        packed = self.packed
+        if packed is not None:
+            return self.operators.unpack(packed)
+        given_back = [weight for weight in (one() for one in self._parameters) if weight is not None]
+        return torch.cat([weight.t() if self._transposed else weight for weight in given_back])
 
     def release(self) -> None:
         """Give the parameters their values back, each in memory of its own."""
-        if self.packed is None:
-            return
-        with plainly():
+        with _GIVING_BACK, plainly():
+            if self.packed is None:
+                return
             parts = self.operators.unpack(self.packed).split(self._rows)
             self.packed = None
             for reference, part, strides in zip(self._parameters, parts, self._strides, strict=True):
@@ -230,9 +239,10 @@ def _let_go(parameter: Tensor, packed_in: PackedWeight) -> None:
 
 
 def _take_back(parameter: Tensor, values: Tensor) -> None:
+    with torch._C.DisableTorchFunctionSubclass():
+        parameter.data = values  # before the class: another thread takes a plain parameter for what it is
     parameter.__class__ = nn.Parameter
     del parameter.__dict__["_packed_in"]
-    parameter.data = values
 
 
 def _in_strides(values: Tensor, strides: tuple[int, ...]) -> Tensor:
