@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import policies
 from harness.case import Case
+from harness.properties.transforms import call_with, weights_of
 from policies.plans import PlanUnavailable
 
 from .diffusion_pairs import pair
@@ -51,21 +52,12 @@ def test_a_call_under_a_function_transform_is_the_originals_and_counted(plan: st
 @pytest.mark.parametrize("case", [UNetCase(), VAECase()], ids=lambda case: case.name)
 def test_a_diffusion_model_under_a_function_transform_is_the_original_and_counts_it(case: Case) -> None:
     original, replaced, inputs = pair(case, eager_attention=True)
-    weights = {f"model.{name}": parameter.detach() for name, parameter in original.named_parameters()}
-
-    class Called(nn.Module):
-        def __init__(self, model: nn.Module) -> None:
-            super().__init__()
-            self.model = model
-
-        def forward(self) -> Tensor:
-            return next(iter(case.run(self.model, inputs).values()))
 
     def gradients(model: nn.Module) -> dict[str, Tensor]:
-        called = Called(model)
-        taken: dict[str, Tensor] = torch.func.grad(lambda own: torch.func.functional_call(called, own, ()).square().sum())(
-            weights
-        )
+        def loss(weights: dict[str, Tensor]) -> Tensor:
+            return next(iter(call_with(weights, case.run, model, inputs).values())).square().sum()
+
+        taken: dict[str, Tensor] = torch.func.grad(loss)(weights_of(original))
         return taken
 
     for (name, mine), its in zip(gradients(original).items(), gradients(replaced).values(), strict=True):

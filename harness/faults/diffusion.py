@@ -161,7 +161,7 @@ def _squares_in_half(honest: Any) -> Any:
     return wrong
 
 
-def _fault(
+def of_diffusion(
     id: str,
     rows: str,
     source: str,
@@ -170,6 +170,7 @@ def _fault(
     applies: Applies,
     expects: tuple[str, ...] = (),
 ) -> Fault:
+    """A fault of computing in a replaced diffusion model."""
     return Fault(
         id=id,
         rows=tuple(rows.split()),
@@ -182,16 +183,18 @@ def _fault(
     )
 
 
-def _unet(traits: Traits) -> bool:
+def unet(traits: Traits) -> bool:
+    """Cases whose models are UNets."""
     return traits.has_policy("UNetPolicy")
 
 
-def _vae(traits: Traits) -> bool:
+def vae(traits: Traits) -> bool:
+    """Cases whose models are VAEs."""
     return traits.has_policy("VAEPolicy")
 
 
 def _takes(axis: str) -> Applies:
-    return lambda traits: _unet(traits) and traits.varies(axis)
+    return lambda traits: unet(traits) and traits.varies(axis)
 
 
 def _biased(traits: Traits) -> bool:
@@ -201,7 +204,7 @@ def _biased(traits: Traits) -> bool:
 
 
 DIFFUSION = (
-    _fault(
+    of_diffusion(
         "F75 timestep_cond",
         "F75 F70",
         "DeepSpeed PR #8408, PR #4663",
@@ -209,7 +212,7 @@ DIFFUSION = (
         in_new_classes(_without("timestep_cond")),
         _takes("guidance"),
     ),
-    _fault(
+    of_diffusion(
         "F75 added_cond_kwargs",
         "F75 F70",
         "DeepSpeed PR #8408, PR #4770",
@@ -217,7 +220,7 @@ DIFFUSION = (
         in_new_classes(_without("added_cond_kwargs")),
         _takes("addition"),
     ),
-    _fault(
+    of_diffusion(
         "F70 class_labels",
         "F70",
         "DeepSpeed PR #3142",
@@ -225,7 +228,7 @@ DIFFUSION = (
         in_new_classes(_without("class_labels")),
         _takes("class_embedding"),
     ),
-    _fault(
+    of_diffusion(
         "F70 encoder mask",
         "F70",
         "DeepSpeed PR #2699",
@@ -233,7 +236,7 @@ DIFFUSION = (
         in_new_classes(_without("encoder_attention_mask")),
         _takes("encoder_mask"),
     ),
-    _fault(
+    of_diffusion(
         "F70 residuals",
         "F70",
         "DeepSpeed PR #4911",
@@ -247,31 +250,31 @@ DIFFUSION = (
         ),
         _takes("residuals"),
     ),
-    _fault(
+    of_diffusion(
         "F75 return_dict",
         "F75 F16",
         "DeepSpeed PR #8408",
         "return_dict comes in at the place of another argument.",
         in_new_classes((FusedUNet, "forward", _other_form)),
-        _unet,
+        unet,
     ),
-    _fault(
+    of_diffusion(
         "F76 undefined",
         "F76",
         "DeepSpeed PR #8413",
         "A method of the VAE reads an attribute that nobody set.",
         in_new_classes((FusedCoder, "forward", _undefined_flag)),
-        _vae,
+        vae,
     ),
-    _fault(
+    of_diffusion(
         "F76 generator",
         "F76",
         "DeepSpeed PR #8413",
         "The VAE's forward takes a generator and forgets it.",
         in_new_classes((FusedVAE, "forward", _vae_forward)),
-        _vae,
+        vae,
     ),
-    _fault(
+    of_diffusion(
         "F34 diffusers",
         "F34",
         "DeepSpeed PR #4656, PR #3218",
@@ -279,7 +282,7 @@ DIFFUSION = (
         (FusedAttention, "_fused_attend", _old_signature),
         captures,
     ),
-    _fault(
+    of_diffusion(
         "M06 diffusers",
         "M06",
         "DeepSpeed #4903",
@@ -287,16 +290,16 @@ DIFFUSION = (
         attending(key_value),
         captures,
     ),
-    _fault(
+    of_diffusion(
         "F65 diffusers",
         "F65",
         "FasterTransformer #89",
         "Diffusion attention takes 32 elements of a head at a time, and what is left behind the last is lost.",
         attending(_whole_lanes),
-        _unet,
+        unet,
         expects=("large layers",),
     ),
-    _fault(
+    of_diffusion(
         "F42 diffusers",
         "F42 M11",
         "optimum-habana #2276",
@@ -304,7 +307,7 @@ DIFFUSION = (
         attending(_rescaled),
         captures,
     ),
-    _fault(
+    of_diffusion(
         "M14 diffusers",
         "M14",
         "DeepSpeed #1912",
@@ -312,7 +315,7 @@ DIFFUSION = (
         attending(_maskless),
         _takes("encoder_mask"),
     ),
-    _fault(
+    of_diffusion(
         "F58 diffusers",
         "F58",
         "DeepSpeed #2357",
@@ -320,7 +323,7 @@ DIFFUSION = (
         attending(_first_row),
         captures,
     ),
-    _fault(
+    of_diffusion(
         "F30 diffusers",
         "F30 M05",
         "diffusers PR #6571",
@@ -328,31 +331,31 @@ DIFFUSION = (
         _projected(_without_bias),
         _biased,
     ),
-    _fault(
+    of_diffusion(
         "F56 coder",
         "F56",
         "DeepSpeed PR #2669",
         "The VAE goes on with something that its first input left behind.",
         in_new_classes((FusedCoder, "forward", pooled_first)),
-        _vae,
+        vae,
         ("call order", "changing shapes"),
     ),
-    _fault(
+    of_diffusion(
         "F57 unet input",
         "F57",
         "DeepSpeed PR #3256",
         "The UNet writes to the latents that it is given.",
         in_new_classes((FusedUNet, "forward", in_place)),
-        _unet,
+        unet,
         ("hands off", "call twice"),
     ),
-    _fault(
+    of_diffusion(
         "F67 group norms",
         "F67",
         "brainchop-cli PR #56",
         "Group norms in half precision sum squares in half precision, where one of 256 is too large.",
         in_new_classes((FusedUNet, "forward", _squares_in_half)),
-        _unet,
+        unet,
         ("rounding float16",),
     ),
 )

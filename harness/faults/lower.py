@@ -18,12 +18,14 @@ from ..rounding.statistic import DTYPES
 from .around import shared_workspace
 from .cache import caches, own_copy, past_unused, stale_prompt, updating
 from .calling import as_if_in_order, in_place, second_copy
-from .diffusion import attending, in_new_classes, key_value, pooled_first
+from .diffusion import attending, in_new_classes, key_value, of_diffusion, pooled_first, unet, vae
 from .diffusion import in_place as unet_in_place
 from .fault import Applies, Fault, Inject, Patch, layered, miscomputing, patched
 from .graphs import captures
 from .sizes import whole_lanes
 from .workspace import finishing, sized_by_first_call, whole_blocks
+
+_ROUNDING = tuple(f"rounding {dtype}" for dtype in DTYPES)
 
 
 def _below_float64(patch: Patch) -> Patch:
@@ -43,23 +45,14 @@ def _below_float64(patch: Patch) -> Patch:
     return owner, name, gated
 
 
-def _of_diffusion(id: str, source: str, breaks: str, inject: Inject, applies: Applies, *expects: str) -> Fault:
+def _lower_diffusion(id: str, source: str, breaks: str, inject: Inject, applies: Applies, *expects: str) -> Fault:
     """A fault of lower dtypes in a replaced diffusion model."""
-    return Fault(
-        id=id,
-        rows=(id.split()[0],),
-        source=source,
-        breaks=breaks,
-        seam="computing",
-        applies=applies,
-        inject=inject,
-        expects=(*expects, *(f"rounding {dtype}" for dtype in DTYPES)),
-    )
+    return of_diffusion(id, id.split()[0], source, breaks, inject, applies, (*expects, *_ROUNDING))
 
 
 def _lower(id: str, source: str, breaks: str, patch: Patch, applies: Applies, *expects: str) -> Fault:
     """A fault of lower dtypes; ``expects`` is for one that is noticed elsewhere, too."""
-    expects = (*expects, *(f"rounding {dtype}" for dtype in DTYPES))
+    expects = (*expects, *_ROUNDING)
     return miscomputing(id, id.split()[0], source, breaks, _below_float64(patch), applies=applies, expects=expects)
 
 
@@ -139,26 +132,26 @@ LOWER = (
 """Wrong wherever people run models, and right where they are compared."""
 
 LOWER_DIFFUSION = (
-    _of_diffusion(
+    _lower_diffusion(
         "M06 lower diffusers",
         "InvokeAI #2329",
         "Diffusion attention takes keys for values in lower dtypes.",
         patched(_below_float64(attending(key_value))),
         captures,
     ),
-    _of_diffusion(
+    _lower_diffusion(
         "F56 lower coder",
         "DeepSpeed PR #2669",
         "In lower dtypes the VAE goes on with something that its first input left behind.",
         in_new_classes(_below_float64((FusedCoder, "forward", pooled_first))),
-        lambda traits: traits.has_policy("VAEPolicy"),
+        vae,
     ),
-    _of_diffusion(
+    _lower_diffusion(
         "F57 lower unet input",
         "DeepSpeed PR #3256",
         "In lower dtypes the UNet writes to the latents that it is given.",
         in_new_classes(_below_float64((FusedUNet, "forward", unet_in_place))),
-        lambda traits: traits.has_policy("UNetPolicy"),
+        unet,
         "hands off",
     ),
 )

@@ -36,7 +36,7 @@ def _repeat(trial: Trial) -> None:
 
 def _repeat_with(trial: Trial, formed: Callable[[Inputs], Inputs]) -> None:
     model, given = trial.replaced.model, formed(trial.fresh_inputs())
-    others = [formed(one) for one in (_alike(trial, 1), _alike(trial, 2), other_inputs(trial, 1), _alike(trial, 3))]
+    others = [formed(one) for one in (alike(trial, 1), alike(trial, 2), other_inputs(trial, 1), alike(trial, 3))]
     untouched = [(one, copy.deepcopy(one.kwargs)) for one in (given, *others)]
     first = trial.run_replaced(model, given)
     same_outputs(trial, trial.run_original(given), first, given.valid, "the first call")
@@ -60,7 +60,7 @@ def _in_channels_last(inputs: Inputs) -> Inputs:
     return Inputs(kwargs=kwargs, valid=inputs.valid)
 
 
-def _alike(trial: Trial, salt: int) -> Inputs:
+def alike(trial: Trial, salt: int) -> Inputs:
     """Other values in the form of the trial's inputs: all that a graph, or a cache by shape, would tell apart is equal."""
     return trial.inputs_of(Example(trial.example.values, trial.example.seed + salt))
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..case import Example, Inputs
+from ..case import Inputs
 from ..exact import exact_mode
 from ..trial import Trial, Vacuous
 from .base import Property, same_outputs
+from .calls import Outputs, alike
 from .inputs import other_inputs
 
 PATIENCE = 0.1
@@ -28,8 +29,6 @@ STOPS = 3
 ALIKE = 0.7
 """How often the other thread's call has the same shapes: that is what memory is kept by."""
 
-
-Outputs = dict[str, Tensor]
 Thunk = Callable[[], Outputs]
 
 
@@ -101,8 +100,7 @@ def interrupted(layers: list[nn.Module], first: Thunk, second: Thunk, chosen: ra
 
 def another_threads(trial: Trial, chosen: random.Random) -> Inputs:
     """Inputs of the other thread: other numbers in the same shapes, or other shapes."""
-    alike = Example(trial.example.values, trial.example.seed + 1)
-    return trial.inputs_of(alike) if chosen.random() < ALIKE else other_inputs(trial, 1)
+    return alike(trial, 1) if chosen.random() < ALIKE else other_inputs(trial, 1)
 
 
 def _threads(trial: Trial) -> None:

@@ -33,20 +33,26 @@ class _Called(nn.Module):
         return self.run(self.model, inputs)
 
 
+def weights_of(model: nn.Module) -> Weights:
+    """The parameters of ``model`` as plain tensors, by name."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
 def tangents(run: Run) -> Run:
     """``run`` that returns the derivative of each output beside it: along all parameters at once, each in the direction of its
     own values moved on by one, which every dtype can hold."""
 
     def derived(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        own = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        both: Any = torch.func.jvp(lambda weights: _call(run, model, weights, inputs), (own,), (_moved(own),))
+        own = weights_of(model)
+        both: Any = torch.func.jvp(lambda weights: call_with(weights, run, model, inputs), (own,), (_moved(own),))
         outputs, along = both
         return outputs | {f"{name}'s tangent": tangent for name, tangent in along.items()}
 
     return derived
 
 
-def _call(run: Run, model: nn.Module, weights: Weights, inputs: Inputs) -> dict[str, Tensor]:
+def call_with(weights: Weights, run: Run, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """``run`` of ``model`` with ``weights`` in place of its own, for this call alone."""
     # torch's attention kernels have no derivative in forward mode; what they consist of has.
     with sdpa_kernel(SDPBackend.MATH):
         named = {f"model.{name}": weight for name, weight in weights.items()}
@@ -62,9 +68,9 @@ def _stacked(run: Run) -> Run:
     """``run`` of two models in one call: the model, and one with other weights."""
 
     def both(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        own = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        own = weights_of(model)
         weights = {name: torch.stack((weight, weight.roll(1))) for name, weight in own.items()}
-        mapped = torch.func.vmap(lambda one: _call(run, model, one, inputs), randomness="same")
+        mapped = torch.func.vmap(lambda one: call_with(one, run, model, inputs), randomness="same")
         return {name: tensor.flatten(0, 1) for name, tensor in mapped(weights).items()}
 
     return both
@@ -72,8 +78,8 @@ def _stacked(run: Run) -> Run:
 
 def _with_other_weights(run: Run) -> Run:
     def other(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        own = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        return _call(run, model, _moved(own), inputs)
+        own = weights_of(model)
+        return call_with(_moved(own), run, model, inputs)
 
     return other
 

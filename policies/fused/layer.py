@@ -145,10 +145,10 @@ class FusedLayer(nn.Module):
         state = self.fused
         if self._fused_plan is Plan.PACKED:
             with state.gate.inside(state.stale, functools.partial(state.bind, self)):
-                return self._fused_call(state, args, kwargs)
+                return self._fused_call(state, args, kwargs, compiling=False)
         if state.watch.exchanged() if compiling else state.stale():
             state.bind(self)
-        return self._fused_call(state, args, kwargs)
+        return self._fused_call(state, args, kwargs, compiling=compiling)
 
     def _fused_strange(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The original's call, of a layer that is not even looked at: parameters may be wrappers of others, for this call
@@ -160,8 +160,7 @@ class FusedLayer(nn.Module):
         with state.gate.inside(lambda: False, lambda: None):
             return super().forward(*args, **kwargs)
 
-    def _fused_call(self, state: FusedState, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        compiling = torch.compiler.is_compiling()
+    def _fused_call(self, state: FusedState, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiling: bool) -> Any:
         arguments = read_arguments(self, state, self._fused_parameters, args, kwargs)
         reason = self._why_not(state, arguments, compiling)
         if reason is not None:

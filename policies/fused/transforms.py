@@ -29,9 +29,11 @@ def transforming() -> bool:
 
 def not_plain(hidden: object) -> str | None:
     """Why a call with ``hidden`` is the original's, or None."""
+    if torch.compiler.is_compiling():
+        return None
     if transforming():
         return TRANSFORM
-    if isinstance(hidden, Tensor) and type(hidden) not in (Tensor, nn.Parameter) and not torch.compiler.is_compiling():
+    if isinstance(hidden, Tensor) and type(hidden) not in (Tensor, nn.Parameter):
         return f"tensors of class {type(hidden).__name__}"
     return None
 
