@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 
 import policies
@@ -252,6 +252,28 @@ def test_onednn_adds_a_residual_but_where_that_is_slower(dtype: torch.dtype, wid
         result = projection.plus(x, residual, lambda name, stage: None)
         assert torch.allclose(result, residual + linear(x), atol=0.05)
     assert add.called is by_onednn
+
+
+@pytest.mark.parametrize(
+    ("laid_out", "by_onednn"),
+    [
+        (lambda weight: weight.clone(), True),
+        (lambda weight: weight.t().contiguous().t(), True),
+        (lambda weight: torch.cat([weight, weight], dim=1)[:, : weight.shape[1]], False),
+    ],
+    ids=["by rows", "by columns", "columns of a larger one"],
+)
+@pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")
+def test_a_weight_with_gaps_in_memory_is_left_to_torch(laid_out: Callable[[Tensor], Tensor], by_onednn: bool) -> None:
+    """oneDNN multiplies by it a thousand times more slowly."""
+    case = BertCase()
+    model, inputs = case.build(case.simplest), case.inputs(case.simplest)
+    for linear in (one for one in model.modules() if isinstance(one, nn.Linear)):
+        linear.weight.data = laid_out(linear.weight.data)
+    policies.replace_module(model)
+    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        case.run(model, inputs)
+    assert any(event.name == "mkldnn::_linear_pointwise" for event in profile.events()) is by_onednn
 
 
 def conv1d(model: nn.Module) -> nn.Parameter:

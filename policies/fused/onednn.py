@@ -107,11 +107,18 @@ def unfit(parameter: Tensor) -> Iterator[str]:
 
 
 def loses(x: Tensor, weight: Tensor) -> bool:
-    """Whether the BLAS behind ``F.linear`` is faster: one row by a float32 weight whose storage is (D, N), on a processor
-    for which that BLAS was made. Measured with two threads on an Intel server with AVX-512, the BLAS' milliseconds and
-    oneDNN's, D by N: 0.61 and 1.07 at 768 by 3072, 0.85 and 1.04 at 3072 by 768, 1.36 and 2.52 at 1280 by 3840, 3.0 and 3.2
-    at 6400 by 1600, 4.2 and 6.2 at 2048 by 8192; level at 768 by 768. From two rows on oneDNN is faster. On an AMD server
-    with AVX-512 oneDNN is always: 0.11 and 0.07 at 768 by 3072, 2.4 and 1.6 at 2048 by 8192."""
+    """Whether the BLAS behind ``F.linear`` is faster: by a weight with gaps in memory between its elements, and one row by a
+    float32 weight whose storage is (D, N), on a processor for which that BLAS was made.
+
+    Gaps (a weight that is some columns of a larger one): oneDNN goes to its reference kernel. Measured with two threads on an
+    AMD server, 256 rows, 768 by 768, milliseconds of the BLAS and of oneDNN: 1.6 and 1520 in float32, 0.36 and 1610 in bfloat16.
+
+    One row: measured with two threads on an Intel server with AVX-512, the BLAS' milliseconds and oneDNN's, D by N: 0.61 and
+    1.07 at 768 by 3072, 0.85 and 1.04 at 3072 by 768, 1.36 and 2.52 at 1280 by 3840, 3.0 and 3.2 at 6400 by 1600, 4.2 and 6.2
+    at 2048 by 8192; level at 768 by 768. From two rows on oneDNN is faster. On an AMD server with AVX-512 oneDNN is always:
+    0.11 and 0.07 at 768 by 3072, 2.4 and 1.6 at 2048 by 8192."""
+    if not (weight.is_contiguous() or weight.t().is_contiguous()):
+        return True
     return (
         x.numel() == weight.shape[1]
         and weight.dtype is torch.float32

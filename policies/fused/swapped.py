@@ -108,6 +108,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor
         and not transforming()
         and x.is_contiguous()
         and onednn.suits(x, weight, bias)
+        and not onednn.loses(x, weight)
     ):
         return onednn.linear(x, weight, bias)
     return F.linear(x, weight, bias)
