@@ -19,6 +19,8 @@ from cases.bert import BertCase
 from cases.gpt2 import GPT2Case
 from cases.gpt_neox import GPTNeoXCase
 from cases.llama import LlamaCase
+from cases.unet import UNetCase
+from cases.vae import VAECase
 from harness.case import Case
 from policies.fused import onednn
 from policies.plans import PlanUnavailable
@@ -274,6 +276,23 @@ def test_a_weight_with_gaps_in_memory_is_left_to_torch(laid_out: Callable[[Tenso
     with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         case.run(model, inputs)
     assert any(event.name == "mkldnn::_linear_pointwise" for event in profile.events()) is by_onednn
+
+
+@pytest.mark.parametrize("case", [*CASES, UNetCase(), VAECase()], ids=lambda case: case.name)
+@pytest.mark.parametrize("plan", ["plain", "onednn", "packed"])
+def test_what_processes_share_stays_where_it_is(case: Case, plan: str) -> None:
+    """Another process writes to it, or counts on it to be there once."""
+    model, inputs = case.build(case.simplest), case.inputs(case.simplest)
+    model.share_memory()
+    at = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    with torch.no_grad():
+        expected = case.run(model, inputs)
+        policies.replace_module(model, plan=plan)
+        result = case.run(model, inputs)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(result[name], tensor, rtol=1e-3, atol=1e-4)
+    for name, parameter in model.named_parameters():
+        assert (type(parameter), parameter.is_shared(), parameter.data_ptr()) == (nn.Parameter, True, at[name])
 
 
 def conv1d(model: nn.Module) -> nn.Parameter:

@@ -1,8 +1,9 @@
-"""Calls of a replaced model that are not of plain numbers: transformed, of fake tensors, exported."""
+"""Calls of a replaced model that are not of plain numbers: transformed, of fake tensors, exported, traced."""
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +26,10 @@ IDS = torch.tensor([[1, 2, 3]])
 PLANS = pytest.mark.parametrize("plan", ["plain", "auto", "packed"])
 
 
-def two(plan: str) -> tuple[Any, Any]:
-    """A model with eager attention, which can be differentiated in forward mode, and a replaced copy of it."""
+def two(plan: str, attention: str = "eager") -> tuple[Any, Any]:
+    """A model, whose eager attention can be differentiated in forward mode, and a replaced copy of it."""
     case = LlamaCase()
-    model: Any = case.build(case.simplest.with_value("attention", "eager"))
+    model: Any = case.build(case.simplest.with_value("attention", attention))
     replaced = copy.deepcopy(model)
     policies.replace_module(replaced, plan=plan)
     return model, replaced
@@ -91,3 +92,49 @@ def test_a_packed_model_cannot_be_exported_and_says_what_can() -> None:
     _, replaced = two("packed")
     with pytest.raises(PlanUnavailable, match=r"packed cannot be exported: .* replace with plan='auto'"):
         torch.export.export(replaced, (IDS,), strict=False)
+
+
+TRACES = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+
+
+class Of(nn.Module):
+    """What ``call`` makes of ``model``, as a function of tensors alone."""
+
+    def __init__(self, model: nn.Module, call: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.model, x)
+
+
+@TRACES
+@pytest.mark.parametrize("plan", ["plain", "auto"])
+def test_a_traced_model_gives_what_the_original_gives(plan: str) -> None:
+    model, replaced = two(plan, attention="sdpa")
+    with torch.no_grad():
+        traced = torch.jit.trace(Of(replaced, lambda one, ids: one(input_ids=ids, use_cache=False).last_hidden_state), IDS)
+        torch.testing.assert_close(traced(IDS.flip(1)), model(input_ids=IDS.flip(1)).last_hidden_state)
+    assert "a trace for TorchScript" in replaced.layers[0].fused.fallbacks
+
+
+@TRACES
+@pytest.mark.parametrize(("case", "name"), [(UNetCase(), "sample"), (VAECase(), "image")], ids=["unet", "vae"])
+def test_a_traced_diffusion_model_gives_what_the_original_gives(case: Case, name: str) -> None:
+    original, replaced, inputs = pair(case)
+
+    def call(one: nn.Module, x: Tensor) -> Tensor:
+        return next(iter(case.run(one, dataclasses.replace(inputs, kwargs={**inputs.kwargs, name: x})).values()))
+
+    with torch.no_grad():
+        traced = torch.jit.trace(Of(replaced, call), inputs.kwargs[name])
+        other = inputs.kwargs[name].flip(-1)
+        torch.testing.assert_close(traced(other), call(original, other), rtol=1e-4, atol=1e-4)
+    assert replaced.fused.fallbacks["a trace for TorchScript"] > 0
+
+
+@TRACES
+def test_a_packed_model_cannot_be_traced_and_says_what_can() -> None:
+    _, replaced = two("packed")
+    with pytest.raises(PlanUnavailable, match=r"packed cannot be traced: .* replace with plan='auto'"):
+        torch.jit.trace(Of(replaced, lambda one, x: one(input_ids=x).last_hidden_state), IDS)

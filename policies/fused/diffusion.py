@@ -29,9 +29,9 @@ from .diffusion_blocks import (
     FusedGEGLU,
     FusedTransformer2D,
     convert_to_channels_last,
-    restore_strides,
 )
 from .graphs import Graphed
+from .memory import in_strides
 from .swapped import Swapped, restore_class, swapped_class
 from .watch import Watch
 
@@ -128,8 +128,8 @@ class DiffusionState:
                 if isinstance(module, FusedAttention):
                     module.fused_unbind()
             for name, parameter in self.root.named_parameters():
-                if name in self.strides:
-                    restore_strides(parameter, self.strides[name])
+                if parameter.stride() != self.strides.get(name, parameter.stride()):
+                    parameter.data = in_strides(parameter.data, self.strides[name])
         self._start_caches()
 
     def _start_caches(self) -> None:

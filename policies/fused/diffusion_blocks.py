@@ -14,10 +14,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from .boundary import suggests_channels_last
+from .memory import may_move
 from .swapped import Swapped, apply, differentiated, linear
 from .transforms import transforming
 
@@ -127,15 +128,8 @@ def convert_to_channels_last(conv: FusedConv2d) -> tuple[int, ...] | None:
     """Lay out the weight for channels_last, in place and bit for bit. Returns the strides it had, or None if it is so
     already (or must keep its storage)."""
     weight: Tensor = conv.weight
-    if weight.is_contiguous(memory_format=CHANNELS_LAST) or weight.is_inference() or type(weight) is not nn.Parameter:
+    if weight.is_contiguous(memory_format=CHANNELS_LAST) or not may_move(weight):
         return None
     before: tuple[int, ...] = weight.stride()
     weight.data = weight.data.contiguous(memory_format=CHANNELS_LAST)
     return before
-
-
-def restore_strides(parameter: Tensor, strides: tuple[int, ...]) -> None:
-    """Give ``parameter`` the layout that it had, bit for bit."""
-    if parameter.stride() != strides:
-        restored = torch.empty_strided(parameter.shape, strides, dtype=parameter.dtype, device=parameter.device)
-        parameter.data = restored.copy_(parameter.data)

@@ -35,7 +35,7 @@ from .linear import Emit, by_columns, by_rows, could_pack
 from .packed import release_all
 from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
-from .transforms import not_plain
+from .transforms import not_plain, tracing
 from .watch import Watch, inner_hooks
 
 _MAKING = threading.RLock()
@@ -138,6 +138,8 @@ class FusedLayer(nn.Module):
                 raise PlanUnavailable("plan packed cannot be exported: its weights are no tensors; replace with plan='auto'")
             if compiling:
                 return self._fused_untraced(args, kwargs)
+            if tracing():
+                raise PlanUnavailable("plan packed cannot be traced: its weights are no tensors; replace with plan='auto'")
             self._fused_no_training()
         strange = not_plain(args[0] if args else next(iter(kwargs.values()), None))
         if strange is not None:

@@ -21,6 +21,7 @@ from ..anatomy import Activation, Linear
 from ..plans import Plan
 from . import onednn
 from .activations import KERNELS
+from .memory import may_move
 from .packed import Operators, PackedWeight, Packer
 
 Emit = Callable[[str, Tensor], None]
@@ -117,12 +118,12 @@ def could_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
     tensors = [*weights, *(bias for bias in biases if bias is not None)]
     same_kind = len({(t.dtype, t.device, t.requires_grad) for t in tensors}) == 1
     all_or_no_bias = len({bias is None for bias in biases}) == 1
-    plain = all(type(t) is nn.Parameter and not t.is_inference() for t in tensors)
+    movable = all(may_move(t) for t in tensors)
     named = {name for linear in linears for name in linear.parameters}
     own = not named & shared and len({id(t) for t in tensors}) == len(tensors)
     # Rows of the packed tensor are contiguous; a parameter of other strides could not be given back as it was.
-    plain = plain and all(t.is_contiguous() for t in tensors)
-    return same_kind and all_or_no_bias and plain and own and not any(linear.transposed for linear in linears)
+    movable = movable and all(t.is_contiguous() for t in tensors)
+    return same_kind and all_or_no_bias and movable and own and not any(linear.transposed for linear in linears)
 
 
 def pack(linears: tuple[Linear, ...], plan: Plan, held: PackedWeight | None = None) -> Projection:
@@ -184,5 +185,4 @@ def by_columns(layer: nn.Module, names: frozenset[str]) -> None:
 
 def _movable(linear: Linear) -> bool:
     weight = linear.weight
-    plain = type(weight) is nn.Parameter and not weight.is_inference() and not weight.is_meta
-    return plain and weight.is_contiguous() and onednn.wants_rows(weight)
+    return may_move(weight) and not weight.is_meta and weight.is_contiguous() and onednn.wants_rows(weight)

@@ -210,11 +210,13 @@ def held_bytes(packed: Tensor) -> int:
 
 
 def is_sole_holder(tensor: Tensor) -> bool:
-    """True where no other tensor, array or storage object shares ``tensor``'s memory.
+    """True where no other tensor, array, storage object, graph of gradients or TorchScript module shares ``tensor``'s memory.
 
-    torch counts the holders of a storage, but shows the count to nobody in public. Asking makes the second of them.
+    torch counts the holders of a storage, but shows the count to nobody in public; asking makes the second of them. Of a
+    tensor itself recent releases show it.
     """
-    return bool(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) <= 2)
+    alone = getattr(tensor, "_use_count", lambda: 1)() == 1
+    return alone and bool(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) <= 2)
 
 
 @functools.cache

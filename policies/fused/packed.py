@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..anatomy import ActivationKind, Linear
 from . import emulated, onednn
+from .memory import in_strides, may_move
 from .transforms import plainly
 
 
@@ -99,7 +100,7 @@ class PackedWeight:
             for reference, part, strides in zip(self._parameters, parts, self._strides, strict=True):
                 parameter = reference()
                 if parameter is not None:
-                    _take_back(parameter, _in_strides(part.t() if self._transposed else part, strides))
+                    _take_back(parameter, in_strides(part.t() if self._transposed else part, strides))
 
 
 class PackedParameter(nn.Parameter):
@@ -212,9 +213,8 @@ class Packer:
 def _is_own(weight: Tensor) -> bool:
     """A plain parameter on a CPU that fills a storage of its own."""
     return (
-        type(weight) is nn.Parameter
+        may_move(weight)
         and weight.device.type == "cpu"
-        and not weight.is_inference()
         and weight.is_contiguous()
         and weight.numel() > 0
         and weight.untyped_storage().nbytes() == weight.nbytes
@@ -243,10 +243,3 @@ def _take_back(parameter: Tensor, values: Tensor) -> None:
         parameter.data = values  # before the class: another thread takes a plain parameter for what it is
     parameter.__class__ = nn.Parameter
     del parameter.__dict__["_packed_in"]
-
-
-def _in_strides(values: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """``values`` alone in a storage, with ``strides``."""
-    if values.stride() == strides and values.untyped_storage().nbytes() == values.nbytes:
-        return values
-    return torch.empty_strided(values.shape, strides, dtype=values.dtype).copy_(values)

@@ -1,8 +1,8 @@
-"""Calls that are not of plain numbers: under torch.func's transforms, in forward mode, of tensors of another class.
+"""Calls that are not of plain numbers: under torch.func's transforms, in forward mode, of tensors of another class, traced.
 
 An operator that has no rule for them does not always say so: oneDNN's linears pass a value on and lose its tangent. What is
-derived from fake tensors is of no use afterwards. The original is made of operators that have the rules, or raise, so such a
-call is the original's.
+derived from fake tensors is of no use afterwards. TorchScript has no words for the arguments of oneDNN's linears. The original
+is made of operators that have the rules, or raise, so such a call is the original's.
 """
 
 from __future__ import annotations
@@ -16,15 +16,22 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import _disable_current_modes
 
 TRANSFORM = "a function transform"
+TRACE = "a trace for TorchScript"
 _innermost = torch._C._functorch.peek_interpreter_stack
+_tracing_state = torch._C._get_tracing_state
+
+
+def tracing() -> bool:
+    """Whether ``torch.jit.trace`` (or ONNX's exporter, by way of it) is watching."""
+    return _tracing_state() is not None
 
 
 def transforming() -> bool:
-    """Whether this call is made under ``torch.func`` (``jvp``, ``grad``, ``vmap`` ...) or with dual tensors alive. A compiler
-    asks what it traced by itself."""
+    """Whether this call is made under ``torch.func`` (``jvp``, ``grad``, ``vmap`` ...), with dual tensors alive, or traced. A
+    compiler asks what it traced by itself."""
     if torch.compiler.is_compiling():
         return False
-    return forward_ad._current_level >= 0 or _innermost() is not None
+    return forward_ad._current_level >= 0 or _innermost() is not None or tracing()
 
 
 def not_plain(hidden: object) -> str | None:
@@ -32,7 +39,7 @@ def not_plain(hidden: object) -> str | None:
     if torch.compiler.is_compiling():
         return None
     if transforming():
-        return TRANSFORM
+        return TRACE if tracing() else TRANSFORM
     if isinstance(hidden, Tensor) and type(hidden) not in (Tensor, nn.Parameter):
         return f"tensors of class {type(hidden).__name__}"
     return None
