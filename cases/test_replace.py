@@ -256,6 +256,22 @@ def test_onednn_adds_a_residual_but_where_that_is_slower(dtype: torch.dtype, wid
     assert add.called is by_onednn
 
 
+@pytest.mark.parametrize(("case", "path"), [(LlamaCase(), "layers.0"), (UNetCase(), "conv_in")], ids=["a layer", "a convolution"])
+def test_what_has_wrapped_a_replaced_forward_still_works_when_it_is_reverted(case: Case, path: str) -> None:
+    """Offloading and casting by layers keep a module's bound forward, and call it."""
+    model, inputs = case.build(case.simplest), case.inputs(case.simplest)
+    with torch.no_grad():
+        expected = case.run(model, inputs)
+        handle = policies.replace_module(model)
+        module = model.get_submodule(path)
+        kept = module.forward
+        module.forward = lambda *args, **kwargs: kept(*args, **kwargs)  # type: ignore[method-assign]
+        handle.revert()
+        result = case.run(model, inputs)
+    for name, tensor in expected.items():
+        assert torch.equal(result[name], tensor)
+
+
 @pytest.mark.parametrize(
     ("laid_out", "by_onednn"),
     [

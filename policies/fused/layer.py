@@ -262,7 +262,9 @@ def fused_class(original: type[nn.Module], policy: type[AnatomyPolicy]) -> type[
     """The fused subclass of ``original`` under ``policy``: one per pair, so that ``type`` comparisons make sense."""
 
     @functools.wraps(original.forward)
-    def forward(self: FusedLayer, *args: Any, **kwargs: Any) -> Any:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self, FusedLayer):  # reverted, while something has wrapped this method
+            return original.forward(self, *args, **kwargs)
         return self._fused_forward(args, kwargs)
 
     described = getattr(original, policy.call.signature, original.forward)

@@ -66,13 +66,14 @@ def _make_class(original: type[nn.Module], mixin: type[Swapped]) -> type[nn.Modu
     }
     forward = mixin.__dict__.get("forward")
     if forward is not None:
-        namespace["forward"] = functools.wraps(original.forward)(_calling(forward))
+        namespace["forward"] = functools.wraps(original.forward)(_calling(forward, original.forward))
     return type(original.__name__, (mixin, original), namespace)
 
 
-def _calling(forward: Any) -> Any:
+def _calling(forward: Any, original: Any) -> Any:
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return forward(self, *args, **kwargs)
+        # What wrapped this method while the module was swapped still calls it afterwards.
+        return (forward if isinstance(self, Swapped) else original)(self, *args, **kwargs)
 
     return call
 
