@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from torch import nn
+
 from policies import replace as replace_engine
 from policies.base import DSPolicy, UnsupportedLayer
+from policies.fused import diffusion_blocks, linear, packed
 from policies.replace import Left
 from policies.structure import Structure
 
@@ -43,6 +46,10 @@ def _attribute_gone(honest: Any) -> Any:
 
 def _accepts_anything(honest: Any) -> Any:
     return lambda self, anatomy: None
+
+
+def _moves_anything(honest: Any) -> Any:
+    return lambda parameter: type(parameter) is nn.Parameter
 
 
 def _any_class(honest: Any) -> Any:
@@ -233,6 +240,15 @@ ENGINE = (
         "The originals' weights stay alive beside the replacement's.",
         _acting(swaps.keeps_originals),
         expects=("storages",),
+    ),
+    _fault(
+        "F79 processes",
+        "F79",
+        "intel-extension-for-pytorch #686",
+        "Weights that processes share are copied into the memory of one.",
+        patched(*((place, "may_move", _moves_anything) for place in (linear, packed, diffusion_blocks))),
+        applies=lambda traits: traits.joins or not traits.layered,
+        expects=("shared memory",),
     ),
     _fault(
         "F79 buffer",

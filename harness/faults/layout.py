@@ -106,6 +106,19 @@ def _tiled_groups(honest: Any) -> Any:
     return wrong
 
 
+def _tiled_for_one(honest: Any) -> Any:
+    """Key heads in turn, where there is one query, whose heads a kernel for decoding deals out by itself."""
+
+    def wrong(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+        if query.shape[-2] == 1:
+            group = query.shape[1] // key.shape[1]
+            key, value = key.repeat(1, group, 1, 1), value.repeat(1, group, 1, 1)
+        out: Tensor = honest(query, key, value, **kwargs)
+        return out
+
+    return wrong
+
+
 def _first_group(honest: Any) -> Any:
     """One key head for all, whatever their number."""
 
@@ -222,6 +235,14 @@ LAYOUT = (
         "DeepSpeed #4016",
         "Shared key heads are dealt out in turn instead of group by group.",
         (FusedAttention, "_finish", _tiled_groups),
+        applies=lambda traits: traits.any_block(lambda one: one.heads > one.kv_heads > 1),
+    ),
+    miscomputing(
+        "F68 one token",
+        "F68",
+        "FreeToken PR #177",
+        "In decoding, query heads are dealt out to the wrong key heads.",
+        attending(_tiled_for_one),
         applies=lambda traits: traits.any_block(lambda one: one.heads > one.kv_heads > 1),
     ),
     miscomputing(

@@ -26,6 +26,7 @@ from .memory import POISON, STORAGES
 from .metamorphic import CAUSALITY, PADDING, ROWS
 from .moves import MOVES
 from .outputs import OUTPUTS
+from .processes import SHARED_MEMORY
 from .refusal import REFUSAL
 from .rounding import ROUNDING
 from .sharing import SHARING
@@ -70,6 +71,7 @@ PROPERTIES: tuple[Property, ...] = (
     STATE_DICT,
     MOVES,
     SHARING,
+    SHARED_MEMORY,
     STORAGES,
     REFUSAL,
     *ROUNDING,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+import weakref
 from typing import Any
 from unittest import mock
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from cases import CASES
+from harness.case import Case
 from harness.faults.bank import find_faults
 from harness.properties import BY_NAME, threads
 from harness.properties.threads import interrupted
@@ -20,6 +22,7 @@ from harness.search import search
 from harness.trial import Handle, Vacuous
 from policies import replace_module
 from policies.fused.layer import FusedState
+from policies.fused.linear import Projection
 
 from .outcomes import outcomes
 
@@ -32,6 +35,46 @@ def test_memory_that_two_threads_share_is_found_by_the_property_of_threads_alone
     with fault.inject(replace_module) as faulty:
         found = outcomes(("several threads", *USUAL), LLAMA, faulty)
     assert found == {"several threads": "failed"} | dict.fromkeys(USUAL, "held")
+
+
+@pytest.mark.parametrize("case", [LLAMA, UNET], ids=lambda case: case.name)
+def test_memory_that_processes_share_is_found_by_its_property_alone(case: Case) -> None:
+    names = ("model equality", "two models", "storages", "state dict", "revert")
+    (fault,) = find_faults(("F79 processes",))
+    with fault.inject(replace_module) as faulty:
+        found = outcomes(("shared memory", *names), case, faulty)
+    assert found == {"shared memory": "failed"} | dict.fromkeys(names, "held")
+
+
+def test_a_copy_that_another_processes_write_does_not_reach_is_found() -> None:
+    """What is derived anew whenever torch has counted a write is right, but for a write that torch has not seen."""
+    weight, kept = Projection.weight, weakref.WeakKeyDictionary[Projection, tuple[int, Tensor]]()
+
+    def copied(self: Projection) -> Tensor:
+        own: Tensor = weight.fget(self)  # type: ignore[attr-defined]
+        if self not in kept or kept[self][0] != own._version:
+            kept[self] = own._version, own.clone()
+        return kept[self][1]
+
+    names = ("model equality", "call twice")
+    with mock.patch.object(Projection, "weight", property(copied)):
+        found = outcomes(("shared memory", *names), LLAMA, replace_module)
+    assert found == {"shared memory": "failed"} | dict.fromkeys(names, "held")
+
+
+def test_a_forward_that_only_works_while_its_module_is_replaced_is_found_by_revert() -> None:
+    """What has wrapped it calls it afterwards, too."""
+
+    def replacer(model: nn.Module) -> Handle:
+        handle = replace_module(model)
+        for one in handle.replaced:
+            module = model.get_submodule(one.path)
+            honest = type(module).forward
+            own = {"_run": honest, "forward": lambda self, *args, **kwargs: self._run(*args, **kwargs)}
+            module.__class__ = type("Fragile", (type(module),), own)
+        return handle
+
+    assert outcomes(("revert", "replaced again"), LLAMA, replacer) == {"revert": "failed", "replaced again": "held"}
 
 
 def test_a_replacement_that_lets_one_thread_in_after_the_other_is_right() -> None:
