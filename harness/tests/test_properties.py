@@ -101,7 +101,8 @@ def test_is_broken_by_a_wrong_replacement(name: str) -> None:
 
 def test_every_property_is_shown_to_bite() -> None:
     # shown in test_rounding.py, test_diffusion_graphs.py and test_around.py
-    elsewhere = {prop.name for prop in ROUNDING} | {"captured graphs", "several threads", "function transforms"}
+    around = {"several threads", "function transforms", "shared memory"}
+    elsewhere = {prop.name for prop in ROUNDING} | {"captured graphs"} | around
     assert {prop.name for prop in PROPERTIES} == WRONG.keys() | BY_MONKEYPATCH | elsewhere
 
 
