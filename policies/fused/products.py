@@ -5,7 +5,7 @@ torch's attention kernel for CPUs keeps the scores in a cache, block by block, a
 are handed to. In bfloat16 on a processor that multiplies bfloat16 in AVX-512 (and has no AMX) that is slow: measured with two
 threads on such a server, its milliseconds and those of the two products: 0.39 and 0.22 at 12 heads of 128 tokens, 3.8 and
 1.7 at 16 heads of 384, 20 and 13 at 16 heads of 1024. Products of a new shape cost 0.7 more once, and one token at a time has
-a new shape at each step; what they spare has to pay for that in a model of a dozen layers.
+a new shape at each step; what they spare has to pay for that in a model of two dozen layers.
 
 One query by itself is what that kernel does worst: two queries take half its time in bfloat16 (0.27 and 0.08 at 12 heads
 after 512 tokens). Query heads that share a key head are such a number of queries, for nothing (0.70 and 0.06 at 32 heads in 8
@@ -32,7 +32,7 @@ SCORES_AT_ONCE = 2**22
 """Elements of scores that are alive together; more of them fall out of the cache, and the products are no faster."""
 SCORES_OF_A_HEAD = 2**24
 """Elements of one key head's scores beyond which their memory (32 MiB in bfloat16) is too much."""
-SMALLEST_PRODUCTS = 2**22
+SMALLEST_PRODUCTS = 2**21
 """Multiplications of queries by keys from which products pay. A key head's queries count as four at least."""
 SCORES_BY_FLOAT32 = 2**14
 """Elements of scores from which a detour by float32 can pay."""
@@ -69,17 +69,16 @@ def scaled_dot_product_attention(
 
 
 def _of_one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-    """Attention of query (B, H, 1, E), the heads of a group as queries of their key head."""
+    """Attention of query (B, H, 1, E): the heads of a group as queries of their key head, a head by itself as two."""
     batch, heads, _, size = query.shape
     kv_heads = key.shape[1]
-    group = heads // kv_heads
-    queries = query.reshape(batch, kv_heads, group, size)
-    if group > 1 and mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
-        mask = mask.reshape(*mask.shape[:-3], kv_heads, group, mask.shape[-1])
-    if group == 1:
-        queries = queries.repeat(1, 1, 2, 1)
-    context = F.scaled_dot_product_attention(queries, key, value, attn_mask=mask, scale=scale)
-    return context[:, :, :group].reshape(batch, heads, 1, value.shape[-1])
+    if heads == kv_heads:
+        twice = torch.cat((query, query), dim=2)
+        return F.scaled_dot_product_attention(twice, key, value, attn_mask=mask, scale=scale)[:, :, :1]
+    queries = query.reshape(batch, kv_heads, -1, size)
+    if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
+        mask = mask.reshape(*mask.shape[:-3], kv_heads, -1, mask.shape[-1])
+    return F.scaled_dot_product_attention(queries, key, value, attn_mask=mask, scale=scale).reshape(batch, heads, 1, -1)
 
 
 def _slow_alone(query: Tensor) -> bool:
