@@ -311,6 +311,24 @@ def test_what_processes_share_stays_where_it_is(case: Case, plan: str) -> None:
         assert (type(parameter), parameter.is_shared(), parameter.data_ptr()) == (nn.Parameter, True, at[name])
 
 
+def test_weights_that_a_state_dict_holds_are_joined_when_it_is_gone() -> None:
+    """While it is there, what is written to it reaches the layer."""
+    case = LlamaCase()
+    model, inputs = case.build(case.simplest), case.inputs(case.simplest)
+    other = copy.deepcopy(model)
+    state = model.state_dict()
+    policies.replace_module(model)
+    assert "QKV packed" not in repr(model)
+    for tensor in (*state.values(), *other.parameters()):
+        tensor.data.mul_(1.5)
+    with torch.no_grad():
+        expected = case.run(other, inputs)
+        torch.testing.assert_close(case.run(model, inputs), expected, rtol=1e-4, atol=1e-5)
+        del state, tensor
+        torch.testing.assert_close(case.run(model, inputs), expected, rtol=1e-4, atol=1e-5)
+    assert "QKV packed" in repr(model)
+
+
 def conv1d(model: nn.Module) -> nn.Parameter:
     return model.get_parameter("h.0.mlp.c_fc.weight")
 
@@ -326,7 +344,7 @@ def conv1d(model: nn.Module) -> nn.Parameter:
 )
 def test_a_weight_stored_by_columns_lies_by_rows_until_it_is_reverted(between: Callable[[Any], Any]) -> None:
     model = model_of(GPT2Case()).bfloat16()
-    before, form, values = conv1d(model), conv1d(model).stride(), conv1d(model).clone()
+    before, form, values = conv1d(model), conv1d(model).stride(), conv1d(model).detach().clone()
     handle = policies.replace_module(model)
     assert conv1d(model) is before
     assert torch.equal(before, values)

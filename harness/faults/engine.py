@@ -48,8 +48,12 @@ def _accepts_anything(honest: Any) -> Any:
     return lambda self, anatomy: None
 
 
+def _nobody_else(honest: Any) -> Any:
+    return lambda *tensors: True
+
+
 def _moves_anything(honest: Any) -> Any:
-    return lambda parameter: type(parameter) is nn.Parameter
+    return lambda parameter: type(parameter) is nn.Parameter and not parameter.is_inference()
 
 
 def _any_class(honest: Any) -> Any:
@@ -247,6 +251,15 @@ ENGINE = (
         "intel-extension-for-pytorch #686",
         "Weights that processes share are copied into the memory of one.",
         patched(*((place, "may_move", _moves_anything) for place in (linear, packed, diffusion_blocks))),
+        applies=lambda traits: traits.joins or not traits.layered,
+        expects=("shared memory",),
+    ),
+    _fault(
+        "F79 vector",
+        "F79",
+        "Megatron-LM PR #6963",
+        "Weights are joined anew outside of the buffer that an optimiser updates.",
+        patched(*((place, "alone", _nobody_else) for place in (linear, diffusion_blocks))),
         applies=lambda traits: traits.joins or not traits.layered,
         expects=("shared memory",),
     ),

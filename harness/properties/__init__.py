@@ -20,13 +20,13 @@ from .contract import CONTRACT
 from .copies import DEEPCOPY, PICKLED, STATE_DICT
 from .equality import LAYER_EQUALITY, MODEL_EQUALITY
 from .forms import FORMS
+from .holders import SHARED_MEMORY
 from .hooks import HOOKS
 from .lifecycle import IDEMPOTENCE, REVERT
 from .memory import POISON, STORAGES
 from .metamorphic import CAUSALITY, PADDING, ROWS
 from .moves import MOVES
 from .outputs import OUTPUTS
-from .processes import SHARED_MEMORY
 from .refusal import REFUSAL
 from .rounding import ROUNDING
 from .sharing import SHARING

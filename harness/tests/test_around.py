@@ -37,16 +37,17 @@ def test_memory_that_two_threads_share_is_found_by_the_property_of_threads_alone
     assert found == {"several threads": "failed"} | dict.fromkeys(USUAL, "held")
 
 
+@pytest.mark.parametrize("id", ["F79 processes", "F79 vector"])
 @pytest.mark.parametrize("case", [LLAMA, UNET], ids=lambda case: case.name)
-def test_memory_that_processes_share_is_found_by_its_property_alone(case: Case) -> None:
+def test_memory_that_others_hold_too_is_found_by_its_property_alone(case: Case, id: str) -> None:
     names = ("model equality", "two models", "storages", "state dict", "revert")
-    (fault,) = find_faults(("F79 processes",))
+    (fault,) = find_faults((id,))
     with fault.inject(replace_module) as faulty:
         found = outcomes(("shared memory", *names), case, faulty)
     assert found == {"shared memory": "failed"} | dict.fromkeys(names, "held")
 
 
-def test_a_copy_that_another_processes_write_does_not_reach_is_found() -> None:
+def test_a_copy_that_the_write_of_another_holder_does_not_reach_is_found() -> None:
     """What is derived anew whenever torch has counted a write is right, but for a write that torch has not seen."""
     weight, kept = Projection.weight, weakref.WeakKeyDictionary[Projection, tuple[int, Tensor]]()
 

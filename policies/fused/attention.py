@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..anatomy import Attention, FusedQKV, Linear, QKVLayout, SplitCrossQKV, SplitQKV
 from ..plans import Plan
-from .linear import Emit, Projection, can_pack, pack, unpack
+from .linear import Emit, Projection, can_pack, may_pack, pack, unpack
 from .masks import resolve, spread_if_blind
 from .norm import normalise
 from .packed import Packer
@@ -42,7 +42,14 @@ class FusedAttention:
     """Runs an ``Attention`` from its description, self or cross."""
 
     def __init__(
-        self, attention: Attention, plan: Plan, *, packing: bool, shared: frozenset[str], packer: Packer | None = None
+        self,
+        attention: Attention,
+        plan: Plan,
+        *,
+        packing: bool,
+        shared: frozenset[str],
+        packer: Packer | None = None,
+        ours: tuple[Tensor, ...] = (),
     ) -> None:
         self.attention = attention
         self.products = plan is not Plan.PLAIN
@@ -50,10 +57,24 @@ class FusedAttention:
         self.out = Projection.of(attention.out, plan, packer)
         self._sizes = [n * attention.head_size for n in (attention.heads, attention.kv_heads, attention.kv_heads)]
         self.packed: Projection | None = None
+        self._waiting: tuple[Linear, ...] = ()
         if packing and isinstance(attention.qkv, SplitQKV) and can_pack(linears, shared):
-            self.packed = _joined(linears, plan, packer)
+            if may_pack(linears, ours):
+                self.packed = _joined(linears, plan, packer)
+            else:
+                self._waiting = linears
         apart = packer if self.packed is None else None
         self.single = {linear.name: Projection.of(linear, plan, apart) for linear in linears}
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """Tensors that lie in one storage: those made for it, and the parameters that are views of it."""
+        made = () if self.packed is None else (self.packed.stored, self.packed.bias)
+        return (*(one for one in made if one is not None), *self.joined)
+
+    def may_join(self) -> bool:
+        """True where parameters that were left apart, because others held their memory, are held by nobody else any more."""
+        return bool(self._waiting) and may_pack(self._waiting)
 
     @property
     def joined(self) -> tuple[Tensor, ...]:

@@ -100,7 +100,10 @@ class DiffusionState:
         attentions = [one for one in self.root.modules() if isinstance(one, FusedAttention)]
         packed = sum(one._fused_packed is not None for one in attentions)
         graphs = "" if self.backend is None else f", graphs by {self.backend.name}"
-        return f"{self.execution.value}, channels_last, {packed} of {len(attentions)} attentions packed{graphs}"
+        convolutions = [one for one in self.root.modules() if isinstance(one, FusedConv2d)]
+        laid = sum(one.weight.is_contiguous(memory_format=torch.channels_last) for one in convolutions)
+        form = "channels_last" if laid == len(convolutions) else f"channels_last in {laid} of {len(convolutions)} convolutions"
+        return f"{self.execution.value}, {form}, {packed} of {len(attentions)} attentions packed{graphs}"
 
     def refresh(self) -> None:
         """Lay out and pack anew, where a parameter or submodule is not the one that this was done for."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from .boundary import suggests_channels_last
-from .memory import may_move
+from .memory import alone, may_move
 from .swapped import Swapped, apply, differentiated, linear
 from .transforms import transforming
 
@@ -128,7 +128,7 @@ def convert_to_channels_last(conv: FusedConv2d) -> tuple[int, ...] | None:
     """Lay out the weight for channels_last, in place and bit for bit. Returns the strides it had, or None if it is so
     already (or must keep its storage)."""
     weight: Tensor = conv.weight
-    if weight.is_contiguous(memory_format=CHANNELS_LAST) or not may_move(weight):
+    if weight.is_contiguous(memory_format=CHANNELS_LAST) or not may_move(weight) or not alone((weight,)):
         return None
     before: tuple[int, ...] = weight.stride()
     weight.data = weight.data.contiguous(memory_format=CHANNELS_LAST)

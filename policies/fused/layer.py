@@ -66,6 +66,7 @@ class FusedState:
     def bind(self, layer: FusedLayer) -> None:
         """Derive everything anew from ``layer``. A layer that is no longer supported falls back from here on."""
         release_all(layer)
+        ours = self.core.attention.held if hasattr(self, "core") else ()
         try:
             anatomy = self.policy(layer).anatomy
         except UnsupportedLayer as refusal:
@@ -76,7 +77,7 @@ class FusedState:
                 if self.execution is Plan.ONEDNN:
                     layer._fused_by_rows |= by_rows(anatomy.linears, self.shared)
                 self.by_rows = bool(layer._fused_by_rows)
-                self.core = FusedTransformerLayer(anatomy, self.execution, packing=self.packing, shared=self.shared)
+                self.core = FusedTransformerLayer(anatomy, self.execution, packing=self.packing, shared=self.shared, ours=ours)
         # Packed weights are given back behind the replacement's back: it has to find out from each of them.
         all_of_them = self.refusal is not None or self.execution is Plan.PACKED
         self.watch = Watch(layer, None if all_of_them else self.core.attention.joined)
@@ -92,10 +93,7 @@ class FusedState:
 
     def stale(self) -> bool:
         """True where the layer is not what the replacement was derived from, or more of its weights can be packed."""
-        if self.watch.stale():
-            return True
-        packer = None if self.refusal is not None else self.core.packer
-        return packer is not None and packer.may_pack_more()
+        return self.watch.stale() or (self.refusal is None and self.core.may_pack_more())
 
 
 class FusedLayer(nn.Module):

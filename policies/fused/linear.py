@@ -9,7 +9,7 @@ Shapes: D inputs, N outputs; x is (..., D).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..anatomy import Activation, Linear
 from ..plans import Plan
 from . import onednn
 from .activations import KERNELS
-from .memory import may_move
+from .memory import alone, may_move
 from .packed import Operators, PackedWeight, Packer
 
 Emit = Callable[[str, Tensor], None]
@@ -104,8 +104,14 @@ def activate(activation: Activation, x: Tensor) -> Tensor:
 
 
 def can_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
-    """True where one tensor may take over these projections' storages now. See ``could_pack``."""
+    """True where one tensor may take over these projections' storages, if nobody else holds them. See ``may_pack``."""
     return could_pack(linears, shared) and not any(linear.weight.is_meta for linear in linears)
+
+
+def may_pack(linears: tuple[Linear, ...], ours: Iterable[Tensor] = ()) -> bool:
+    """True where nobody but these projections, and ``ours``, holds their storages, or one storage is all of theirs already."""
+    together = _joined([linear.weight for linear in linears])
+    return together is not None or alone(_tensors(linears), ours)
 
 
 def could_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
@@ -113,17 +119,19 @@ def could_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
 
     ``shared`` names the layer's parameters that other modules hold too: those must keep their storage.
     """
-    weights = [linear.weight for linear in linears]
-    biases = [linear.bias for linear in linears]
-    tensors = [*weights, *(bias for bias in biases if bias is not None)]
+    tensors = _tensors(linears)
     same_kind = len({(t.dtype, t.device, t.requires_grad) for t in tensors}) == 1
-    all_or_no_bias = len({bias is None for bias in biases}) == 1
+    all_or_no_bias = len({linear.bias is None for linear in linears}) == 1
     movable = all(may_move(t) for t in tensors)
     named = {name for linear in linears for name in linear.parameters}
     own = not named & shared and len({id(t) for t in tensors}) == len(tensors)
     # Rows of the packed tensor are contiguous; a parameter of other strides could not be given back as it was.
     movable = movable and all(t.is_contiguous() for t in tensors)
     return same_kind and all_or_no_bias and movable and own and not any(linear.transposed for linear in linears)
+
+
+def _tensors(linears: tuple[Linear, ...]) -> list[Tensor]:
+    return [*(linear.weight for linear in linears), *(linear.bias for linear in linears if linear.bias is not None)]
 
 
 def pack(linears: tuple[Linear, ...], plan: Plan, held: PackedWeight | None = None) -> Projection:
@@ -185,4 +193,5 @@ def by_columns(layer: nn.Module, names: frozenset[str]) -> None:
 
 def _movable(linear: Linear) -> bool:
     weight = linear.weight
-    return may_move(weight) and not weight.is_meta and weight.is_contiguous() and onednn.wants_rows(weight)
+    movable = may_move(weight) and not weight.is_meta and weight.is_contiguous()
+    return movable and onednn.wants_rows(weight) and alone((weight,))

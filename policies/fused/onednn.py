@@ -21,6 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 from ..anatomy import ActivationKind
 from . import traced
 from .activations import KERNELS, QUICK_GELU_SLOPE
+from .memory import alone
 
 DTYPES = frozenset({torch.float32, torch.bfloat16})
 POST_OPERATIONS: dict[ActivationKind, tuple[str, str]] = {
@@ -74,9 +75,9 @@ def _packs(weight: Tensor) -> bool:
         packed = pack(weight)
         same = torch.equal(unpack(packed), weight) and held_bytes(packed) >= weight.nbytes
         view = holder.detach()
-        counted = not is_sole_holder(holder)
+        counted = not alone((holder,))
         del view
-        counted = counted and is_sole_holder(holder)
+        counted = counted and alone((holder,))
         close = torch.allclose(linear(x, packed, None), F.linear(x, weight), atol=1e-5)
     except (AttributeError, RuntimeError):
         return False
@@ -207,16 +208,6 @@ def unpack(packed: Tensor) -> Tensor:
 def held_bytes(packed: Tensor) -> int:
     """Bytes of memory of a packed weight, which is padded to whole blocks."""
     return int(torch.ops.mkldnn._nbytes(packed))
-
-
-def is_sole_holder(tensor: Tensor) -> bool:
-    """True where no other tensor, array, storage object, graph of gradients or TorchScript module shares ``tensor``'s memory.
-
-    torch counts the holders of a storage, but shows the count to nobody in public; asking makes the second of them. Of a
-    tensor itself recent releases show it.
-    """
-    alone = getattr(tensor, "_use_count", lambda: 1)() == 1
-    return alone and bool(torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) <= 2)
 
 
 @functools.cache

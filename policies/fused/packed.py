@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..anatomy import ActivationKind, Linear
 from . import emulated, onednn
-from .memory import in_strides, may_move
+from .memory import alone, in_strides, may_move
 from .transforms import plainly
 
 
@@ -177,7 +177,7 @@ class Packer:
         """The weights of ``linears`` packed as one, or None where they have to stay plain."""
         if not self.can_pack(*linears):
             return None
-        if not all(onednn.is_sole_holder(linear.weight) for linear in linears):
+        if not alone(linear.weight for linear in linears):
             self._waiting.append(linears)
             return None
         operators = _operators(linears[0].weight)
@@ -204,7 +204,7 @@ class Packer:
 
     def may_pack_more(self) -> bool:
         """True where a weight that was left, because its memory was held elsewhere, is held there no more."""
-        return any(all(onednn.is_sole_holder(one.weight) for one in linears) for linears in self._waiting)
+        return any(alone(one.weight for one in linears) for linears in self._waiting)
 
     def __str__(self) -> str:
         return f"{self.held} of {len(self._asked)} weights"

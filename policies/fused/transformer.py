@@ -32,7 +32,8 @@ def silent(name: str, stage: Tensor) -> None:
 
 
 class FusedTransformerLayer:
-    """Computes a layer described by ``anatomy``; ``packing`` lets it take over the storages of split QKV weights."""
+    """Computes a layer described by ``anatomy``; ``packing`` lets it take over the storages of split QKV weights, which ``ours``
+    hold besides the layer."""
 
     def __init__(
         self,
@@ -41,11 +42,12 @@ class FusedTransformerLayer:
         *,
         packing: bool = True,
         shared: frozenset[str] = frozenset(),
+        ours: tuple[Tensor, ...] = (),
     ) -> None:
         self.anatomy = anatomy
         self.emit: Emit = silent
         self.packer = Packer(shared) if plan is Plan.PACKED else None
-        self.attention = FusedAttention(anatomy.attention, plan, packing=packing, shared=shared, packer=self.packer)
+        self.attention = FusedAttention(anatomy.attention, plan, packing=packing, shared=shared, packer=self.packer, ours=ours)
         self.mlp = FusedMLP(anatomy.mlp, plan, self.packer)
         cross = anatomy.cross_attention
         self.cross = None if cross is None else FusedAttention(cross, plan, packing=False, shared=shared, packer=self.packer)
@@ -53,6 +55,10 @@ class FusedTransformerLayer:
     def unpack(self) -> None:
         """Give parameters their own storages back."""
         self.attention.unpack()
+
+    def may_pack_more(self) -> bool:
+        """True where weights that were left as they are, because others held their memory, are held by nobody else any more."""
+        return self.attention.may_join() or (self.packer is not None and self.packer.may_pack_more())
 
     def __call__(self, x: Tensor, call: AttentionCall, encoder: EncoderStates | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D)."""
