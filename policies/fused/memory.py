@@ -24,11 +24,11 @@ def may_move(parameter: Tensor) -> bool:
 
 
 def alone(tensors: Iterable[Tensor], ours: Iterable[Tensor] = ()) -> bool:
-    """True where nobody but ``tensors`` themselves, and ``ours``, holds their memory: no tensor, array, storage object, graph of
-    gradients or TorchScript module.
+    """True where nobody but ``tensors`` themselves, and ``ours``, holds their memory: no tensor, array, graph of gradients or
+    TorchScript module.
 
     torch counts the holders of a storage, but shows the count to nobody in public; asking makes one more. Of a tensor itself
-    recent releases show it.
+    recent releases show it. A storage object is not counted: it is one for all who ask.
     """
     tensors = tuple(tensors)
     different = {id(one): one for one in (*tensors, *ours)}.values()
