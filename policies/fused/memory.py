@@ -6,11 +6,14 @@ have; a state_dict; another process), and that must reach the layer.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+
+from .transforms import plainly
 
 
 def may_move(parameter: Tensor) -> bool:
@@ -27,18 +30,30 @@ def alone(tensors: Iterable[Tensor], ours: Iterable[Tensor] = ()) -> bool:
     """True where nobody but ``tensors`` themselves, and ``ours``, holds their memory: no tensor, array, graph of gradients or
     TorchScript module.
 
-    torch counts the holders of a storage, but shows the count to nobody in public; asking makes one more. Of a tensor itself
-    recent releases show it. A storage object is not counted: it is one for all who ask.
+    torch counts the holders of a storage, but shows the count to nobody in public. Of a tensor itself recent releases show it.
+    A storage object is not counted: it is one for all who ask.
     """
     tensors = tuple(tensors)
     different = {id(one): one for one in (*tensors, *ours)}.values()
     holders = Counter(one.untyped_storage()._cdata for one in different)
+    of_tensor, of_storage = _counts_of_a_new_tensor()
     return all(
-        getattr(one, "_use_count", lambda: 1)() == 1
-        and torch._C._storage_Use_Count(storage._cdata) <= holders[storage._cdata] + 1
+        _use_count(one) == of_tensor and torch._C._storage_Use_Count(storage._cdata) < holders[storage._cdata] + of_storage
         for one in tensors
         for storage in (one.untyped_storage(),)
     )
+
+
+@functools.cache
+def _counts_of_a_new_tensor() -> tuple[int, int]:
+    """How many holders a tensor and its storage are said to have where it is the only one; whoever asks may be counted."""
+    with plainly():
+        one = torch.empty(1)
+        return _use_count(one), torch._C._storage_Use_Count(one.untyped_storage()._cdata)
+
+
+def _use_count(tensor: Tensor) -> int:
+    return int(getattr(tensor, "_use_count", int)())
 
 
 def in_strides(values: Tensor, strides: tuple[int, ...]) -> Tensor:
