@@ -247,6 +247,23 @@ def in_a_script(parameter: Tensor) -> Callable[[], Tensor]:
     return lambda: script(x).sum()
 
 
+def test_a_held_bias_keeps_weights_from_being_joined_and_not_from_being_packed() -> None:
+    """Whether it is held still is asked at each call, which must not unpack anything."""
+    case = BertCase()
+    model = case.build(case.simplest)
+    held = model.get_parameter("encoder.layer.0.attention.self.key.bias").detach()
+    policies.replace_module(model, plan="packed")
+    inputs = case.inputs(case.simplest)
+    with mock.patch.object(packed_module.PackedWeight, "release", side_effect=AssertionError("was unpacked")):
+        output(case, model, inputs)
+        output(case, model, inputs)
+    assert "packed, 6 of 6 weights" in repr(model)
+    assert "QKV packed" not in repr(model)
+    del held
+    output(case, model, inputs)
+    assert "QKV packed" in repr(model)
+
+
 @pytest.mark.skipif(not hasattr(Tensor, "_use_count"), reason="this torch does not tell who holds a tensor")
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("holding", [in_a_graph, in_a_script])

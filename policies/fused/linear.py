@@ -110,8 +110,8 @@ def can_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
 
 def may_pack(linears: tuple[Linear, ...], ours: Iterable[Tensor] = ()) -> bool:
     """True where nobody but these projections, and ``ours``, holds their storages, or one storage is all of theirs already."""
-    together = _joined([linear.weight for linear in linears])
-    return together is not None or alone(_tensors(linears), ours)
+    weights, biases = [linear.weight for linear in linears], _biases(linears)
+    return all(alone(some, ours) or _joined(some) is not None for some in (weights, biases))
 
 
 def could_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
@@ -119,7 +119,7 @@ def could_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
 
     ``shared`` names the layer's parameters that other modules hold too: those must keep their storage.
     """
-    tensors = _tensors(linears)
+    tensors = [*(linear.weight for linear in linears), *_biases(linears)]
     same_kind = len({(t.dtype, t.device, t.requires_grad) for t in tensors}) == 1
     all_or_no_bias = len({linear.bias is None for linear in linears}) == 1
     movable = all(may_move(t) for t in tensors)
@@ -130,14 +130,14 @@ def could_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
     return same_kind and all_or_no_bias and movable and own and not any(linear.transposed for linear in linears)
 
 
-def _tensors(linears: tuple[Linear, ...]) -> list[Tensor]:
-    return [*(linear.weight for linear in linears), *(linear.bias for linear in linears if linear.bias is not None)]
+def _biases(linears: tuple[Linear, ...]) -> list[Tensor]:
+    return [linear.bias for linear in linears if linear.bias is not None]
 
 
 def pack(linears: tuple[Linear, ...], plan: Plan, held: PackedWeight | None = None) -> Projection:
     """One projection with the rows of all ``linears``, whose parameters become views of it. Weights that are ``held`` in
     oneDNN's layout are joined there; it can run only calls that suit them."""
-    biases = [linear.bias for linear in linears if linear.bias is not None]
+    biases = _biases(linears)
     name = " and ".join(linear.name for linear in linears)
     stored = None if held is not None else _take_over([linear.weight for linear in linears])
     return Projection(name, stored, _take_over(biases) if biases else None, plan is not Plan.PLAIN, held=held)
@@ -155,7 +155,10 @@ def _take_over(parameters: list[Tensor]) -> Tensor:
 
 
 def _joined(parameters: list[Tensor]) -> Tensor | None:
-    """The tensor whose rows these parameters are already, one behind the other, where their storage holds no more."""
+    """The tensor whose rows these parameters are already, one behind the other, where their storage holds no more. Packed ones
+    are none's, and are not touched."""
+    if any(type(parameter) is not nn.Parameter for parameter in parameters):
+        return None
     first = parameters[0].detach()
     address = first.data_ptr()
     for parameter in parameters:
