@@ -16,7 +16,7 @@ from ..randomise import randomise
 
 class FilledCache:
     """A cache that already holds P tokens and stays so: every timed call appends to the same past, as decoding's next
-    step would, and costs one concatenation, as in a growing cache. Kernels that a new length needs are made once and not timed."""
+    step would, and costs one concatenation, as in a growing cache. Kernels that a new length needs are not timed."""
 
     def __init__(self, batch: int, heads: int, past: int, head_size: int) -> None:
         self.keys = torch.randn(batch, heads, past, head_size)
