@@ -233,15 +233,15 @@ def test_a_graph_of_gradients_keeps_the_weights_that_it_has_saved() -> None:
         torch.testing.assert_close(its.grad, mine.grad, rtol=1e-3, atol=1e-4)
 
 
-def in_a_graph(parameter: Tensor) -> Callable[[], Tensor]:
+def in_a_graph(parameter: nn.Parameter) -> Callable[[], Tensor]:
     factor = torch.ones(1, requires_grad=True)
     total = (parameter * factor).sum()
     return lambda: torch.autograd.grad(total, factor)[0]
 
 
-def in_a_script(parameter: Tensor) -> Callable[[], Tensor]:
+def in_a_script(parameter: nn.Parameter) -> Callable[[], Tensor]:
     linear = nn.Linear(*reversed(parameter.shape), bias=False)
-    linear.weight = parameter  # type: ignore[assignment]
+    linear.weight = parameter
     x = torch.ones(1, parameter.shape[1])
     script = torch.jit.trace(linear, x)
     return lambda: script(x).sum()
@@ -267,7 +267,9 @@ def test_a_held_bias_keeps_weights_from_being_joined_and_not_from_being_packed()
 @pytest.mark.skipif(not hasattr(Tensor, "_use_count"), reason="this torch does not tell who holds a tensor")
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("holding", [in_a_graph, in_a_script])
-def test_what_holds_a_parameter_itself_keeps_it_from_being_packed(holding: Callable[[Tensor], Callable[[], Tensor]]) -> None:
+def test_what_holds_a_parameter_itself_keeps_it_from_being_packed(
+    holding: Callable[[nn.Parameter], Callable[[], Tensor]],
+) -> None:
     """It has no tensor of its own of that memory, and knows nothing of packed weights."""
     case = LlamaCase()
     model, inputs = ready(case)

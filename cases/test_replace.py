@@ -263,9 +263,9 @@ def test_what_has_wrapped_a_replaced_forward_still_works_when_it_is_reverted(cas
     with torch.no_grad():
         expected = case.run(model, inputs)
         handle = policies.replace_module(model)
-        module = model.get_submodule(path)
+        module: Any = model.get_submodule(path)
         kept = module.forward
-        module.forward = lambda *args, **kwargs: kept(*args, **kwargs)  # type: ignore[method-assign]
+        module.forward = lambda *args, **kwargs: kept(*args, **kwargs)
         handle.revert()
         result = case.run(model, inputs)
     for name, tensor in expected.items():

@@ -56,6 +56,10 @@ def _moves_anything(honest: Any) -> Any:
     return lambda parameter: type(parameter) is nn.Parameter and not parameter.is_inference()
 
 
+def _moves_weights(traits: Traits) -> bool:
+    return traits.joins or not traits.layered
+
+
 def _any_class(honest: Any) -> Any:
     return lambda self, path, *class_names: self.get(path)
 
@@ -251,7 +255,7 @@ ENGINE = (
         "intel-extension-for-pytorch #686",
         "Weights that processes share are copied into the memory of one.",
         patched(*((place, "may_move", _moves_anything) for place in (linear, packed, diffusion_blocks))),
-        applies=lambda traits: traits.joins or not traits.layered,
+        applies=_moves_weights,
         expects=("shared memory",),
     ),
     _fault(
@@ -260,7 +264,7 @@ ENGINE = (
         "Megatron-LM PR #6963",
         "Weights are joined anew outside of the buffer that an optimiser updates.",
         patched(*((place, "alone", _nobody_else) for place in (linear, diffusion_blocks))),
-        applies=lambda traits: traits.joins or not traits.layered,
+        applies=_moves_weights,
         expects=("shared memory",),
     ),
     _fault(

@@ -12,7 +12,7 @@ from policies.fused import attention as fused_attention
 from policies.fused.attention import FusedAttention
 
 from .edits import change, each_attention, each_linear, self_attention, the_mlp, with_rows
-from .fault import miscomputing, misreading
+from .fault import Traits, miscomputing, misreading
 
 
 def _layout(layout: QKVLayout) -> Any:
@@ -139,6 +139,11 @@ def _unmerged(honest: Any) -> Any:
     return wrong
 
 
+def _grouped(traits: Traits) -> bool:
+    """Cases in whose models several groups of heads share a key head each."""
+    return traits.any_block(lambda one: one.heads > one.kv_heads > 1)
+
+
 def attending(make: Any) -> Any:
     """A patch of the fused attention's call of ``scaled_dot_product_attention``."""
     return fused_attention, "scaled_dot_product_attention", make
@@ -235,7 +240,7 @@ LAYOUT = (
         "DeepSpeed #4016",
         "Shared key heads are dealt out in turn instead of group by group.",
         (FusedAttention, "_finish", _tiled_groups),
-        applies=lambda traits: traits.any_block(lambda one: one.heads > one.kv_heads > 1),
+        applies=_grouped,
     ),
     miscomputing(
         "F68 one token",
@@ -243,7 +248,7 @@ LAYOUT = (
         "FreeToken PR #177",
         "In decoding, query heads are dealt out to the wrong key heads.",
         attending(_tiled_for_one),
-        applies=lambda traits: traits.any_block(lambda one: one.heads > one.kv_heads > 1),
+        applies=_grouped,
     ),
     miscomputing(
         "F68 first group",

@@ -56,6 +56,12 @@ def same_outputs(trial: Trial, expected: dict[str, Tensor], actual: dict[str, Te
         same_tensor(trial, expected[name], actual[name], valid if expected[name].dim() > 1 else None, f"{what}: {name}")
 
 
+def same_models(trial: Trial, original: nn.Module, replaced: nn.Module, what: str) -> None:
+    """Raise unless ``replaced``, by its fused path, gives what ``original`` gives on the example's inputs."""
+    expected = trial.case.run(original, trial.fresh_inputs())
+    same_outputs(trial, expected, trial.run_replaced(replaced, trial.fresh_inputs()), trial.inputs.valid, what)
+
+
 def same_tensor(trial: Trial, expected: Tensor, actual: object, valid: Tensor | None, what: str) -> None:
     """Raise unless ``actual`` agrees with ``expected`` to the exact tolerance at every position that counts."""
     difference = gap(expected, actual, valid)

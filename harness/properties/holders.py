@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..trial import Disagreement, Trial
-from .base import Property, same_outputs
+from .base import Property, same_models
 
 MOST = 48
 """Parameters that are shared between processes at a time. Each takes a file descriptor."""
@@ -36,7 +36,7 @@ def _by_processes(trial: Trial, original: nn.Module, model: nn.Module) -> None:
     del parameters
     places = _places(model, names)
     trial.replace(model)
-    _compare(trial, original, model, "with memory that processes share")
+    same_models(trial, original, model, "with memory that processes share")
     _stays(model, places)
 
     def write() -> None:
@@ -54,7 +54,7 @@ def _by_a_vector(trial: Trial, original: nn.Module, model: nn.Module) -> None:
     vectors = _vector(original), _vector(model)
     places = _places(model)
     trial.replace(model)
-    _compare(trial, original, model, "with parameters that are parts of one vector")
+    same_models(trial, original, model, "with parameters that are parts of one vector")
     _stays(model, places)
     _goes_on(trial, original, model, places, lambda: _scale(*vectors))
 
@@ -65,13 +65,13 @@ def _by_a_vector_later(trial: Trial, original: nn.Module, model: nn.Module) -> N
     trial.run_replaced(model, trial.fresh_inputs())
     vectors = _vector(original), _vector(model)
     places = _places(model)
-    _compare(trial, original, model, "with parameters that became parts of one vector")
+    same_models(trial, original, model, "with parameters that became parts of one vector")
     _goes_on(trial, original, model, places, lambda: _scale(*vectors))
 
 
 def _goes_on(trial: Trial, original: nn.Module, model: nn.Module, places: dict[str, int], write: Write) -> None:
     write()
-    _compare(trial, original, model, "after another holder of the memory wrote to it")
+    same_models(trial, original, model, "after another holder of the memory wrote to it")
     _stays(model, places)
 
 
@@ -103,11 +103,6 @@ def _written_to(address: int, values: Tensor) -> None:
     last = sum((size - 1) * stride for size, stride in zip(values.shape, values.stride(), strict=True))
     room = (ctypes.c_byte * ((last + 1) * values.element_size())).from_address(address)
     torch.frombuffer(room, dtype=values.dtype).as_strided(values.shape, values.stride()).copy_(values.detach())
-
-
-def _compare(trial: Trial, original: nn.Module, model: nn.Module, what: str) -> None:
-    expected = trial.case.run(original, trial.fresh_inputs())
-    same_outputs(trial, expected, trial.run_replaced(model, trial.fresh_inputs()), trial.inputs.valid, what)
 
 
 SHARED_MEMORY = Property(

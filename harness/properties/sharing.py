@@ -10,7 +10,7 @@ from torch import nn
 
 from ..case import Case
 from ..trial import Disagreement, Handle, Trial, Vacuous
-from .base import Property, same_outputs
+from .base import Property, same_models
 from .lifecycle import same_classes, same_state
 
 
@@ -26,9 +26,9 @@ def _sharing(trial: Trial) -> None:
         raise Vacuous("no weights could be shared")
     handle = trial.replacer(model)
     _all_replaced(trial, handle, {first, second} if share is not _one_layer_twice else {first})
-    _compare(trial, untouched, model, "shared weights")
+    same_models(trial, untouched, model, "shared weights")
     _change(untouched, model, first, trial.example.seed)
-    _compare(trial, untouched, model, "shared weights, changed in place")
+    same_models(trial, untouched, model, "shared weights, changed in place")
     if _ties(model) != ties:
         raise Disagreement("weights that were shared are not shared any more, or others")
     handle.revert()
@@ -85,12 +85,6 @@ def _all_replaced(trial: Trial, handle: Handle, paths: set[str]) -> None:
     if missing:
         reasons = "; ".join(sorted({str(one.reason) for one in handle.left}))
         raise Disagreement(f"with shared weights {', '.join(sorted(missing))} was not replaced ({reasons})")
-
-
-def _compare(trial: Trial, untouched: nn.Module, model: nn.Module, what: str) -> None:
-    expected = trial.case.run(untouched, trial.fresh_inputs())
-    actual = trial.run_replaced(model, trial.fresh_inputs())
-    same_outputs(trial, expected, actual, trial.inputs.valid, what)
 
 
 def _change(untouched: nn.Module, model: nn.Module, first: str, seed: int) -> None:

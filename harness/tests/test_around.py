@@ -49,10 +49,11 @@ def test_memory_that_others_hold_too_is_found_by_its_property_alone(case: Case, 
 
 def test_a_copy_that_the_write_of_another_holder_does_not_reach_is_found() -> None:
     """What is derived anew whenever torch has counted a write is right, but for a write that torch has not seen."""
-    weight, kept = Projection.weight, weakref.WeakKeyDictionary[Projection, tuple[int, Tensor]]()
+    weight: Any = Projection.weight
+    kept: weakref.WeakKeyDictionary[Projection, tuple[int, Tensor]] = weakref.WeakKeyDictionary()
 
     def copied(self: Projection) -> Tensor:
-        own: Tensor = weight.fget(self)  # type: ignore[attr-defined]
+        own: Tensor = weight.fget(self)
         if self not in kept or kept[self][0] != own._version:
             kept[self] = own._version, own.clone()
         return kept[self][1]

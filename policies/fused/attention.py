@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..anatomy import Attention, FusedQKV, Linear, QKVLayout, SplitCrossQKV, SplitQKV
 from ..plans import Plan
-from .linear import Emit, Projection, can_pack, may_pack, pack, unpack
+from .linear import Emit, Projection, can_pack, held_by_nobody_else, pack, unpack
 from .masks import resolve, spread_if_blind
 from .norm import normalise
 from .packed import Packer
@@ -59,7 +59,7 @@ class FusedAttention:
         self.packed: Projection | None = None
         self._waiting: tuple[Linear, ...] = ()
         if packing and isinstance(attention.qkv, SplitQKV) and can_pack(linears, shared):
-            if may_pack(linears, ours):
+            if held_by_nobody_else(linears, ours):
                 self.packed = _joined(linears, plan, packer)
             else:
                 self._waiting = linears
@@ -74,7 +74,7 @@ class FusedAttention:
 
     def may_join(self) -> bool:
         """True where parameters that were left apart, because others held their memory, are held by nobody else any more."""
-        return bool(self._waiting) and may_pack(self._waiting)
+        return bool(self._waiting) and held_by_nobody_else(self._waiting)
 
     @property
     def joined(self) -> tuple[Tensor, ...]:

@@ -131,8 +131,9 @@ class DiffusionState:
                 if isinstance(module, FusedAttention):
                     module.fused_unbind()
             for name, parameter in self.root.named_parameters():
-                if parameter.stride() != self.strides.get(name, parameter.stride()):
-                    parameter.data = in_strides(parameter.data, self.strides[name])
+                strides = self.strides.get(name)
+                if strides not in (None, parameter.stride()):
+                    parameter.data = in_strides(parameter.data, strides)
         self._start_caches()
 
     def _start_caches(self) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..anatomy import Linear
 from ..base import qualified_name
 from ..plans import Plan
-from .linear import Projection, can_pack, may_pack, pack, unpack
+from .linear import Projection, can_pack, held_by_nobody_else, pack, unpack
 from .products import scaled_dot_product_attention
 from .swapped import Swapped, apply, differentiated, is_plain, linear
 from .transforms import not_plain
@@ -112,7 +112,7 @@ class FusedAttention(Swapped):
             Linear(name=f"{self._fused_name}.{part}", weight=one.weight, bias=one.bias)
             for part, one in zip(parts, modules, strict=True)
         )
-        if can_pack(linears, self._fused_state.shared) and may_pack(linears):
+        if can_pack(linears, self._fused_state.shared) and held_by_nobody_else(linears):
             self._fused_packed = PackedProjections(linears, self._fused_state.execution)
 
     def fused_unbind(self) -> None:

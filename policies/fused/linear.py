@@ -104,11 +104,11 @@ def activate(activation: Activation, x: Tensor) -> Tensor:
 
 
 def can_pack(linears: tuple[Linear, ...], shared: frozenset[str]) -> bool:
-    """True where one tensor may take over these projections' storages, if nobody else holds them. See ``may_pack``."""
+    """True where one tensor may take over these projections' storages, if nobody else holds them. See ``held_by_nobody_else``."""
     return could_pack(linears, shared) and not any(linear.weight.is_meta for linear in linears)
 
 
-def may_pack(linears: tuple[Linear, ...], ours: Iterable[Tensor] = ()) -> bool:
+def held_by_nobody_else(linears: tuple[Linear, ...], ours: Iterable[Tensor] = ()) -> bool:
     """True where nobody but these projections, and ``ours``, holds their storages, or one storage is all of theirs already."""
     weights, biases = [linear.weight for linear in linears], _biases(linears)
     return all(alone(some, ours) or _joined(some) is not None for some in (weights, biases))
