@@ -1,6 +1,6 @@
 """A state machine of calls through captured graphs, and of what may happen between them.
 
-The emulator stands in for CUDA graphs.
+On a CPU the emulator stands in for CUDA graphs.
 """
 
 from __future__ import annotations
@@ -16,10 +16,15 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from torch import Tensor, nn
 
-from policies.fused.capture import EmulatorBackend
+from policies.fused.capture import CudaGraphBackend, EmulatorBackend
 from policies.fused.graphs import Graphed
 
 LIMIT = 4
+BACKENDS = {"cpu": EmulatorBackend, "cuda": CudaGraphBackend}
+DEVICES = (
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")),
+)
 Pair = namedtuple("Pair", "first second")
 
 
@@ -75,12 +80,14 @@ class Calls(RuleBasedStateMachine):
     """Any sequence of calls, and of what may happen between them."""
 
     wrapper: type[Graphed] = Graphed
+    device = "cpu"
 
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.model = Model()
-        self.graphed = self.wrapper(self.model.forward, backend=EmulatorBackend(), modules=(self.model,), limit=LIMIT)
+        self.model = Model().to(self.device)
+        backend = BACKENDS[self.device]()
+        self.graphed = self.wrapper(self.model.forward, backend=backend, modules=(self.model,), limit=LIMIT)
         self.kept: list[tuple[Any, Any]] = []
         self.signature: dict[str, Any] | None = None
 
@@ -113,8 +120,9 @@ class Calls(RuleBasedStateMachine):
 
     def _compare(self, rows: int, nesting: str, width: int, factor: float, as_dict: bool, transposed: bool) -> None:
         dtype = self.model.linear.weight.dtype
-        x = torch.randn(3, rows, dtype=dtype).t() if transposed else torch.randn(rows, 3, dtype=dtype)
-        kwargs = {"added": _nested(nesting, width), "factor": factor, "as_dict": as_dict}
+        with torch.device(self.device):
+            x = torch.randn(3, rows, dtype=dtype).t() if transposed else torch.randn(rows, 3, dtype=dtype)
+            kwargs = {"added": _nested(nesting, width), "factor": factor, "as_dict": as_dict}
         if factor == 1.0:
             del kwargs["factor"]
         before = x.clone()

@@ -18,7 +18,7 @@ from harness.case import Axis, Case, Example, Inputs, Refusal, Workload, flag
 from harness.hf.inputs import BATCH, LARGE_HEADS, LARGE_INNER
 from harness.randomise import randomise
 
-from .megatron_cpu import core, megatron_on_cpu, process_groups, quietly
+from .megatron_cpu import core, megatron_alone, process_groups, quietly
 
 LAYER = "transformer.transformer_layer"
 ROTATED = {"none": 0.0, "whole": 1.0, "half": 0.5, "quarter": 0.25}
@@ -101,7 +101,7 @@ class MegatronCase(Case):
 
     def build(self, example: Example, **overrides: Any) -> nn.Module:
         """See ``Case.build``; ``overrides`` go to the configuration."""
-        with megatron_on_cpu(), quietly():
+        with megatron_alone(), quietly():
             config = core("transformer.transformer_config").TransformerConfig(**{**self._config_kwargs(example), **overrides})
             block = core("transformer.transformer_block").TransformerBlock(
                 config, _spec(example, config), pg_collection=process_groups()
@@ -161,7 +161,7 @@ class MegatronCase(Case):
         given = {**workload.config}
         given.pop("rotary", None)
         specs = core("models.gpt.gpt_layer_specs")
-        with megatron_on_cpu(), quietly():
+        with megatron_alone(), quietly():
             config = core("transformer.transformer_config").TransformerConfig(
                 num_layers=1, activation_func=activation_function(given.pop("activation")), **given, **_ON_A_CPU
             )
@@ -183,7 +183,7 @@ class MegatronCase(Case):
 
     @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:
-        with megatron_on_cpu():
+        with megatron_alone(self.device):
             yield
 
 

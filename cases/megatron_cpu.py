@@ -86,13 +86,17 @@ def process_groups() -> Any:
 
 
 @contextlib.contextmanager
-def megatron_on_cpu() -> Iterator[None]:
-    """Inside, layers of megatron-core's local spec can be built and called on a CPU. May be entered inside itself."""
-    stand_ins = [
+def megatron_alone(device: str = "cpu") -> Iterator[None]:
+    """Inside, layers of megatron-core's local spec can be built, on the CPU, and called on ``device``. May be entered inside
+    itself."""
+    without_gpu = [
         (torch.cuda, "current_device", lambda: "cpu"),
+        (core("transformer.utils"), "torch", _TorchWithoutCuda()),
+    ]
+    stand_ins = [
+        *(without_gpu if device == "cpu" else ()),
         (core("parallel_state"), "_GLOBAL_MEMORY_BUFFER", core("utils").GlobalMemoryBuffer()),
         (core("tensor_parallel"), "get_cuda_rng_tracker", lambda *_: _RandomStates()),
-        (core("transformer.utils"), "torch", _TorchWithoutCuda()),
         *((core(path), _GROUP_FALLBACK, lambda group, **_: group) for path in _USES_GROUPS),
     ]
     real = [(owner, name, getattr(owner, name)) for owner, name, _ in stand_ins]

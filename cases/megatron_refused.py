@@ -16,7 +16,7 @@ from torch import nn
 from harness.case import Refusal
 from harness.randomise import randomise
 
-from .megatron_cpu import core, megatron_on_cpu, process_groups, quietly
+from .megatron_cpu import core, megatron_alone, process_groups, quietly
 
 if TYPE_CHECKING:
     from .megatron import MegatronCase
@@ -151,7 +151,7 @@ _CHANGES: tuple[tuple[str, str, Callable[[Any], None]], ...] = (
 
 
 def _layer(spec: Any, **given: Any) -> nn.Module:
-    with megatron_on_cpu(), quietly():
+    with megatron_alone(), quietly():
         config = core("transformer.transformer_config").TransformerConfig(
             num_layers=1,
             hidden_size=8,

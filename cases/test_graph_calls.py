@@ -16,7 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from policies.fused import graphs as graphs_module
 from policies.fused.graphs import Capture, Graphed
 
-from .graph_calls import DEPTH, Calls
+from .graph_calls import DEPTH, DEVICES, Calls
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +25,9 @@ def _no_gradients() -> Any:
         yield
 
 
-def test_any_sequence_of_calls_and_changes_gives_what_the_function_gives() -> None:
-    run_state_machine_as_test(Calls, settings=DEPTH)
+@pytest.mark.parametrize("device", DEVICES)
+def test_any_sequence_of_calls_and_changes_gives_what_the_function_gives(device: str) -> None:
+    run_state_machine_as_test(type("CallsThere", (Calls,), {"device": device}), settings=DEPTH)
 
 
 class NoKey(Graphed):

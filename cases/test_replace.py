@@ -101,7 +101,7 @@ def test_a_swap_that_fails_takes_back_what_was_done(monkeypatch: pytest.MonkeyPa
 
 def test_an_unknown_plan_is_refused_before_anything_changes() -> None:
     model = model_of(BertCase())
-    with pytest.raises(PlanUnavailable, match="there are: auto plain onednn packed"):
+    with pytest.raises(PlanUnavailable, match="there are: auto plain onednn packed graphed"):
         policies.replace_module(model, plan="fastest")
     assert type(model.encoder.layer[0]).__name__ == "BertLayer"
 

@@ -125,6 +125,8 @@ class Case(ABC):
     workloads: ClassVar[tuple[Workload, ...]] = ()
     effort: ClassVar[float] = 1.0
     """What an example costs, in examples of a transformer layer."""
+    device: ClassVar[str] = "cpu"
+    """Where its models and inputs are."""
     layered: ClassVar[bool] = True
     """Whether single layers are replaced (and not the model as a whole)."""
     cached: ClassVar[bool] = False

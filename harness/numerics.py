@@ -38,6 +38,8 @@ def gap(expected: Tensor, actual: object, valid: Tensor | None = None) -> Gap:
         return Gap(float("inf"), f"expected shape {tuple(expected.shape)}, got {tuple(actual.shape)}")
     if actual.dtype != expected.dtype:
         return Gap(float("inf"), f"expected {expected.dtype}, got {actual.dtype}")
+    if actual.device != expected.device:
+        return Gap(float("inf"), f"expected a tensor on {expected.device}, got one on {actual.device}")
     if not bool((torch.isfinite(actual) | ~torch.isfinite(expected)).all()):
         return Gap(float("inf"), "not finite where the original is")
     if valid is not None:

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Iterator
 
 from policies import replace_module
+from policies.fused.capture import EmulatorBackend, captured_by
 from policies.fused.emulated import emulation
 from policies.plans import Plan, settle
 
@@ -14,10 +15,13 @@ from .trial import Replacer
 
 
 @contextlib.contextmanager
-def by_plan(plan: str) -> Iterator[Replacer]:
+def by_plan(plan: str, device: str = "cpu") -> Iterator[Replacer]:
     """The replacer for ``plan``. Inside, plan ``packed`` packs float64 weights as well, by an emulator: exact properties
-    would else never meet a packed weight. Raises ``PlanUnavailable``."""
+    would else never meet a packed weight; and on a CPU plan ``graphed`` captures by an emulator. Raises ``PlanUnavailable``."""
     settle(plan)
-    surroundings = emulation() if Plan(plan) is Plan.PACKED else contextlib.nullcontext()
-    with surroundings:
+    with contextlib.ExitStack() as surroundings:
+        if Plan(plan) is Plan.PACKED:
+            surroundings.enter_context(emulation())
+        if Plan(plan) is Plan.GRAPHED and device == "cpu":
+            surroundings.enter_context(captured_by(EmulatorBackend))
         yield functools.partial(replace_module, plan=plan)

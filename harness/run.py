@@ -66,7 +66,7 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
             continue
         case = entry.load()
         tasks += [
-            Task(entry, prop.name, profile, journal.plan.seed, scope.database, journal.plan.execution)
+            Task(entry, prop.name, profile, journal.plan.seed, scope.database, journal.plan.execution, scope.device)
             for prop in choose_properties(journal.plan.properties)
             if prop.applies(case) and (entry.name, prop.name) not in done
         ]
@@ -112,7 +112,7 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
     begun = next((one for one in journal.done if isinstance(one, TimingsPlanned)), None)
     rates = begun.rates if begun else measure_rates(device, DTYPES[scope.device])
     keys = begun.keys if begun else None
-    plan = plan_jobs(entries, device=scope.device, budget=scope.budget, rates=rates, keys=keys)
+    plan = plan_jobs(entries, device=scope.device, budget=scope.budget, rates=rates, free_bytes=device.free_bytes(), keys=keys)
     if begun is None:
         journal.append(TimingsPlanned(rates=rates, keys=tuple(job.key for job in plan.jobs)))
     done = {one.key for one in journal.done if isinstance(one, TimingDone)}

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from policies.fused.graphs import Graphed
+
 from .case import Case, Example, Inputs, Value
 
 if TYPE_CHECKING:
@@ -183,8 +185,12 @@ class Trial:
 
     def run_replaced(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
         """Outputs of a replaced model, with proof that its fused layers computed them."""
-        with fused_path(model):
-            return self.case.run(model, inputs)
+        before = _replays(model)
+        try:
+            with fused_path(model):
+                return self.case.run(model, inputs)
+        finally:
+            self.evidence.replays += max(0, _replays(model) - before)  # of a state that was made anew none are counted yet
 
 
 @contextlib.contextmanager
@@ -209,6 +215,19 @@ def _calls(state: Any) -> tuple[int, int]:
 def fused_states(model: nn.Module) -> list[Any]:
     """The state of every fused layer in ``model``; layers of other people's replacements have none."""
     return [module.fused for module in model.modules() if hasattr(type(module), "_fused_policy")]
+
+
+def graphs_of(model: nn.Module) -> list[Any]:
+    """What in a replaced model captures calls as graphs and replays them."""
+    found: list[Any] = []
+    for state in fused_states(model):
+        found += getattr(state, "graphs", {}).values()
+        found += [state.graph] if isinstance(getattr(state, "graph", None), Graphed) else []
+    return found
+
+
+def _replays(model: nn.Module) -> int:
+    return sum(one.replays for one in graphs_of(model))
 
 
 def sequence_first(model: nn.Module) -> bool:

@@ -18,6 +18,7 @@ from pebble import ProcessExpired, ProcessPool
 from reports.record import Verdict
 
 from .check import Checked, check_property
+from .placed import placed
 from .plans import by_plan
 from .profiles import Profile
 from .properties import BY_NAME
@@ -37,19 +38,22 @@ class Task:
     seed: int
     database: str | None = None
     plan: str = "auto"
+    device: str = "cpu"
 
     @property
     def policy(self) -> str:
-        """The policy's name, with the plan where one was asked for: verdicts by different plans are not compared."""
-        return self.entry.policy_class if self.plan == "auto" else f"{self.entry.policy_class}, plan {self.plan}"
+        """The policy's name, with the plan where one was asked for and the device where it is not the CPU: verdicts by
+        different plans, or of different devices, are not compared."""
+        plan = "" if self.plan == "auto" else f", plan {self.plan}"
+        return self.entry.policy_class + plan + ("" if self.device == "cpu" else f", on {self.device}")
 
 
 def run_task(task: Task) -> Checked:
     """Judge one task in this process."""
-    with by_plan(task.plan) as replacer:
+    with by_plan(task.plan, task.device) as replacer:
         return check_property(
             BY_NAME[task.prop],
-            task.entry.load(),
+            placed(task.entry.load(), task.device),
             profile=task.profile,
             seed=task.seed,
             policy=task.policy,

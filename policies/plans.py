@@ -10,6 +10,10 @@ packed  as onednn, with Transformer layers' weights held in oneDNN's own layout 
         back, which takes a copy; training raises. On Intel's processors one token at a time in float32 reads a plain weight
         faster than a packed one (by a quarter to a half), so that onednn is the better plan for a process that only
         decodes so; on AMD's the packed one is faster there too
+graphed on CUDA: as plain, with each call of a Transformer layer that brings no cache and is not differentiated captured as a
+        graph and replayed (see ``fused.graphs``); every other call runs plain. A layer of a few kernels takes a tenth of the
+        time it takes to launch them one by one. Inputs are copied into the graph and outputs out of it; diffusion models are
+        captured as a whole, by every plan
 auto    onednn where this torch has it, else plain
 """
 
@@ -32,12 +36,14 @@ class Plan(Enum):
     PLAIN = "plain"
     ONEDNN = "onednn"
     PACKED = "packed"
+    GRAPHED = "graphed"
 
 
 def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
     """The plan that ``plan`` comes to here, for a model of these parameters. Raises ``PlanUnavailable`` for one that is
     unknown, or that no call could run."""
     from .fused import emulated, onednn
+    from .fused.capture import backend
 
     try:
         wanted = Plan(plan)
@@ -52,6 +58,11 @@ def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
         unfit = ", ".join(sorted({one for parameter in parameters for one in onednn.unfit(parameter)}))
         if unfit:
             raise PlanUnavailable(f"plan {wanted.value} runs on a CPU in float32 and bfloat16, not {unfit}; use plain or auto")
+    if wanted is Plan.GRAPHED:
+        capturing = backend().made()
+        unfit = ", ".join(sorted({one.device.type for one in parameters if not one.is_meta and capturing.refuses(one)}))
+        if unfit:
+            raise PlanUnavailable(f"plan graphed runs on CUDA, not on {unfit}; move the model there first, or use plain or auto")
     if wanted is Plan.AUTO:
         return Plan.ONEDNN if onednn.available() else Plan.PLAIN
     return wanted

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 from policies import replace_module
 
@@ -26,7 +25,7 @@ from ..trial import Replacer, cast
 EAGER, SDPA, ORIGINAL = "original eager", "original sdpa", "original"
 COMPILED, FROZEN = "original compiled", "original compiled, frozen"
 REPLACED, REPLACED_COMPILED, PACKED = "replaced", "replaced + compile", "replaced, packed"
-REPLACED_GRAPHED = "replaced + graph"
+GRAPHED = "{} + graph"
 _NAMES = {None: ORIGINAL, "eager": EAGER, "sdpa": SDPA}
 
 
@@ -80,15 +79,13 @@ def _replaced(name: str, case: Case, module: nn.Module, workload: Workload, repl
     return _column(name, case, module, workload, seconds=seconds, replaced=len(handle.replaced))
 
 
-def graphed_column(replaced: Column, device: Device) -> Column | None:
-    """The calls of ``replaced`` captured as a graph; None where the device has none. Raises what torch raises where they
-    cannot be captured."""
+def graphed_column(column: Column, device: Device) -> Column:
+    """The calls of ``column`` captured as a graph. Raises what torch raises where they cannot be."""
     start = time.perf_counter()
-    replay = device.captured(replaced.call)
-    if replay is None:
-        return None
-    seconds = replaced.prepare_seconds + time.perf_counter() - start
-    return dataclasses.replace(replaced, name=REPLACED_GRAPHED, call=replay, plain=replaced.call, prepare_seconds=seconds)
+    replay = device.captured(column.call)
+    seconds = column.prepare_seconds + time.perf_counter() - start
+    name = GRAPHED.format(column.name)
+    return dataclasses.replace(column, name=name, call=replay, plain=column.call, prepare_seconds=seconds)
 
 
 def compiled_columns(case: Case, module: nn.Module, workload: Workload) -> list[Column]:
@@ -139,7 +136,6 @@ def _column(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         kwargs = cast(case.workload_call(module, workload), weight.dtype)
-    kwargs = tree_map(lambda one: one.to(weight.device) if isinstance(one, Tensor) else one, kwargs)
     return Column(name=name, module=module, call=lambda: module(**kwargs), prepare_seconds=seconds, replaced=replaced)
 
 

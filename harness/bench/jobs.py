@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import psutil
-
 from ..case import Workload
 from ..registry import CaseEntry
 
@@ -107,7 +105,8 @@ class JobPlan:
     def cost(self, job: Job) -> float:
         """Seconds that ``job`` is likely to take."""
         build = 0.5 + job.workload.weight_bytes / BUILD_RATE + 2 * COMPILE_SECONDS * job.compiled
-        comparing = SETTLES * CLOCKS[self.device] * job.pairs * self.pair_seconds(job)
+        graphs = self.device == "cuda" and not job.layer  # of a diffusion model's original
+        comparing = SETTLES * CLOCKS[self.device] * (job.pairs + graphs) * self.pair_seconds(job)
         return build + CALLS_OF_A_JOB * job.call_seconds(self.rates) + comparing
 
 
@@ -117,6 +116,7 @@ def plan_jobs(
     device: str,
     budget: float,
     rates: Mapping[str, float],
+    free_bytes: int,
     keys: Sequence[str] | None = None,
 ) -> JobPlan:
     """Fit the workloads of ``entries`` into ``budget`` seconds and the memory that is free, or take those of ``keys``: what a
@@ -126,7 +126,7 @@ def plan_jobs(
     however small the budget.
     """
     jobs = [job for job in _in_order_of_worth(entries, device) if f"{job.kind} {job.dtype}" in rates]
-    room = psutil.virtual_memory().available * MEMORY_SHARE
+    room = free_bytes * MEMORY_SHARE
     small = [job for job in jobs if job.memory_bytes <= room]
     left_out = [(job, f"needs {job.memory_bytes / 2**30:.0f} GiB") for job in jobs if job not in small]
     least, most = SECONDS_A_PAIR

@@ -17,14 +17,15 @@ from policies.fused.packed import held_bytes
 from reports.record import Timing
 
 from ..case import Case
+from ..placed import placed
 from ..randomise import randomise
 from ..search import quiet
 from ..timing.devices import Device
 from ..timing.paired import PairedResult, compare
 from ..trial import Replacer, storages
 from .columns import (
+    GRAPHED,
     REPLACED,
-    REPLACED_GRAPHED,
     Column,
     compiled_columns,
     first_tensor,
@@ -47,7 +48,7 @@ def time_job(
     replacer: Replacer = replace_module,
 ) -> tuple[Timing, ...]:
     """Every row of ``job``. A job that cannot be built gives one FAILED row that says why."""
-    case = job.entry.load()
+    case = placed(job.entry.load(), device.kind)
     try:
         with torch.no_grad(), quiet(), case.surroundings():
             return _rows(job, case, replacer, device=device, seconds_a_pair=seconds_a_pair, seed=seed)
@@ -56,7 +57,7 @@ def time_job(
 
 
 def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a_pair: float, seed: int) -> tuple[Timing, ...]:
-    module = case.workload_module(job.workload).to(device=device.kind, dtype=getattr(torch, job.dtype))
+    module = case.workload_module(job.workload).to(getattr(torch, job.dtype))
     originals = original_columns(case, module, job.workload)
     flops, moved = _count(originals[-1].call, module)
     subjects, baselines = [], originals
@@ -68,13 +69,12 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
         subjects += [(baseline, packed) for baseline in baselines]
     replaced = replaced_column(case, module, job.workload, replacer)
     rows = []
-    try:
-        graphed = graphed_column(replaced, device) if job.layer else None
-    except RuntimeError as problem:
-        rows.append(_row(job, device, originals[-1].name, REPLACED_GRAPHED, verdict="FAILED", reason=_one_line(problem)))
-        graphed = None
-    if graphed is not None:
-        subjects += [(baseline, graphed) for baseline in originals]
+    if device.graphs:
+        try:
+            subjects += _graphed_pairs(job, originals[-1], replaced, device)
+        except RuntimeError as problem:
+            name = GRAPHED.format(replaced.name)
+            rows.append(_row(job, device, originals[-1].name, name, verdict="FAILED", reason=_one_line(problem)))
     pairs = [(baseline, replaced) for baseline in baselines] + subjects
     expected = originals[-1].output()
     costs = functools.cache(lambda subject: _costs(job, device, subject))
@@ -91,6 +91,15 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
                 )
             rows.append(_timed(job, device, baseline, subject, result, error=error, flops=flops, bytes=moved, **costs(subject)))
     return tuple(rows)
+
+
+def _graphed_pairs(job: Job, original: Column, replaced: Column, device: Device) -> list[tuple[Column, Column]]:
+    """The original as a graph against the replacement as a graph; a diffusion model's captures itself."""
+    baseline = graphed_column(original, device)
+    if not job.layer:
+        return [(baseline, replaced)]
+    subject = graphed_column(replaced, device)
+    return [(original, subject), (baseline, subject)]
 
 
 def _one_line(problem: Exception) -> str:

@@ -40,14 +40,16 @@ Properties = Annotated[
     list[str] | None,
     typer.Option("--property", help="Only this property, by its name in the report; may be given again.", metavar="NAME"),
 ]
-Execution = Annotated[str, typer.Option("--plan", help="How replacements run: auto, plain, onednn or packed.", metavar="NAME")]
+Execution = Annotated[
+    str, typer.Option("--plan", help="How replacements run: auto, plain, onednn, packed or graphed.", metavar="NAME")
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random choices (default: 0; nightly: a new one).", min=0)]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<time>-<seed>).", metavar="DIR")]
 Resume = Annotated[
     Path | None, typer.Option(help="Go on with the unfinished run in this folder, as it was begun.", metavar="DIR")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
-Device = Annotated[str, typer.Option(help="Where to time: cpu or cuda.")]
+Device = Annotated[str, typer.Option(help="Where models run: cpu or cuda.", metavar="NAME")]
 Budget = Annotated[float, typer.Option(help="Seconds that timing may take.", min=1.0, metavar="SECONDS")]
 Workers = Annotated[int | None, typer.Option(help="Processes that check in parallel (default: one a core).", min=1)]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or its run.json.")]

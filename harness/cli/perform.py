@@ -34,6 +34,7 @@ def check(
     examples: options.Examples = None,
     properties: options.Properties = None,
     plan: options.Execution = "auto",
+    device: options.Device = "cpu",
     seed: options.Seed = None,
     out: options.Out = None,
     resume: options.Resume = None,
@@ -46,7 +47,7 @@ def check(
     from ..properties import choose_properties
 
     settle(plan)
-    scope = Scope(options.chosen(ctx, cases), check=True, bench=False, workers=workers)
+    scope = Scope(options.chosen(ctx, cases), check=True, bench=False, device=device, workers=workers)
     names = tuple(one.name for one in choose_properties(properties)) if properties else ()
     return _perform(scope, _journal(ctx, scope, profile, seed, out, resume, examples, names, plan), json=json)
 
@@ -132,10 +133,9 @@ def _journal(
 
 def _see_device(scope: Scope) -> None:
     """Raises ``DeviceUnavailable`` before anything is begun on a device that is not there."""
-    if scope.bench:
-        from ..timing.devices import open_device
+    from ..timing.devices import open_device
 
-        open_device(scope.device)
+    open_device(scope.device)
 
 
 def _scope_of(plan: Plan, entries: tuple[CaseEntry, ...], workers: int | None) -> Scope:
@@ -201,9 +201,10 @@ def _list_jobs(scope: Scope) -> int:
     from ..bench.rates import measure_rates
     from ..timing.devices import open_device
 
-    rates = measure_rates(open_device(scope.device), DTYPES[scope.device])
+    device = open_device(scope.device)
+    rates = measure_rates(device, DTYPES[scope.device])
     entries = tuple(entry for entry in scope.entries if entry.unavailable is None)
-    plan = plan_jobs(entries, device=scope.device, budget=scope.budget, rates=rates)
+    plan = plan_jobs(entries, device=scope.device, budget=scope.budget, rates=rates, free_bytes=device.free_bytes())
     table = Table("what", "estimated seconds", box=None)
     for job in plan.jobs:
         table.add_row(job.key, f"{plan.cost(job):.1f}")

@@ -20,6 +20,7 @@ from policies import replace_module
 from ..case import Case, Example
 from ..exact import exact_mode
 from ..numerics import EXACT_TOLERANCE
+from ..placed import kind_of
 from ..properties import Property
 from ..rounding.calibration import multiple
 from ..rounding.statistic import DTYPES
@@ -112,7 +113,7 @@ _JUDGE = '''EXAMPLE = {example}
 
 def main(replace=None) -> int:
     """Judge the property on the example."""
-    case = {case}()
+    case = {case}
     trial = {trial}(case, EXAMPLE, replace or chosen_replacer(), double={prop}.exact)
     try:
         with case.surroundings(), exact_mode() if {prop}.exact else torch.no_grad():
@@ -176,6 +177,8 @@ def _written_out(prop: Property, case: Case, example: Example) -> str:
     """A script of one call of the model, with nothing in it but what this example needs."""
     if not prop.exact:
         raise CannotWriteError("not a question of one call in float64")
+    if case.device != "cpu":
+        raise CannotWriteError(f"not a question of one call on a CPU, but on {case.device}")
     with case.surroundings(), exact_mode():
         body, imports = construction(case, example)
         inputs = Trial(case, example, replace_module).fresh_inputs()
@@ -206,9 +209,13 @@ def _carried_along(prop: Property, case: Case, example: Example) -> str:
     bundle = Bundle({("harness.rounding.calibration", "multiple"): _multiples()} if rounds else None)
     bundle.imports |= {"import functools", "import logging", "import runpy", "import sys", "import torch"}
     bundle.imports |= {"import warnings"}
+    kind = kind_of(case)
+    made = f"{bundle.add(kind.__module__, kind.__name__)}()"
+    if case.device != kind.device:
+        made = f"{bundle.add('harness.placed', 'placed')}({made}, {case.device!r})"
     names = {
         "prop": _in_bundle(bundle, prop),
-        "case": bundle.add(type(case).__module__, type(case).__name__),
+        "case": made,
         "trial": bundle.add("harness.trial", "Trial"),
         "vacuous": bundle.add("harness.trial", "Vacuous"),
         "original_failed": bundle.add("harness.trial", "OriginalFailed"),

@@ -5,11 +5,9 @@ Models on a CPU are captured by the emulator, which follows the contract of CUDA
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
-from policies.fused.capture import EmulatorBackend, captured_by
+from policies.fused.capture import CaptureBackend, CudaGraphBackend, EmulatorBackend, captured_by
 
 from ..case import Case
 from ..trial import Trial
@@ -30,13 +28,16 @@ def captures(model: nn.Module) -> bool:
     return getattr(getattr(model, "fused", None), "backend", None) is not None
 
 
+def backend_of(case: Case) -> type[CaptureBackend]:
+    """What captures where the models of ``case`` are."""
+    return EmulatorBackend if case.device == "cpu" else CudaGraphBackend
+
+
 def _captured(trial: Trial) -> None:
-    with captured_by(EmulatorBackend):
+    with captured_by(backend_of(trial.case)):
         for prop in CALLS:
             prop.check(trial)
-    model: Any = trial.replaced.model
-    if captures(model):
-        trial.evidence.replays += sum(one.replays for one in model.fused.graphs.values())
+    model = trial.replaced.model
     for how in ("changed in place", "assigned anew"):  # a copied part of a replaced model brings the whole model along
         change_weights(trial.original, model, how)
         expected = trial.run_original(trial.fresh_inputs())

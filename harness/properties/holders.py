@@ -23,7 +23,8 @@ Write = Callable[[], None]
 
 
 def _shared_memory(trial: Trial) -> None:
-    for hold in (_by_processes, _by_a_vector, _by_a_vector_later):
+    by_processes = (_by_processes,) if trial.case.device == "cpu" else ()  # memory of a GPU is not written to past torch
+    for hold in (*by_processes, _by_a_vector, _by_a_vector_later):
         hold(trial, trial.copy(), trial.copy())
 
 

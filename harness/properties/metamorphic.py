@@ -79,10 +79,10 @@ def _causality(trial: Trial) -> None:
         trial = trial.vary(padding="none")
     inputs, whole = trial.inputs, trial.expected_outputs
     batch, tokens = next(iter(whole.values())).shape[:2]
-    valid = torch.ones(batch, tokens, dtype=torch.bool) if inputs.valid is None else inputs.valid
+    valid = next(iter(whole.values())).new_ones(batch, tokens, dtype=torch.bool) if inputs.valid is None else inputs.valid
     first = int(_early(valid).any(0).nonzero()[0])
     last = first + trial.example.seed % (tokens - 1 - first)
-    later = (torch.arange(tokens) > last).expand(batch, -1)
+    later = (torch.arange(tokens, device=valid.device) > last).expand(batch, -1)
     changed = other_tokens(trial, inputs, later)
     expected, actual = trial.run_original(changed), trial.run_replaced(trial.replaced.model, changed)
     same_outputs(trial, expected, actual, inputs.valid, f"other tokens after position {last}")

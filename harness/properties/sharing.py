@@ -93,7 +93,7 @@ def _change(untouched: nn.Module, model: nn.Module, first: str, seed: int) -> No
     pairs = zip(untouched.get_submodule(first).parameters(), model.get_submodule(first).parameters(), strict=True)
     with torch.no_grad():
         for mine, its in pairs:
-            shift = 0.3 * torch.randn(mine.shape, generator=generator, dtype=mine.dtype)
+            shift = 0.3 * torch.randn(mine.shape, generator=generator, dtype=mine.dtype).to(mine.device)
             mine.add_(shift)
             its.add_(shift)
 

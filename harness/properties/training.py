@@ -65,7 +65,7 @@ def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
     with torch.enable_grad():
         output = next(iter(run(model, inputs).values()))
         seen = output if inputs.valid is None else output[inputs.valid]
-        weights = torch.linspace(-1.0, 2.0, seen.numel(), dtype=seen.dtype).reshape(seen.shape)
+        weights = torch.linspace(-1.0, 2.0, seen.numel(), dtype=seen.dtype, device=seen.device).reshape(seen.shape)
         total = (seen * weights).sum()
         if total.requires_grad:
             total.backward()

@@ -174,7 +174,7 @@ def under_autocast(trial: Trial, dtype: str) -> Judged:
     """A call under autocast to bfloat16. A replacement may leave it to the original."""
 
     def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(trial.case.device, torch.bfloat16):
             return trial.case.run(model, inputs)
 
     return _named(judged(trial, dtype, run, trial.fresh_inputs(), fused=False), "under autocast")
@@ -185,7 +185,8 @@ def in_forward_mode(trial: Trial, dtype: str) -> Judged:
     derived = tangents(trial.case.run)
 
     def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        return derived(copy.deepcopy(model), inputs)  # some keep tensors that are of no use afterwards
+        with torch.inference_mode(False), torch.no_grad():  # up to torch 2.11 inference mode loses what is carried along
+            return derived(copy.deepcopy(model), inputs)  # some keep tensors that are of no use afterwards
 
     try:
         return _named(judged(trial, dtype, run, trial.fresh_inputs(), fused=False), "in forward mode")

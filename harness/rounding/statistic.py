@@ -141,7 +141,7 @@ def _exact_outputs(
     with original_side("in float64"), exact_mode():
         exact = run(wide, wide_inputs)
         for parameter in wide.parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
+            noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
             parameter.mul_(1.0 + torch.finfo(dtype).eps / 2 * noise)
         return exact, run(wide, wide_inputs)
 

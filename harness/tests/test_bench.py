@@ -12,13 +12,14 @@ from torch import nn
 
 from cases import CASES
 from cases.bert import BertCase
-from harness.bench.columns import EAGER, ORIGINAL, REPLACED_GRAPHED, SDPA, Column, original_columns
+from harness.bench.columns import EAGER, GRAPHED, ORIGINAL, REPLACED, SDPA, Column, original_columns
 from harness.bench.gate import NotTimed, show_equal
 from harness.bench.jobs import Job, JobPlan, plan_jobs
 from harness.bench.products import products_fraction, products_of
 from harness.bench.rates import measure_rates
 from harness.bench.rows import time_job
 from harness.case import Workload
+from harness.placed import placed
 from harness.registry import CaseEntry, choose
 from harness.timing.cpu import CpuDevice
 from harness.timing.devices import Call, open_device
@@ -91,7 +92,7 @@ def test_the_gate_lets_no_lie_be_timed(lie: str) -> None:
 
 
 def plan(*workloads: Workload, budget: float) -> JobPlan:
-    return plan_jobs([Bench(*workloads)], device="cpu", budget=budget, rates=RATES)  # type: ignore[list-item]
+    return plan_jobs([Bench(*workloads)], device="cpu", budget=budget, rates=RATES, free_bytes=2**40)  # type: ignore[list-item]
 
 
 def test_a_long_call_gets_the_time_that_an_interval_needs() -> None:
@@ -164,6 +165,7 @@ class TwoClocks(CpuDevice):
     """A CPU that has what a GPU has: a clock of its own, and graphs."""
 
     clocks = ("end_to_end", "device")
+    graphs = True
     capturing = True
 
     def captured(self, call: Call) -> Call:
@@ -181,9 +183,10 @@ def test_on_a_device_with_graphs_and_a_clock_of_its_own_both_are_columns(capturi
     device.capturing = capturing
     rows = time_job(Job(entry, small, "float32"), device=device, seconds_a_pair=0.05, seed=0)
     assert {row.clock for row in rows if row.verdict != "FAILED"} == {"end-to-end", "device"}
-    graphed = [row for row in rows if row.subject == REPLACED_GRAPHED]
+    graphed = [row for row in rows if row.subject == GRAPHED.format(REPLACED)]
     if capturing:
-        assert {(row.baseline, row.clock) for row in graphed} == {(b, c) for b in (EAGER, SDPA) for c in ("end-to-end", "device")}
+        baselines = (SDPA, GRAPHED.format(SDPA))
+        assert {(row.baseline, row.clock) for row in graphed} == {(b, c) for b in baselines for c in ("end-to-end", "device")}
         assert all(row.verdict != "FAILED" for row in graphed)
     else:
         (failed,) = graphed
@@ -195,18 +198,18 @@ LIGHT = 60 * 2**20
 
 @pytest.mark.parametrize("entry", [one for one in CASES if one.unavailable is None], ids=lambda one: one.name)
 def test_a_timed_call_is_made_where_its_module_lies(entry: CaseEntry) -> None:
-    case = entry.load()
+    case = placed(entry.load(), "meta")
     with case.surroundings(), torch.no_grad():
         for one in case.workloads:
             if one.weight_bytes < LIGHT:
-                module = case.workload_module(one).to("meta")
+                module = case.workload_module(one)
                 assert original_columns(case, module, one)[0].output().device.type == "meta"
 
 
 def test_a_run_that_goes_on_times_what_it_was_begun_with_whatever_time_and_memory_are_left() -> None:
     jobs = [Bench(*(workload(str(n)) for n in range(20)), workload("huge", weight_bytes=2**50))]
     begun = ("linear: 3 prefill batch 1, 1 tokens float32", "linear: huge prefill batch 1, 1 tokens bfloat16")
-    one = plan_jobs(jobs, device="cpu", budget=1.0, rates=RATES, keys=begun)  # type: ignore[arg-type]
+    one = plan_jobs(jobs, device="cpu", budget=1.0, rates=RATES, free_bytes=2**40, keys=begun)  # type: ignore[arg-type]
     assert {job.key for job in one.jobs} == set(begun)
     assert one.left_out == ()
 

@@ -35,6 +35,7 @@ class CudaDevice(Device):
 
     kind = "cuda"
     clocks = ("end_to_end", "device")
+    graphs = True
 
     def __init__(self, *, cuda: Any, allocate: Callable[[int], Any], nvml: Nvml | None, flush_l2: bool = True) -> None:
         self._cuda = cuda
@@ -124,6 +125,10 @@ class CudaDevice(Device):
         call()
         self._cuda.synchronize()
         return int(self._cuda.max_memory_allocated() - before)
+
+    def free_bytes(self) -> int:
+        """What the driver has not given to anybody."""
+        return int(self._cuda.mem_get_info()[0])
 
     def tick_seconds(self) -> float:
         """The coarser of the two clocks: CUDA events."""

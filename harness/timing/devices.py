@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import psutil
+
 Call = Callable[[], object]
 Clock = Literal["end_to_end", "device"]
 
@@ -61,6 +63,8 @@ class Device(ABC):
     """What cannot be measured or pinned here, one sentence each."""
     clocks: tuple[Clock, ...] = ("end_to_end",)
     """The clocks that tell different times here."""
+    graphs: bool = False
+    """Whether calls can be captured as graphs here."""
 
     @abstractmethod
     def synchronise(self) -> None:
@@ -78,13 +82,17 @@ class Device(ABC):
     def peak_bytes(self, call: Call) -> int | None:
         """Most memory that one call held above what was held before it; None where that cannot be measured."""
 
-    def captured(self, call: Call) -> Call | None:
-        """A replay of ``call`` as a graph, which returns what the call returned; None where the device has no graphs.
+    def free_bytes(self) -> int:
+        """Memory that a program may still take: the host's, where the device has none of its own."""
+        return int(psutil.virtual_memory().available)
+
+    def captured(self, call: Call) -> Call:
+        """A replay of ``call`` as a graph, which returns what the call returned. Asked only where the device has ``graphs``.
 
         Inputs, outputs and weights must stay where they are: timing a replay is timing the call without its launches.
         Raises whatever torch raises when the call cannot be captured.
         """
-        return None
+        raise NotImplementedError(f"{self.name} has no graphs")
 
     @contextmanager
     def pinned(self) -> Iterator[None]:

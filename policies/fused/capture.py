@@ -9,8 +9,10 @@ CUDA graphs unless they are made inside ``captured_by``.
 from __future__ import annotations
 
 import contextlib
+import functools
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from typing_extensions import Self
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,16 @@ class CaptureBackend(ABC):
     """What a graph cache needs of a device."""
 
     name: str
+
+    @classmethod
+    @functools.cache
+    def made(cls) -> Self:
+        """The one of this kind that every replacement in the process captures by."""
+        return cls()
+
+    def place(self) -> Hashable:
+        """Where a call is made, as far as graphs care: one captured at one place is not replayed at another."""
+        return None
 
     @abstractmethod
     def refuses(self, tensor: Tensor) -> str | None:
@@ -51,13 +64,17 @@ class CaptureBackend(ABC):
 
 
 class CudaGraphBackend(CaptureBackend):
-    """CUDA graphs. All captures of one backend share a memory pool: they are replayed one after the other, and outputs
+    """CUDA graphs. All captures made on one stream share a memory pool: they are replayed one after the other, and outputs
     are copied before the next replay."""
 
     name = "cuda graph"
 
     def __init__(self) -> None:
-        self._pool: Any = None
+        self._pools: dict[Hashable, Any] = {}
+
+    def place(self) -> Hashable:
+        """The device and its current stream: replays on two streams would overlap, in the same memory."""
+        return torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream
 
     def refuses(self, tensor: Tensor) -> str | None:
         return None if tensor.device.type == "cuda" else f"a tensor on {tensor.device.type}"
@@ -76,24 +93,38 @@ class CudaGraphBackend(CaptureBackend):
         return result
 
     def capture(self, run: Callable[[], Any]) -> Recording:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        place = self.place()
+        if place not in self._pools:
+            self._pools[place] = torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            graph.capture_begin(pool=self._pools[place], capture_error_mode="thread_local")
             try:
                 output = run()
+                graph.capture_end()
             except BaseException:
-                # The capture is invalid by now and ending it says so; the caller has to see what went wrong instead.
-                with contextlib.suppress(RuntimeError):
-                    graph.capture_end()
+                self._abandon(graph, place)
                 raise
-            graph.capture_end()
         torch.cuda.current_stream().wait_stream(side)
         return Recording(output, graph.replay)
+
+    def _abandon(self, graph: Any, place: Hashable) -> None:
+        """End a capture that came to nothing; the caller has to see why, and not that ending it failed too.
+
+        Where the device itself has refused something, torch (2.11) leaves its random generator and the memory pool as they are
+        while capturing: no random number could be drawn in this process any more. Both are exchanged.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that the graph is empty
+                graph.capture_end()
+        except RuntimeError:
+            del self._pools[place]
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator.graphsafe_set_state(generator.clone_state())
 
 
 class EmulatorBackend(CaptureBackend):

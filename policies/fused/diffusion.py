@@ -146,7 +146,7 @@ class DiffusionState:
         if self.backend is None or torch.compiler.is_compiling():
             return function
         if self._made is None:
-            self._made = self.backend()
+            self._made = self.backend.made()
         if self._made.refuses(sample) is not None:
             return function
         if name not in self.graphs:
@@ -220,8 +220,8 @@ class DiffusionSwap(Swap):
 
     def install(self) -> None:
         plan = settle(self.execution)
-        if plan is Plan.PACKED:
-            plan = Plan.ONEDNN  # weights of convolutions are laid out channels_last, and linears stay beside them
+        if plan in (Plan.PACKED, Plan.GRAPHED):  # weights of convolutions are laid out channels_last, linears stay beside them,
+            plan = settle(Plan.AUTO)  # and calls are captured as a whole
         state = DiffusionState(self.root, backend=self.backend, shared=self.shared, execution=plan)
         try:
             for module in self.root.modules():

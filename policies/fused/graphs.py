@@ -56,8 +56,9 @@ class Capture:
 class Graphed:
     """``function`` behind captured graphs.
 
-    ``modules`` are those whose parameters, buffers and attributes ``function`` uses. ``veto`` may say, at each call,
-    why this one must run eagerly. ``captures``, ``replays`` and ``eager`` (by reason) count what has happened.
+    ``modules`` are those whose parameters and buffers ``function`` uses, ``watched`` those whose attributes, hooks and
+    submodules it uses as well: the same, unless whoever wraps a function looks after that. ``veto`` may say, at each call, why
+    this one must run eagerly. ``captures``, ``replays`` and ``eager`` (by reason) count what has happened.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Graphed:
         *,
         backend: CaptureBackend,
         modules: tuple[nn.Module, ...] = (),
+        watched: tuple[nn.Module, ...] | None = None,
         limit: int = DEFAULT_LIMIT,
         veto: Callable[[], str | None] = lambda: None,
     ) -> None:
@@ -74,13 +76,14 @@ class Graphed:
         self.function = function
         self.backend = backend
         self.modules = modules
+        self.watched = modules if watched is None else watched
         self.limit = limit
         self.veto = veto
         self.captures = 0
         self.replays = 0
         self.eager: Counter[str] = Counter()
         self._kept: OrderedDict[Any, Capture | str] = OrderedDict()
-        self._watch = AttributeWatch(modules)
+        self._watch = AttributeWatch(self.watched)
         self._lock = threading.RLock()
         self._running = False
         self._sets_attributes = False
@@ -88,6 +91,13 @@ class Graphed:
     def __len__(self) -> int:
         """How many captures are held."""
         return sum(isinstance(one, Capture) for one in self._kept.values())
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of the inputs and outputs that captures hold; what a run needs in between is the backend's."""
+        held = [one for one in self._kept.values() if isinstance(one, Capture)]
+        tensors = [tensor for one in held for tensor in (*(static.tensor for static in one.inputs), *one.leaves)]
+        return sum({storage_id(one): one.untyped_storage().nbytes() for one in tensors}.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
@@ -104,8 +114,8 @@ class Graphed:
         self._check_call(leaves)
         if self._watch.changed():
             self._kept.clear()
-            self._watch = AttributeWatch(self.modules)
-        key = (spec, _ambient())
+            self._watch = AttributeWatch(self.watched)
+        key = (spec, _ambient(), self.backend.place())
         capture = self._kept.get(key)
         if capture is None:
             capture = self._make(key, leaves, spec)
@@ -118,7 +128,7 @@ class Graphed:
         return unflatten(capture.spec, iter(clone_leaves(outputs)))
 
     def _check_call(self, leaves: list[Tensor]) -> None:
-        reason = self.veto() or hooked(self.modules)
+        reason = self.veto() or hooked(self.watched)
         if reason is None and (self._running or self.backend.busy()):
             reason = "a call while capturing"
         if reason is None and self._sets_attributes:
@@ -168,7 +178,11 @@ class Graphed:
                 self._sets_attributes = True
                 raise NotCapturableError(_SETS_ATTRIBUTES)
             self.backend.warm_up(lambda: self._run_once(spec, tensors))
-            recording = self.backend.capture(lambda: self._run_once(spec, tensors))
+            try:
+                recording = self.backend.capture(lambda: self._run_once(spec, tensors))
+            except RuntimeError as problem:
+                # It has just run twice: this is about capturing (a library that waits for the device, a stream of its own).
+                raise NotCapturableError(f"cannot be captured: {str(problem).partition(chr(10))[0]}") from problem
         outputs, output_spec = flatten(recording.output)
         memory = {storage_id(one) for one in protected}
         if any(storage_id(one) in memory for one in outputs):

@@ -30,7 +30,9 @@ from ..calls import Returns
 from ..plans import Plan, PlanUnavailable, settle
 from ..structure import patched
 from .arguments import Arguments, read_arguments
+from .capture import CaptureBackend, CudaGraphBackend, backend
 from .gate import Gate
+from .graphs import Graphed
 from .linear import Emit, by_columns, by_rows, could_pack
 from .packed import release_all
 from .returned import form_of, in_form
@@ -58,6 +60,7 @@ class FusedState:
         self.gate = Gate()
         self.refusal: str | None = None
         self.core: FusedTransformerLayer
+        self.graph: Graphed | None = None
         self.by_rows: bool
         self.watch: Watch
         self.bind(layer)
@@ -66,6 +69,7 @@ class FusedState:
     def bind(self, layer: FusedLayer) -> None:
         """Derive everything anew from ``layer``. A layer that is no longer supported falls back from here on."""
         release_all(layer)
+        self.graph = None  # what was captured may hold weights
         ours = self.core.attention.held if hasattr(self, "core") else ()
         try:
             anatomy = self.policy(layer).anatomy
@@ -77,10 +81,23 @@ class FusedState:
                 if self.execution is Plan.ONEDNN:
                     layer._fused_by_rows |= by_rows(anatomy.linears, self.shared)
                 self.by_rows = bool(layer._fused_by_rows)
-                self.core = FusedTransformerLayer(anatomy, self.execution, packing=self.packing, shared=self.shared, ours=ours)
-        # Packed weights are given back behind the replacement's back: it has to find out from each of them.
-        all_of_them = self.refusal is not None or self.execution is Plan.PACKED
+                operators = Plan.PLAIN if self.execution is Plan.GRAPHED else self.execution
+                self.core = FusedTransformerLayer(anatomy, operators, packing=self.packing, shared=self.shared, ours=ours)
+            self.graph = self._graphed(layer) if self.execution is Plan.GRAPHED else None
+        # Packed weights are given back behind the replacement's back: it has to find out from each of them. A graph reads each
+        # of them where it was.
+        all_of_them = self.refusal is not None or self.execution in (Plan.PACKED, Plan.GRAPHED)
         self.watch = Watch(layer, None if all_of_them else self.core.attention.joined)
+
+    def _graphed(self, layer: FusedLayer) -> Graphed:
+        """The core behind captured graphs. What else it depends on, this state looks after: it is bound anew."""
+        return Graphed(
+            self.core,
+            backend=layer._fused_backend.made(),
+            modules=(layer,),
+            watched=(),
+            veto=lambda: None if self.emit is silent else "its stages are asked for",
+        )
 
     @property
     def plan(self) -> str:
@@ -89,7 +106,8 @@ class FusedState:
             return f"original ({self.refusal})"
         held = "" if self.core.packer is None else f", {self.core.packer}"
         packed = ", QKV packed" if self.core.attention.packed is not None else ""
-        return f"{self.execution.value}{held}{packed}{', weights by rows' if self.by_rows else ''}"
+        graphs = "" if self.graph is None else f" by {self.graph.backend.name}"
+        return f"{self.execution.value}{graphs}{held}{packed}{', weights by rows' if self.by_rows else ''}"
 
     def stale(self) -> bool:
         """True where the layer is not what the replacement was derived from, or more of its weights can be packed."""
@@ -105,6 +123,7 @@ class FusedLayer(nn.Module):
     _fused_returns: ClassVar[Returns]
     _fused_plan: Plan = Plan.PLAIN
     _fused_packing: bool = True
+    _fused_backend: type[CaptureBackend] = CudaGraphBackend
     _fused_shared: frozenset[str] = frozenset()
     _fused_by_rows: frozenset[str] = frozenset()
     _fused_state: FusedState | None = None
@@ -171,7 +190,8 @@ class FusedLayer(nn.Module):
             state.calls += 1
         core = state.core
         core.emit = state.emit
-        hidden = core(arguments.hidden, arguments.call, arguments.encoder)
+        run = core if compiling or state.graph is None else state.graph
+        hidden = run(arguments.hidden, arguments.call, arguments.encoder)
         if self._fused_policy.call.sequence_first:
             hidden = hidden.transpose(0, 1).contiguous()
         return in_form(self._fused_returns, hidden, arguments.context)
@@ -236,6 +256,8 @@ class LayerSwap(Swap):
         self.layer.__class__ = fused_class(self.original, self.policy)  # type: ignore[arg-type]  # classes do hash
         assert isinstance(self.layer, FusedLayer)
         self.layer._fused_plan = settle(self.execution)
+        if self.layer._fused_plan is Plan.GRAPHED:
+            self.layer._fused_backend = backend()
         if self.shared:
             self.layer._fused_shared = self.shared
         assert self.layer.fused is not None
@@ -250,7 +272,7 @@ class LayerSwap(Swap):
         by_columns(self.layer, self.layer._fused_by_rows)
         if not patched(self.layer):
             self.layer.__dict__.pop("forward", None)
-        for name in ("_fused_state", "_fused_shared", "_fused_by_rows", "_fused_plan"):
+        for name in ("_fused_state", "_fused_shared", "_fused_by_rows", "_fused_backend", "_fused_plan"):
             self.layer.__dict__.pop(name, None)
         self.layer.__class__ = self.original  # type: ignore[assignment]  # it is no FusedLayer any more
 

@@ -1,0 +1,45 @@
+"""A case on another device: models and inputs are made on the CPU, by the same numbers as ever, and moved there."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from .case import Case, Example, Inputs, Workload
+
+
+def placed(case: Case, device: str) -> Case:
+    """``case`` with its models and inputs on ``device``; itself where they are there."""
+    if device == case.device:
+        return case
+    moved = copy.copy(case)
+    moved.__class__ = type(type(case).__name__, (_Placed, type(case)), {"device": device})
+    return moved
+
+
+def kind_of(case: Case) -> type[Case]:
+    """The class of ``case`` as it stands in its file, wherever the case was placed."""
+    return next(one for one in type(case).__mro__ if issubclass(one, Case) and not issubclass(one, _Placed))
+
+
+class _Placed(Case):
+    def build(self, example: Example, **overrides: Any) -> nn.Module:
+        return super().build(example, **overrides).to(self.device)  # type: ignore[safe-super]
+
+    def inputs(self, example: Example) -> Inputs:
+        made = super().inputs(example)  # type: ignore[safe-super]
+        valid = None if made.valid is None else made.valid.to(self.device)
+        return Inputs(kwargs=self._here(made.kwargs), valid=valid)
+
+    def workload_module(self, workload: Workload) -> nn.Module:
+        return super().workload_module(workload).to(self.device)
+
+    def workload_call(self, module: nn.Module, workload: Workload) -> dict[str, Any]:
+        return self._here(super().workload_call(module, workload))
+
+    def _here(self, value: dict[str, Any]) -> dict[str, Any]:
+        moved: dict[str, Any] = tree_map(lambda one: one.to(self.device) if isinstance(one, Tensor) else one, value)
+        return moved
