@@ -94,7 +94,7 @@ def megatron_alone(device: str = "cpu") -> Iterator[None]:
         (core("transformer.utils"), "torch", _TorchWithoutCuda()),
     ]
     stand_ins = [
-        *(without_gpu if device == "cpu" else ()),
+        *(() if device == "cuda" else without_gpu),
         (core("parallel_state"), "_GLOBAL_MEMORY_BUFFER", core("utils").GlobalMemoryBuffer()),
         (core("tensor_parallel"), "get_cuda_rng_tracker", lambda *_: _RandomStates()),
         *((core(path), _GROUP_FALLBACK, lambda group, **_: group) for path in _USES_GROUPS),

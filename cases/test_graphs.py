@@ -151,8 +151,8 @@ def test_constants_made_of_numbers_are_fresh_in_every_replay() -> None:
         assert torch.equal(wrapped(torch.ones(3)), torch.tensor([2.0, 3.0, 4.0]))
 
 
-def test_a_capture_that_the_device_refuses_is_made_eagerly_and_said_and_others_go_on(device: str) -> None:
-    """What a trial run cannot see: work on another stream that nobody joins, a library that waits for the device."""
+def test_what_cannot_be_captured_after_all_is_made_eagerly_and_said_and_others_go_on() -> None:
+    """What a trial run cannot see: a library that waits for the device."""
     calls = []
 
     def refused(x: Tensor) -> Tensor:
@@ -167,7 +167,28 @@ def test_a_capture_that_the_device_refuses_is_made_eagerly_and_said_and_others_g
     assert dict(wrapped.eager) == {"cannot be captured: operation not permitted when stream is capturing": 3}
     other = graphed(lambda x: x * 3)
     assert torch.equal(other(torch.ones(3)), torch.full((3,), 3.0))
-    assert other.captures == 1
+    assert (other.captures, dict(other.eager)) == (1, {})
+    torch.randn(3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+@pytest.mark.parametrize("device", ["cuda"], indirect=True)
+def test_waiting_for_the_device_while_capturing_leaves_it_as_it_was(device: str) -> None:
+    """torch's random generator and the graphs' memory too."""
+
+    def waits(x: Tensor) -> Tensor:
+        torch.cuda.synchronize()
+        return x * 2
+
+    wrapped = graphed(waits)
+    for _ in range(2):
+        assert torch.equal(wrapped(torch.ones(3)), torch.full((3,), 2.0))
+        assert torch.randn(3).isfinite().all()
+    ((reason, times),) = wrapped.eager.items()
+    assert (reason.partition(":")[0], times) == ("cannot be captured", 2)
+    wrapped.function = lambda x: x * 3
+    assert torch.equal(wrapped(torch.ones(4)), torch.full((4,), 3.0))
+    assert wrapped.captures == 1
 
 
 def test_inference_mode_and_plain_calls_share_no_trouble() -> None:

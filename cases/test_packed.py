@@ -23,7 +23,7 @@ from cases.bert import BertCase
 from cases.gpt2 import GPT2Case
 from cases.llama import LlamaCase
 from cases.opt import OPTCase
-from harness.bench.columns import SDPA, original_columns, packed_column
+from harness.bench.columns import SDPA, original_columns, planned_column
 from harness.bench.gate import show_equal
 from harness.case import Case, Inputs
 from harness.check import check_property
@@ -40,7 +40,7 @@ from policies.fused import onednn
 from policies.fused import packed as packed_module
 from policies.fused.gate import Gate
 from policies.fused.packed import PackedParameter, held_bytes
-from policies.plans import PlanUnavailable
+from policies.plans import Plan, PlanUnavailable
 
 FEW = depth("quick", 16)
 LAYERED = [entry for entry in CASES if entry.unavailable is None and entry.load().layered]
@@ -308,7 +308,7 @@ def test_at_real_size_packed_weights_take_a_hundredth_more_at_most() -> None:
     workload = case.workloads[0]
     module = case.workload_module(workload)
     plain = bytes_held(module)
-    column = packed_column(case, module, workload)
+    column = planned_column(case, module, workload, Plan.PACKED)
     assert column.name == "replaced, packed"
     assert column.replaced == 1
     left = sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in column.module.parameters()}.values())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from policies import replace_module
+from policies.plans import Plan
 
 from ..case import Case, Workload
 from ..timing.devices import Device
@@ -24,7 +25,7 @@ from ..trial import Replacer, cast
 
 EAGER, SDPA, ORIGINAL = "original eager", "original sdpa", "original"
 COMPILED, FROZEN = "original compiled", "original compiled, frozen"
-REPLACED, REPLACED_COMPILED, PACKED = "replaced", "replaced + compile", "replaced, packed"
+REPLACED, REPLACED_COMPILED, PLANNED = "replaced", "replaced + compile", "replaced, {}"
 GRAPHED = "{} + graph"
 _NAMES = {None: ORIGINAL, "eager": EAGER, "sdpa": SDPA}
 
@@ -67,9 +68,10 @@ def replaced_column(case: Case, module: nn.Module, workload: Workload, replacer:
     return _replaced(REPLACED, case, module, workload, replacer)
 
 
-def packed_column(case: Case, module: nn.Module, workload: Workload) -> Column:
-    """A copy of ``module`` replaced by the plan ``packed``."""
-    return _replaced(PACKED, case, copy.deepcopy(module), workload, functools.partial(replace_module, plan="packed"))
+def planned_column(case: Case, module: nn.Module, workload: Workload, plan: Plan) -> Column:
+    """A copy of ``module`` replaced by ``plan``."""
+    name = PLANNED.format(plan.value)
+    return _replaced(name, case, copy.deepcopy(module), workload, functools.partial(replace_module, plan=plan))
 
 
 def _replaced(name: str, case: Case, module: nn.Module, workload: Workload, replacer: Replacer) -> Column:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..numerics import gap
 from ..trial import Disagreement, fused_path, storages
 from .columns import Column
 
-EQUALITY = {"float32": 1e-4, "bfloat16": 6e-2, "float16": 1e-2}
+EQUALITY = {"float32": 1e-4, "float32 with TF32": 1e-2, "bfloat16": 6e-2, "float16": 1e-2}
 """Largest error, relative to the output's scale, at which two columns of one dtype count as the same computation.
 
 This is a gate against timing a wrong result, not a judgement of rounding: the rounding tier makes that.
@@ -19,8 +20,14 @@ class NotTimed(Exception):
     """Two columns must not be timed against each other. One line that says why."""
 
 
-def show_equal(expected: Tensor, baseline: Column, subject: Column, dtype: str) -> float:
-    """The subject's error against ``expected``, relative to the output's scale.
+def kind_of_equality(dtype: str, device: str) -> str:
+    """The entry of ``EQUALITY`` for two columns of ``dtype``: on CUDA cuDNN may round float32 images to TF32's 10 bits."""
+    tf32 = dtype == "float32" and device == "cuda" and torch.backends.cudnn.allow_tf32
+    return "float32 with TF32" if tf32 else dtype
+
+
+def show_equal(expected: Tensor, baseline: Column, subject: Column, equality: str) -> float:
+    """The subject's error against ``expected``, relative to the output's scale; ``equality`` is an entry of ``EQUALITY``.
 
     Raises ``NotTimed`` where nothing was replaced, the fused path does not run, the columns are not two separate models, or
     one of them does not give ``expected``.
@@ -38,7 +45,7 @@ def show_equal(expected: Tensor, baseline: Column, subject: Column, dtype: str) 
         mine = subject.output()
     for column, output in ((baseline, baseline.output()), (subject, mine)):
         difference = gap(expected, output)
-        if not difference.within(EQUALITY[dtype]):
+        if not difference.within(EQUALITY[equality]):
             what = difference.problem or f"differs by {difference.error:.1e} of the output's scale"
             raise NotTimed(f"{column.name} does not compute the same: {what}")
     return difference.error

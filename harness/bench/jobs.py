@@ -15,8 +15,9 @@ COMPILED_COPIES = 4.0
 """Further copies beside compiled columns: a module for each of the three, and weights that freezing has laid out anew."""
 MEMORY_SHARE = 0.6
 """Part of the free memory that a job may take."""
-SECONDS_A_PAIR = (0.4, 5.0)
-"""Least and most time for one comparison of short calls; long calls take what an interval needs."""
+SECONDS_A_PAIR = {"cpu": (0.4, 5.0), "cuda": (0.8, 5.0)}
+"""Least and most time for one comparison of short calls; long calls take what an interval needs. On a GPU a short call takes
+as long as its launches, whose times scatter."""
 CALLS_A_PAIR = 44
 """Calls that a comparison makes before it can give an interval: warm-up, eight blocks of four, and some room."""
 CALLS_OF_A_JOB = 8
@@ -32,7 +33,8 @@ COMPILE_SECONDS = 10.0
 """What compiling a layer is taken to cost; for estimates only."""
 CLOCKS = {"cpu": 1, "cuda": 2}
 """Times that a comparison is made: end to end, and where that differs by the device's own clock."""
-DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
+DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float16", "float32")}
+"""What each device is most used for comes first."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def plan_jobs(
     room = free_bytes * MEMORY_SHARE
     small = [job for job in jobs if job.memory_bytes <= room]
     left_out = [(job, f"needs {job.memory_bytes / 2**30:.0f} GiB") for job in jobs if job not in small]
-    least, most = SECONDS_A_PAIR
+    least, most = SECONDS_A_PAIR[device]
     plain = max(sum(not job.compiled for job in small), 1)
     plan = JobPlan(device, budget, rates, seconds_a_pair=min(max(budget / plain / 4, least), most))
     if keys is not None:

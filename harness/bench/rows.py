@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from policies import replace_module
 from policies.fused import onednn
 from policies.fused.packed import held_bytes
+from policies.plans import Plan
 from reports.record import Timing
 
 from ..case import Case
@@ -31,10 +33,10 @@ from .columns import (
     first_tensor,
     graphed_column,
     original_columns,
-    packed_column,
+    planned_column,
     replaced_column,
 )
-from .gate import NotTimed, show_equal
+from .gate import NotTimed, kind_of_equality, show_equal
 from .jobs import Job
 from .products import products_fraction
 
@@ -64,14 +66,15 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
     if job.compiled:
         *baselines, compiled = compiled_columns(case, module, job.workload)
         subjects = [(originals[-1], compiled)]
-    if device.kind == "cpu" and job.layer and onednn.packs() and replacer is replace_module:
-        packed = packed_column(case, module, job.workload)
-        subjects += [(baseline, packed) for baseline in baselines]
+    plans = _plans(job, device) if replacer is replace_module else ()
+    for plan in plans:
+        column = planned_column(case, module, job.workload, plan)
+        subjects += [(baseline, column) for baseline in baselines]
     replaced = replaced_column(case, module, job.workload, replacer)
     rows = []
     if device.graphs:
         try:
-            subjects += _graphed_pairs(job, originals[-1], replaced, device)
+            subjects.append(_as_graphs(job, originals[-1], replaced, device))
         except RuntimeError as problem:
             name = GRAPHED.format(replaced.name)
             rows.append(_row(job, device, originals[-1].name, name, verdict="FAILED", reason=_one_line(problem)))
@@ -80,7 +83,7 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
     costs = functools.cache(lambda subject: _costs(job, device, subject))
     for number, (baseline, subject) in enumerate(pairs):
         try:
-            error = show_equal(expected, baseline, subject, job.dtype)
+            error = show_equal(expected, baseline, subject, kind_of_equality(job.dtype, device.kind))
         except NotTimed as problem:
             rows.append(_row(job, device, baseline.name, subject.name, verdict="FAILED", reason=str(problem)))
             continue
@@ -93,13 +96,21 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
     return tuple(rows)
 
 
-def _graphed_pairs(job: Job, original: Column, replaced: Column, device: Device) -> list[tuple[Column, Column]]:
-    """The original as a graph against the replacement as a graph; a diffusion model's captures itself."""
-    baseline = graphed_column(original, device)
+def _plans(job: Job, device: Device) -> tuple[Plan, ...]:
+    """Plans beside the automatic one that a layer can run by here. A call with a cache is captured by none."""
     if not job.layer:
-        return [(baseline, replaced)]
-    subject = graphed_column(replaced, device)
-    return [(original, subject), (baseline, subject)]
+        return ()
+    if device.kind == "cpu":
+        return (Plan.PACKED,) if onednn.packs() else ()
+    return () if job.workload.past else (Plan.GRAPHED,)
+
+
+def _as_graphs(job: Job, original: Column, replaced: Column, device: Device) -> tuple[Column, Column]:
+    """The call of the original as a graph, where it can be captured, and that of the replacement; a diffusion model's captures
+    itself."""
+    with contextlib.suppress(RuntimeError):  # a mask made on the host, say
+        original = graphed_column(original, device)
+    return original, graphed_column(replaced, device) if job.layer else replaced
 
 
 def _one_line(problem: Exception) -> str:

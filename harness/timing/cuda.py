@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.timing.devices import Call, Clock, Conditions, Device, DeviceUnavailable
 from harness.timing.nvml import GpuReading, Nvml
+from policies.fused.capture import CudaGraphBackend
 
 _L2_UNKNOWN_BYTES = 128 * 2**20
 _WARM_UP_BEFORE_CAPTURE = 3
@@ -40,6 +41,7 @@ class CudaDevice(Device):
     def __init__(self, *, cuda: Any, allocate: Callable[[int], Any], nvml: Nvml | None, flush_l2: bool = True) -> None:
         self._cuda = cuda
         self._nvml = nvml
+        self._graphs = CudaGraphBackend(cuda)
         properties = cuda.get_device_properties(cuda.current_device())
         self.name = f"cuda:{cuda.current_device()} ({properties.name})"
         l2_bytes = getattr(properties, "L2_cache_size", 0)
@@ -88,19 +90,13 @@ class CudaDevice(Device):
 
     def captured(self, call: Call) -> Call:
         """Capture ``call`` as a CUDA graph, after a few calls aside, and return its replay."""
-        side = self._cuda.Stream()
-        side.wait_stream(self._cuda.current_stream())
-        with self._cuda.stream(side):  # lazy initialisation must not end up in the graph
-            for _ in repeat(None, _WARM_UP_BEFORE_CAPTURE):
-                call()
-        self._cuda.current_stream().wait_stream(side)
-        graph = self._cuda.CUDAGraph()
-        with self._cuda.graph(graph):
-            output = call()
+        for _ in repeat(None, _WARM_UP_BEFORE_CAPTURE):  # lazy initialisation must not end up in the graph
+            self._graphs.warm_up(call)
+        recording = self._graphs.capture(call)
 
         def replay() -> object:
-            graph.replay()
-            return output
+            recording.replay()
+            return recording.output
 
         return replay
 

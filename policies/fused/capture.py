@@ -64,43 +64,44 @@ class CaptureBackend(ABC):
 
 
 class CudaGraphBackend(CaptureBackend):
-    """CUDA graphs. All captures made on one stream share a memory pool: they are replayed one after the other, and outputs
-    are copied before the next replay."""
+    """CUDA graphs; ``cuda`` is ``torch.cuda``. All captures made on one stream share a memory pool: they are replayed one after
+    the other, and outputs are copied before the next replay."""
 
     name = "cuda graph"
 
-    def __init__(self) -> None:
+    def __init__(self, cuda: Any = torch.cuda) -> None:
+        self._cuda = cuda
         self._pools: dict[Hashable, Any] = {}
 
     def place(self) -> Hashable:
         """The device and its current stream: replays on two streams would overlap, in the same memory."""
-        return torch.cuda.current_device(), torch.cuda.current_stream().cuda_stream
+        return self._cuda.current_device(), self._cuda.current_stream().cuda_stream
 
     def refuses(self, tensor: Tensor) -> str | None:
         return None if tensor.device.type == "cuda" else f"a tensor on {tensor.device.type}"
 
     def busy(self) -> bool:
-        return bool(torch.cuda.is_current_stream_capturing())
+        return bool(self._cuda.is_current_stream_capturing())
 
     def warm_up(self, run: Callable[[], Any]) -> Any:
         """On a stream of its own: lazily made handles and workspaces must exist, and the legacy stream is no place for
         them."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        side = self._cuda.Stream()
+        side.wait_stream(self._cuda.current_stream())
+        with self._cuda.stream(side):
             result = run()
-        torch.cuda.current_stream().wait_stream(side)
+        self._cuda.current_stream().wait_stream(side)
         return result
 
     def capture(self, run: Callable[[], Any]) -> Recording:
         place = self.place()
         if place not in self._pools:
-            self._pools[place] = torch.cuda.graph_pool_handle()
-        graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+            self._pools[place] = self._cuda.graph_pool_handle()
+        graph = self._cuda.CUDAGraph()
+        self._cuda.synchronize()
+        side = self._cuda.Stream()
+        side.wait_stream(self._cuda.current_stream())
+        with self._cuda.stream(side):
             graph.capture_begin(pool=self._pools[place], capture_error_mode="thread_local")
             try:
                 output = run()
@@ -108,7 +109,7 @@ class CudaGraphBackend(CaptureBackend):
             except BaseException:
                 self._abandon(graph, place)
                 raise
-        torch.cuda.current_stream().wait_stream(side)
+        self._cuda.current_stream().wait_stream(side)
         return Recording(output, graph.replay)
 
     def _abandon(self, graph: Any, place: Hashable) -> None:
@@ -123,7 +124,7 @@ class CudaGraphBackend(CaptureBackend):
                 graph.capture_end()
         except RuntimeError:
             del self._pools[place]
-            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            generator = self._cuda.default_generators[self._cuda.current_device()]
             generator.graphsafe_set_state(generator.clone_state())
 
 

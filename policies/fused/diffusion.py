@@ -27,6 +27,7 @@ from .diffusion_blocks import (
     FusedConv2d,
     FusedFeedForward,
     FusedGEGLU,
+    FusedGroupNorm,
     FusedTransformer2D,
     convert_to_channels_last,
 )
@@ -41,6 +42,7 @@ PARTS: Mapping[str, type[Swapped]] = {
     "diffusers.models.attention:FeedForward": FusedFeedForward,
     "diffusers.models.transformers.transformer_2d:Transformer2DModel": FusedTransformer2D,
     "torch.nn.modules.conv:Conv2d": FusedConv2d,
+    "torch.nn.modules.normalization:GroupNorm": FusedGroupNorm,
 }
 """What is swapped inside a model, by exact class."""
 

@@ -19,6 +19,10 @@ class FakeCuda:
         self.stream_seconds = 0.0
         self.allocated = 1000
         self.peak = 1000
+        self.pools: list[object] = []
+        self.refused = False
+        self.drawing = True
+        self.default_generators = [self]
         self._properties = {"name": "Fake H100", "L2_cache_size": l2_bytes}
         if not l2_bytes:
             del self._properties["L2_cache_size"]
@@ -75,21 +79,43 @@ class FakeCuda:
         return SimpleNamespace(wait_stream=lambda other: self.log.append("side waits"))
 
     def current_stream(self) -> SimpleNamespace:
-        return SimpleNamespace(wait_stream=lambda other: self.log.append("main waits"))
+        return SimpleNamespace(wait_stream=lambda other: self.log.append("main waits"), cuda_stream=0)
 
     @contextmanager
     def stream(self, stream):
         self.log.append("on side")
         yield
 
-    def CUDAGraph(self) -> SimpleNamespace:
-        return SimpleNamespace(replay=lambda: self.log.append("replay"))
+    def graph_pool_handle(self) -> object:
+        return object()
 
-    @contextmanager
-    def graph(self, graph):
+    def CUDAGraph(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            capture_begin=self._capture_begin, capture_end=self._capture_end, replay=lambda: self.log.append("replay")
+        )
+
+    def _capture_begin(self, *, pool: object, capture_error_mode: str) -> None:
         self.log.append("capture")
-        yield
+        self.pools.append(pool)
+
+    def _capture_end(self) -> None:
+        """As torch does: after an operation that the device refused, ending raises, and the generator stays in its state."""
         self.log.append("captured")
+        if self.refused:
+            self.refused = False
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.drawing = True
+
+    def refuse(self) -> None:
+        """An operation that cannot be captured."""
+        self.refused, self.drawing = True, False
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    def clone_state(self) -> FakeCuda:
+        return self
+
+    def graphsafe_set_state(self, state: FakeCuda) -> None:
+        self.drawing = True
 
 
 class NVMLError(Exception):

@@ -1,4 +1,4 @@
-"""The CUDA device's logic, against a fake: none of this has run on a GPU."""
+"""The CUDA device's logic, against a fake."""
 
 import os
 
@@ -46,19 +46,38 @@ def test_a_graph_is_warmed_up_aside_captured_once_and_replayed():
         return next(outputs)
 
     replay = _device(cuda).captured(call)
-    assert cuda.log == [
-        "side waits",
-        "on side",
-        "launch",
-        "launch",
-        "launch",
-        "main waits",
-        "capture",
-        "launch",
-        "captured",
-    ]
+    aside = ["side waits", "on side", "launch", "main waits"]
+    captured = ["synchronise", "side waits", "on side", "capture", "launch", "captured", "main waits"]
+    assert cuda.log == [*aside * 3, *captured]
     assert replay() == "d", "what the captured call returned is what a replay fills"
     assert cuda.log[-1] == "replay"
+
+
+def test_a_capture_that_the_device_refuses_says_why_and_leaves_nothing_behind():
+    """Random numbers can be drawn, and the next capture has memory of its own."""
+    cuda = FakeCuda()
+    device = _device(cuda)
+    calls = []
+
+    def call():
+        calls.append(None)
+        if len(calls) == 4:
+            cuda.refuse()
+
+    with pytest.raises(RuntimeError, match="not permitted when stream is capturing"):
+        device.captured(call)
+    assert cuda.drawing
+    device.captured(call)
+    assert cuda.pools[0] is not cuda.pools[1]
+
+
+def test_a_call_that_fails_while_captured_passes_its_error_on_and_the_memory_is_used_again():
+    cuda = FakeCuda()
+    device = _device(cuda)
+    with pytest.raises(ZeroDivisionError):
+        device.captured(lambda: 1 / ("capture" not in cuda.log))
+    device.captured(lambda: None)
+    assert cuda.drawing and cuda.pools[0] is cuda.pools[1]
 
 
 def test_peak_memory_is_what_one_call_held_above_the_level_before():

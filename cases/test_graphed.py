@@ -1,0 +1,144 @@
+"""The plan ``graphed``: each call of a Transformer layer that a graph can repeat is replayed from one."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import policies
+from cases import CASES
+from harness.case import Case, Inputs
+from harness.check import check_property
+from harness.placed import placed
+from harness.plans import by_plan
+from harness.profiles import depth
+from harness.properties import PROPERTIES, Property
+from harness.properties.cache import with_cache
+from harness.registry import CaseEntry, choose
+from harness.trial import fused_states, graphs_of
+from policies.plans import PlanUnavailable
+
+from .bert import BertCase
+from .graph_calls import DEVICES
+from .llama import LlamaCase
+
+FEW = depth("quick", 8)
+LAYERED = [entry for entry in CASES if entry.unavailable is None and entry.load().layered]
+TABLE = [
+    pytest.param(entry, prop, id=f"{entry.name}-{prop.name.replace(' ', '-')}")
+    for entry in choose(CASES, ("bert", "bloom", "llama"))
+    for prop in PROPERTIES
+    if prop.applies(entry.load()) and prop.name != "refusal"
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.mark.parametrize(("entry", "prop"), TABLE)
+def test_every_property_holds_of_graphed_layers(entry: CaseEntry, prop: Property) -> None:
+    """On a CPU the emulator captures. A post-norm layer with cross-attention, one with ALiBi, one with grouped heads."""
+    with by_plan("graphed") as replacer:
+        verdict = check_property(prop, entry.load(), profile=FEW, seed=1, policy="graphed", replacer=replacer).verdict
+    assert verdict.outcome == "held", f"{verdict.reason}\n{verdict.failure}"
+
+
+@pytest.mark.parametrize("entry", LAYERED, ids=lambda entry: entry.name)
+def test_the_second_call_of_a_layer_is_replayed_from_the_graph_of_the_first(entry: CaseEntry, device: str) -> None:
+    """Else properties would hold of graphs because there are none."""
+    case = placed(entry.load(), device)
+    with by_plan("graphed", device) as replacer, case.surroundings():
+        original = case.build(case.simplest)
+        model = copy.deepcopy(original)
+        replacer(model)
+        for seed in (1, 2):
+            example = type(case.simplest)(case.simplest.values, seed)
+            expected, actual = (case.run(one, case.inputs(example)) for one in (original, model))
+            for name, tensor in expected.items():
+                assert torch.allclose(tensor, actual[name], atol=1e-4)
+        for graph in graphs_of(model):
+            assert (graph.captures, graph.replays, dict(graph.eager)) == (1, 2, {})
+        assert len(graphs_of(model)) == case.expected(case.simplest)
+
+
+def ready(case: Case, device: str) -> tuple[nn.Module, nn.Module, Inputs]:
+    """An original, its replacement by graphs, and inputs."""
+    case = placed(case, device)
+    original = case.build(case.simplest)
+    model = copy.deepcopy(original)
+    with by_plan("graphed", device) as replacer:
+        replacer(model)
+    return original, model, case.inputs(case.simplest)
+
+
+def same(original: nn.Module, model: nn.Module, **kwargs: Any) -> bool:
+    mine, its = (one(**copy.deepcopy(kwargs)).last_hidden_state for one in (original, model))
+    return torch.allclose(mine, its, atol=1e-5)
+
+
+def test_a_call_with_a_cache_runs_plain_and_is_counted(device: str) -> None:
+    original, model, inputs = ready(LlamaCase(), device)
+    assert same(original, model, **with_cache(inputs).kwargs)
+    (graph,) = graphs_of(model)
+    assert graph.captures == 0 and graph.eager.total() == 1
+    (state,) = fused_states(model)
+    assert (state.calls, dict(state.fallbacks)) == (1, {})
+
+
+@pytest.mark.parametrize("how", ["in place", "in other memory", "anew", "in another dtype"])
+def test_weights_that_change_after_a_capture_count(device: str, how: str) -> None:
+    original, model, inputs = ready(BertCase(), device)
+    assert same(original, model, **inputs.kwargs)
+    for one in (original, model):
+        layer = next(module for module in one.modules() if type(module).__name__.endswith("BertLayer"))
+        weight = layer.intermediate.dense.weight
+        if how == "in place":
+            weight.mul_(-2)
+        elif how == "in other memory":
+            weight.data = weight.data * -2
+        elif how == "anew":
+            layer.intermediate.dense.weight = nn.Parameter(weight * -2)
+        else:
+            one.double()
+    assert same(original, model, **inputs.kwargs)
+
+
+def test_a_result_that_is_kept_is_not_overwritten_by_the_next_call(device: str) -> None:
+    original, model, _ = ready(BertCase(), device)
+    (layer,) = [module for module in model.modules() if hasattr(type(module), "_fused_policy")]
+    hidden = [torch.randn(1, 3, original.config.hidden_size, device=device) for _ in range(2)]
+    first = layer(hidden[0])
+    kept = copy.deepcopy(first)
+    layer(hidden[1])
+    assert torch.equal(*(one if isinstance(one, torch.Tensor) else one[0] for one in (first, kept)))
+
+
+def test_the_plan_is_visible_and_reverting_forgets_the_graphs() -> None:
+    _, model, inputs = ready(BertCase(), "cpu")
+    assert "plan: graphed by emulator, QKV packed" in repr(model)
+    model(**inputs.kwargs)
+    (layer,) = [module for module in model.modules() if hasattr(type(module), "_fused_policy")]
+    assert graphs_of(model)[0].held_bytes > 0
+    copied = copy.deepcopy(layer)
+    assert copied.fused.graph.captures == 0
+
+
+def test_where_there_is_no_gpu_the_plan_is_refused_in_one_line_and_the_model_is_as_it_was() -> None:
+    model = BertCase().build(BertCase().simplest)
+    with pytest.raises(PlanUnavailable, match=r"^plan graphed runs on CUDA, not on cpu; move the model there first, or use"):
+        policies.replace_module(model, plan="graphed")
+    assert not fused_states(model)

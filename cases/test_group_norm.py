@@ -1,0 +1,63 @@
+"""Group norm of large images on a GPU, by sums: as exact as torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from harness.check import check_property
+from harness.placed import placed
+from harness.profiles import depth
+from harness.properties import PROPERTIES
+from harness.rounding.statistic import DTYPES, FLOOR
+from policies import replace_module
+from policies.fused import diffusion_blocks
+from policies.fused.diffusion_blocks import group_norm_by_sums
+
+from .unet import UNetCase
+from .vae import VAECase
+
+
+@given(
+    batch=st.integers(1, 3),
+    groups=st.integers(1, 5),
+    channels=st.integers(1, 6),
+    sides=st.tuples(st.integers(2, 19), st.integers(1, 17)),
+    mean=st.sampled_from((0.0, 1.0, -8.0, 60.0)),
+    eps=st.sampled_from((1e-6, 1e-5, 1e-3)),
+    dtype=st.sampled_from(("float16", "bfloat16")),
+    seed=st.integers(0, 2**16),
+)
+def test_by_sums_a_group_norm_is_as_exact_as_by_torch(
+    batch: int, groups: int, channels: int, sides: tuple[int, int], mean: float, eps: float, dtype: str, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    kind = DTYPES[dtype]
+    wide = torch.randn(batch, groups * channels, *sides, generator=generator) + mean
+    x = wide.to(kind).contiguous(memory_format=torch.channels_last)
+    weight, bias = (torch.randn(groups * channels, generator=generator).to(kind) for _ in range(2))
+    exact = F.group_norm(x.double(), groups, weight.double(), bias.double(), eps)
+
+    def error(found: Tensor) -> float:
+        return float((found.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
+
+    mine = group_norm_by_sums(x, groups, weight, bias, eps)
+    assert (mine.dtype, mine.stride()) == (x.dtype, x.stride())
+    assert error(mine) <= 1.5 * error(F.group_norm(x, groups, weight, bias, eps)) + FLOOR * torch.finfo(kind).eps
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+@pytest.mark.parametrize("prop", [one for one in PROPERTIES if one.name.startswith("rounding")], ids=lambda one: one.name)
+@pytest.mark.parametrize("case", [UNetCase(), VAECase()], ids=lambda one: one.name)
+def test_on_a_gpu_models_keep_their_budget_with_every_image_normed_so(
+    case: UNetCase | VAECase, prop: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diffusion_blocks, "LARGE_IMAGE", 0)
+    there = placed(case, "cuda")
+    few = depth("quick", 8)
+    verdict = check_property(prop, there, profile=few, seed=1, policy="by sums", replacer=replace_module).verdict  # type: ignore[arg-type]
+    assert verdict.outcome == "held", verdict.reason
