@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from .case import Case, Example, Inputs, Workload
+from .case import Case, Example, Inputs, Refusal, Workload
 
 
 def placed(case: Case, device: str) -> Case:
@@ -34,11 +36,17 @@ class _Placed(Case):
         valid = None if made.valid is None else made.valid.to(self.device)
         return Inputs(kwargs=self._here(made.kwargs), valid=valid)
 
+    def refusals(self) -> tuple[Refusal, ...]:
+        return tuple(replace(one, build=self._built_here(one.build)) for one in super().refusals())
+
     def workload_module(self, workload: Workload) -> nn.Module:
         return super().workload_module(workload).to(self.device)
 
     def workload_call(self, module: nn.Module, workload: Workload) -> dict[str, Any]:
         return self._here(super().workload_call(module, workload))
+
+    def _built_here(self, build: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        return lambda: build().to(self.device)
 
     def _here(self, value: dict[str, Any]) -> dict[str, Any]:
         moved: dict[str, Any] = tree_map(lambda one: one.to(self.device) if isinstance(one, Tensor) else one, value)

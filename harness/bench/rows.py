@@ -61,7 +61,7 @@ def time_job(
 def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a_pair: float, seed: int) -> tuple[Timing, ...]:
     module = case.workload_module(job.workload).to(getattr(torch, job.dtype))
     originals = original_columns(case, module, job.workload)
-    flops, moved = _count(originals[-1].call, module)
+    flops, moved = _count(originals[0].call, module)  # of eager attention: torch's counter knows no grouped heads in sdpa
     subjects, baselines = [], originals
     if job.compiled:
         *baselines, compiled = compiled_columns(case, module, job.workload)

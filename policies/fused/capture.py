@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
@@ -63,6 +64,14 @@ class CaptureBackend(ABC):
         """Record ``run``. What it raises passes through and leaves the backend able to capture again."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Pool:
+    """Memory that graphs share, and those that are alive."""
+
+    handle: Any
+    graphs: weakref.WeakSet[Any]
+
+
 class CudaGraphBackend(CaptureBackend):
     """CUDA graphs; ``cuda`` is ``torch.cuda``. All captures made on one stream share a memory pool: they are replayed one after
     the other, and outputs are copied before the next replay."""
@@ -71,7 +80,7 @@ class CudaGraphBackend(CaptureBackend):
 
     def __init__(self, cuda: Any = torch.cuda) -> None:
         self._cuda = cuda
-        self._pools: dict[Hashable, Any] = {}
+        self._pools: dict[Hashable, _Pool] = {}
 
     def place(self) -> Hashable:
         """The device and its current stream: replays on two streams would overlap, in the same memory."""
@@ -95,28 +104,31 @@ class CudaGraphBackend(CaptureBackend):
 
     def capture(self, run: Callable[[], Any]) -> Recording:
         place = self.place()
-        if place not in self._pools:
-            self._pools[place] = self._cuda.graph_pool_handle()
+        pool = self._pools.get(place)
+        alive = [] if pool is None else list(pool.graphs)
+        if pool is None or not alive:  # the memory of a pool goes with the last of its graphs, and torch takes it for no other
+            pool = self._pools[place] = _Pool(self._cuda.graph_pool_handle(), weakref.WeakSet())
         graph = self._cuda.CUDAGraph()
         self._cuda.synchronize()
         side = self._cuda.Stream()
         side.wait_stream(self._cuda.current_stream())
         with self._cuda.stream(side):
-            graph.capture_begin(pool=self._pools[place], capture_error_mode="thread_local")
             try:
+                graph.capture_begin(pool=pool.handle, capture_error_mode="thread_local")
                 output = run()
                 graph.capture_end()
             except BaseException:
                 self._abandon(graph, place)
                 raise
         self._cuda.current_stream().wait_stream(side)
+        pool.graphs.add(graph)
         return Recording(output, graph.replay)
 
     def _abandon(self, graph: Any, place: Hashable) -> None:
         """End a capture that came to nothing; the caller has to see why, and not that ending it failed too.
 
-        Where the device itself has refused something, torch (2.11) leaves its random generator and the memory pool as they are
-        while capturing: no random number could be drawn in this process any more. Both are exchanged.
+        Where the device itself has refused something, or beginning failed, torch (2.11) leaves its random generator and the
+        memory pool as they are while capturing: no random number could be drawn in this process any more. Both are exchanged.
         """
         try:
             with warnings.catch_warnings():

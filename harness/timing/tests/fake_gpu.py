@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from types import SimpleNamespace
+from weakref import WeakSet
 
 UUID = "3f1c0a52-7b1e-9d0c-54aa-0c2e4b7d9e11"
 
@@ -20,6 +21,7 @@ class FakeCuda:
         self.allocated = 1000
         self.peak = 1000
         self.pools: list[object] = []
+        self.alive: dict[object, WeakSet[FakeGraph]] = {}
         self.refused = False
         self.drawing = True
         self.default_generators = [self]
@@ -89,22 +91,8 @@ class FakeCuda:
     def graph_pool_handle(self) -> object:
         return object()
 
-    def CUDAGraph(self) -> SimpleNamespace:
-        return SimpleNamespace(
-            capture_begin=self._capture_begin, capture_end=self._capture_end, replay=lambda: self.log.append("replay")
-        )
-
-    def _capture_begin(self, *, pool: object, capture_error_mode: str) -> None:
-        self.log.append("capture")
-        self.pools.append(pool)
-
-    def _capture_end(self) -> None:
-        """As torch does: after an operation that the device refused, ending raises, and the generator stays in its state."""
-        self.log.append("captured")
-        if self.refused:
-            self.refused = False
-            raise RuntimeError("operation failed due to a previous error during capture")
-        self.drawing = True
+    def CUDAGraph(self) -> FakeGraph:
+        return FakeGraph(self)
 
     def refuse(self) -> None:
         """An operation that cannot be captured."""
@@ -116,6 +104,31 @@ class FakeCuda:
 
     def graphsafe_set_state(self, state: FakeCuda) -> None:
         self.drawing = True
+
+
+class FakeGraph:
+    """As torch's: the memory of a pool goes with the last graph in it, and cannot be had again. After an operation that the
+    device refused, ending raises, and the generator stays in its state."""
+
+    def __init__(self, cuda: FakeCuda) -> None:
+        self.cuda = cuda
+
+    def capture_begin(self, *, pool: object, capture_error_mode: str) -> None:
+        self.cuda.log.append("capture")
+        if pool in self.cuda.pools and not self.cuda.alive.get(pool):
+            self.cuda.drawing = False
+            raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
+        self.cuda.pools.append(pool)
+        self.cuda.alive.setdefault(pool, WeakSet()).add(self)
+
+    def capture_end(self) -> None:
+        self.cuda.log.append("captured")
+        if self.cuda.refused:
+            self.cuda.refused = False
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def replay(self) -> None:
+        self.cuda.log.append("replay")
 
 
 class NVMLError(Exception):

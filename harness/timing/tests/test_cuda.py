@@ -1,5 +1,6 @@
 """The CUDA device's logic, against a fake."""
 
+import gc
 import os
 
 import pytest
@@ -71,13 +72,25 @@ def test_a_capture_that_the_device_refuses_says_why_and_leaves_nothing_behind():
     assert cuda.pools[0] is not cuda.pools[1]
 
 
-def test_a_call_that_fails_while_captured_passes_its_error_on_and_the_memory_is_used_again():
+def test_a_call_that_fails_while_captured_passes_its_error_on_and_the_next_is_captured():
     cuda = FakeCuda()
     device = _device(cuda)
     with pytest.raises(ZeroDivisionError):
         device.captured(lambda: 1 / ("capture" not in cuda.log))
+    assert device.captured(lambda: "d")() == "d"
+
+
+def test_graphs_share_memory_with_those_that_are_alive_and_never_with_those_that_are_gone():
+    """torch gives up a pool with its last graph."""
+    cuda = FakeCuda()
+    device = _device(cuda)
+    kept = [device.captured(lambda: None) for _ in range(2)]
+    assert cuda.pools[0] is cuda.pools[1]
+    del kept
+    gc.collect()
     device.captured(lambda: None)
-    assert cuda.drawing and cuda.pools[0] is cuda.pools[1]
+    assert cuda.pools[2] is not cuda.pools[0]
+    assert cuda.drawing
 
 
 def test_peak_memory_is_what_one_call_held_above_the_level_before():
