@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,8 @@ class NotCapturableError(ValueError):
     """A call that no graph can stand for; says why in the words that end up in the count of eager calls."""
 
 
-@dataclass(frozen=True)
-class TensorSpec:
-    """Everything about a tensor but its values."""
+class TensorSpec(NamedTuple):
+    """Everything about a tensor but its values. A tuple: one is made of each argument at each call."""
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
@@ -42,7 +42,7 @@ class TensorSpec:
             raise NotCapturableError(f"a tensor of class {type(tensor).__name__}")
         if tensor.layout is not torch.strided:
             raise NotCapturableError(f"a tensor of layout {tensor.layout}")
-        return cls(tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
+        return cls(tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad)
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ class ValueSpec:
     value: Any = field(compare=False)
 
 
-@dataclass(frozen=True)
-class ContainerSpec:
+_NOTHING = ValueSpec(type(None), None, None)
+
+
+class ContainerSpec(NamedTuple):
     """A container. ``names`` are (type, key) of a mapping's items or names of fields; empty for sequences."""
 
     kind: type
@@ -100,6 +102,8 @@ def _rebuild_named(spec: ContainerSpec, children: list[Any]) -> Any:
 
 
 def _describe(tree: Any, leaves: list[Tensor]) -> Spec:
+    if tree is None:
+        return _NOTHING
     kind = type(tree)
     if isinstance(tree, Tensor):
         leaves.append(tree)
@@ -107,7 +111,7 @@ def _describe(tree: Any, leaves: list[Tensor]) -> Spec:
     if kind in _VALUES or kind in _VALUES_OF_TORCH or isinstance(tree, enum.Enum):
         return ValueSpec(kind, repr(tree) if kind in (float, complex) else tree, tree)
     names, items = _items(tree, kind)
-    return ContainerSpec(kind, names, tuple(_describe(item, leaves) for item in items))
+    return ContainerSpec(kind, names, tuple([_describe(item, leaves) for item in items]))
 
 
 def _items(tree: Any, kind: type) -> tuple[tuple[Any, ...], list[Any]]:
@@ -117,11 +121,16 @@ def _items(tree: Any, kind: type) -> tuple[tuple[Any, ...], list[Any]]:
         if any(type(key) not in _VALUES for key in tree):
             raise NotCapturableError(f"a {kind.__name__} with keys that are not plain values")
         return tuple((type(key), key) for key in tree), list(tree.values())
-    if dataclasses.is_dataclass(kind) and not isinstance(tree, dict):
-        names = tuple(one.name for one in dataclasses.fields(tree))
-        if set(getattr(tree, "__dict__", {})) <= set(names):
-            return names, [getattr(tree, name) for name in names]
+    names = None if isinstance(tree, dict) else _fields(kind)
+    if names is not None and not getattr(tree, "__dict__", {}).keys() - set(names):
+        return names, [getattr(tree, name) for name in names]
     raise NotCapturableError(f"a value of class {kind.__name__}")
+
+
+@functools.cache
+def _fields(kind: type) -> tuple[str, ...] | None:
+    """Names of the fields of a dataclass, None for any other class."""
+    return tuple(one.name for one in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
 class StaticTensor:
@@ -132,7 +141,8 @@ class StaticTensor:
 
     def __init__(self, spec: TensorSpec) -> None:
         self.spec = spec
-        self._once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in spec.stride)
+        once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in spec.stride)
+        self._once = once if 0 in spec.stride else None
         sizes = [1 if stride == 0 else size for size, stride in zip(spec.shape, spec.stride, strict=True)]
         if _overlaps(sizes, spec.stride):
             raise NotCapturableError("a tensor whose elements share memory")
@@ -140,9 +150,9 @@ class StaticTensor:
         self.tensor = self._base.expand(spec.shape).requires_grad_(spec.requires_grad)
 
     def fill(self, source: Tensor) -> None:
-        """Copy ``source`` in. It must fit exactly: nothing is broadcast."""
-        assert TensorSpec.of(source) == self.spec
-        self._base.copy_(source.detach()[self._once])
+        """Copy ``source`` in, under ``no_grad``. It must fit exactly: nothing is broadcast."""
+        assert source.shape == self.spec.shape
+        self._base.copy_(source if self._once is None else source[self._once])
 
 
 def _overlaps(sizes: list[int], strides: tuple[int, ...]) -> bool:
@@ -169,6 +179,8 @@ def clone_leaves(leaves: list[Tensor]) -> list[Tensor]:
 
 
 def _copy(leaf: Tensor) -> Tensor:
+    if leaf.is_contiguous():
+        return leaf.detach().clone()
     static = StaticTensor(TensorSpec.of(leaf.detach()))
     static.fill(leaf.detach())
     return static.tensor
