@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from .journal import CeilingsDone, CheckDone, Journal, TimingDone, TimingsPlanne
 from .profiles import depth
 from .registry import CaseEntry
 from .timing.light import best, held_against
+
+BYTES_A_WORKER = 2**30
+"""Memory of a GPU that a checking process is given: its context and libraries take half of that."""
 
 
 class Watcher(Protocol):
@@ -57,6 +61,7 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
     from .workers import Task, run_tasks
 
     done = {(one.verdict.case, one.verdict.property) for one in journal.done if isinstance(one, CheckDone)}
+    device = "cpu" if scope.bench else scope.device  # a GPU takes many times as long for an example: launches, not arithmetic
     profile = depth(journal.plan.profile, journal.plan.examples)
     tasks = []
     for entry in scope.entries:
@@ -66,12 +71,12 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
             continue
         case = entry.load()
         tasks += [
-            Task(entry, prop.name, profile, journal.plan.seed, scope.database, journal.plan.execution, scope.device)
+            Task(entry, prop.name, profile, journal.plan.seed, scope.database, journal.plan.execution, device)
             for prop in choose_properties(journal.plan.properties)
             if prop.applies(case) and (entry.name, prop.name) not in done
         ]
     watcher.begin("checks", len(tasks))
-    for _, checked in run_tasks(tasks, workers=scope.workers):
+    for _, checked in run_tasks(tasks, workers=scope.workers or _processes(device)):
         journal.append(
             CheckDone(
                 verdict=checked.verdict,
@@ -81,6 +86,14 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
             )
         )
         watcher.verdict(checked.verdict)
+
+
+def _processes(device: str) -> int:
+    """One a core, as far as the memory of a GPU goes."""
+    from .timing.devices import open_device
+
+    cores = len(os.sched_getaffinity(0))
+    return cores if device == "cpu" else max(1, min(cores, open_device(device).free_bytes() // BYTES_A_WORKER))
 
 
 def _unavailable(entry: CaseEntry, seed: int) -> Verdict:

@@ -7,7 +7,6 @@ verdict, not the run.
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import as_completed
@@ -62,9 +61,9 @@ def run_task(task: Task) -> Checked:
         )
 
 
-def run_tasks(tasks: list[Task], *, workers: int | None = None) -> Iterator[tuple[Task, Checked]]:
+def run_tasks(tasks: list[Task], *, workers: int) -> Iterator[tuple[Task, Checked]]:
     """Each task with its verdict, as they finish."""
-    count = min(workers or len(os.sched_getaffinity(0)), len(tasks))
+    count = min(workers, len(tasks))
     if count == 0:
         return
     context = multiprocessing.get_context("spawn")

@@ -50,6 +50,7 @@ Resume = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
 Device = Annotated[str, typer.Option(help="Where models run: cpu or cuda.", metavar="NAME")]
+Timed = Annotated[str, typer.Option("--device", help="Where to time, cpu or cuda; checks run on the CPU.", metavar="NAME")]
 Budget = Annotated[float, typer.Option(help="Seconds that timing may take.", min=1.0, metavar="SECONDS")]
 Workers = Annotated[int | None, typer.Option(help="Processes that check in parallel (default: one a core).", min=1)]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or its run.json.")]

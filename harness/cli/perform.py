@@ -74,7 +74,7 @@ def run(
     ctx: typer.Context,
     cases: options.Cases = None,
     profile: options.Profile = "regression",
-    device: options.Device = "cpu",
+    device: options.Timed = "cpu",
     budget: Annotated[
         float | None,
         typer.Option(help="Seconds that timing may take (quick: 25, else 540).", min=1.0, metavar="SECONDS"),
