@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import gc
 import inspect
-import pickle
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +20,6 @@ from harness.case import Case, Example, Inputs
 from harness.exact import exact_mode
 from harness.trial import cast
 from policies.base import UnsupportedLayer
-from policies.fused.swapped import Swapped
 from policies.replace import replace_module
 from policies.unet import UNetPolicy
 from policies.vae import VAEPolicy
@@ -141,62 +138,6 @@ def test_the_surface_stays_the_originals(case: Case) -> None:
 def test_an_image_comes_back_in_the_originals_memory_format(case: Case, batch: int, given_as: str, weights: str) -> None:
     original, replaced, inputs = pair(case, batch=batch, format=given_as, weights=weights)
     assert case.run(replaced, inputs)["sample"].stride() == case.run(original, inputs)["sample"].stride()
-
-
-@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_and_pickles_are_replaced_too_and_stand_alone(case: Case, copied: Any) -> None:
-    original, replaced, inputs = pair(case)
-    twin = copied(replaced)
-    replaced.requires_grad_(False)
-    for parameter in replaced.parameters():
-        parameter.zero_()
-    assert_close(case.run(twin, inputs), case.run(original, inputs), 1e-4)
-    assert (twin.fused.calls, replaced.fused.calls) == (1, 0)
-    assert twin.fused is not replaced.fused
-
-
-def assert_same_images(mine: Tensor, its: Tensor) -> None:
-    assert_close({"images": mine}, {"images": its}, 1e-4)
-    assert mine.stride() == its.stride()
-
-
-def _images(module: Any) -> Tensor:
-    return torch.randn(1, module.conv_in.in_channels, 4, 4, generator=torch.Generator().manual_seed(1))
-
-
-def test_a_copy_of_a_part_leaves_the_model_behind_and_computes_the_same() -> None:
-    original, replaced, _ = pair(VAE)
-    alone = copy.deepcopy(replaced.decoder)
-    images = _images(alone)
-    assert_same_images(alone(images), original.decoder(images))
-    assert (alone._fused_state.detached, replaced.fused.calls) == (True, 0)
-    assert len(pickle.dumps(replaced.decoder.conv_in)) < 2 * len(pickle.dumps(original.decoder.conv_in))
-
-
-def test_a_part_that_outlives_its_model_computes_the_same() -> None:
-    original, replaced, _ = pair(VAE)
-    alone, images = replaced.decoder, _images(original.decoder)
-    del replaced
-    gc.collect()
-    assert alone._fused_state.detached
-    assert_same_images(alone(images), original.decoder(images))
-
-
-def test_a_copied_part_put_in_the_parts_place_belongs_to_the_model() -> None:
-    original, replaced, inputs = pair(UNET)
-    replaced.mid_block = copy.deepcopy(replaced.mid_block)
-    assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
-    assert all(one._fused_state is replaced.fused for one in replaced.modules() if isinstance(one, Swapped))
-
-
-def test_a_shallow_copy_outlives_the_model_that_it_was_made_from() -> None:
-    original, replaced, inputs = pair(UNET)
-    twin = copy.copy(replaced)
-    del replaced
-    gc.collect()
-    assert_close(UNET.run(twin, inputs), UNET.run(original, inputs), 1e-4)
-    assert twin.fused.calls == 1
 
 
 def test_saved_files_are_the_originals(tmp_path: Path) -> None:

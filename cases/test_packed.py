@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import gc
-import random
 import sys
 import weakref
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import policies
 from cases import CASES, memory
 from cases.bert import BertCase
 from cases.gpt2 import GPT2Case
 from cases.llama import LlamaCase
-from cases.opt import OPTCase
 from harness.bench.columns import SDPA, original_columns, planned_column
 from harness.bench.gate import show_equal
-from harness.case import Case, Inputs
+from harness.case import Inputs
 from harness.check import check_property
 from harness.exact import exact_mode
-from harness.faults.honest import HONEST
 from harness.plans import by_plan
 from harness.profiles import depth
 from harness.properties import BY_NAME, PROPERTIES, Property
 from harness.properties.memory import bytes_held
-from harness.properties.threads import interrupted
 from harness.registry import CaseEntry
 from harness.trial import cast, fused_states
 from policies.fused import onednn
 from policies.fused import packed as packed_module
-from policies.fused.gate import Gate
 from policies.fused.packed import PackedParameter, held_bytes
 from policies.plans import Plan, PlanUnavailable
+
+from .packed_models import output, packed, ready
 
 FEW = depth("quick", 16)
 LAYERED = [entry for entry in CASES if entry.unavailable is None and entry.load().layered]
@@ -72,21 +67,6 @@ def test_all_weights_that_only_the_layer_holds_are_packed(entry: CaseEntry, dtyp
         for state in fused_states(model):
             assert state.core.packer.held > 0
             assert f"plan: packed, {state.core.packer.held} of {state.core.packer.held} weights" in repr(model)
-
-
-def ready(case: Case) -> tuple[nn.Module, Inputs]:
-    model = case.build(case.simplest)
-    policies.replace_module(model, plan="packed")
-    return model, case.inputs(case.simplest)
-
-
-def output(case: Case, model: nn.Module, inputs: Inputs) -> torch.Tensor:
-    with torch.no_grad():
-        return next(iter(case.run(model, inputs).values()))
-
-
-def packed(model: nn.Module) -> list[str]:
-    return [name for name, one in model.named_parameters() if type(one) is PackedParameter]
 
 
 def test_a_packed_parameter_keeps_its_form_and_holds_no_memory() -> None:
@@ -134,23 +114,6 @@ def test_touching_a_parameter_gives_it_its_values_back_and_the_next_call_packs_a
     assert torch.equal(model.get_parameter(names[0]), original.get_parameter(names[0]))
     assert torch.equal(output(case, model, inputs), before)
     assert packed(model) == names
-
-
-def test_what_shares_a_weights_memory_keeps_it_from_being_packed() -> None:
-    """A state_dict that is alive is written to, and that reaches the layer."""
-    case = LlamaCase()
-    model, inputs = ready(case)
-    before = output(case, model, inputs)
-    name = packed(model)[0]
-    state = model.state_dict()
-    assert torch.equal(output(case, model, inputs), before) or torch.allclose(output(case, model, inputs), before)
-    assert packed(model) == []
-    state[name].mul_(3.0)
-    changed = output(case, model, inputs)
-    assert not torch.allclose(changed, before)
-    del state
-    assert torch.allclose(output(case, model, inputs), changed, atol=1e-5)
-    assert name in packed(model)
 
 
 def test_values_come_back_bit_for_bit_whatever_they_are() -> None:
@@ -220,71 +183,6 @@ def test_operators_that_misbehave_make_the_plan_unavailable() -> None:
         onednn.packs.cache_clear()
 
 
-def test_a_graph_of_gradients_keeps_the_weights_that_it_has_saved() -> None:
-    case = LlamaCase()
-    original = case.build(case.simplest)
-    model, inputs = ready(case)
-    for one in (original, model):
-        with torch.enable_grad():
-            total = next(iter(case.run(one, inputs).values())).sum()
-        output(case, one, inputs)
-        total.backward()
-    for mine, its in zip(original.parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(its.grad, mine.grad, rtol=1e-3, atol=1e-4)
-
-
-def in_a_graph(parameter: nn.Parameter) -> Callable[[], Tensor]:
-    factor = torch.ones(1, requires_grad=True)
-    total = (parameter * factor).sum()
-    return lambda: torch.autograd.grad(total, factor)[0]
-
-
-def in_a_script(parameter: nn.Parameter) -> Callable[[], Tensor]:
-    linear = nn.Linear(*reversed(parameter.shape), bias=False)
-    linear.weight = parameter
-    x = torch.ones(1, parameter.shape[1])
-    script = torch.jit.trace(linear, x)
-    return lambda: script(x).sum()
-
-
-def test_a_held_bias_keeps_weights_from_being_joined_and_not_from_being_packed() -> None:
-    """Whether it is held still is asked at each call, which must not unpack anything."""
-    case = BertCase()
-    model = case.build(case.simplest)
-    held = model.get_parameter("encoder.layer.0.attention.self.key.bias").detach()
-    policies.replace_module(model, plan="packed")
-    inputs = case.inputs(case.simplest)
-    with mock.patch.object(packed_module.PackedWeight, "release", side_effect=AssertionError("was unpacked")):
-        output(case, model, inputs)
-        output(case, model, inputs)
-    assert "packed, 6 of 6 weights" in repr(model)
-    assert "QKV packed" not in repr(model)
-    del held
-    output(case, model, inputs)
-    assert "QKV packed" in repr(model)
-
-
-@pytest.mark.skipif(not hasattr(Tensor, "_use_count"), reason="this torch does not tell who holds a tensor")
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("holding", [in_a_graph, in_a_script])
-def test_what_holds_a_parameter_itself_keeps_it_from_being_packed(
-    holding: Callable[[nn.Parameter], Callable[[], Tensor]],
-) -> None:
-    """It has no tensor of its own of that memory, and knows nothing of packed weights."""
-    case = LlamaCase()
-    model, inputs = ready(case)
-    name = packed(model)[0]
-    total = holding(model.get_parameter(name))
-    expected = model.get_parameter(name).detach().sum()
-    output(case, model, inputs)
-    assert name not in packed(model)
-    torch.testing.assert_close(total().view(()), expected)
-    del total
-    gc.collect()
-    output(case, model, inputs)
-    assert name in packed(model)
-
-
 def test_a_weight_that_padding_would_make_larger_stays_plain() -> None:
     with mock.patch.object(packed_module, "_ROOM", 0):
         model, inputs = ready(BertCase())
@@ -348,43 +246,3 @@ def test_a_fault_in_packing_is_noticed(fault: Any, prop: str) -> None:
             BY_NAME[prop], LlamaCase(), profile=depth("quick", 40), seed=1, policy="packed", replacer=replacer, explain=False
         ).verdict
     assert verdict.outcome != "held"
-
-
-def calls_on_plain_weights(stops: int) -> bool:
-    """Whether calls that need plain weights are right although each is stopped while another thread makes one, before which
-    weights would be packed; and those calls, too."""
-    model: Any = OPTCase().build(OPTCase().simplest)
-    replaced, ids = copy.deepcopy(model), torch.tensor([[1, 2, 3]])
-    (plain_sums,) = (one for one in HONEST if one.id == "residual first")
-
-    def call(one: Any) -> dict[str, torch.Tensor]:
-        with torch.no_grad():
-            return {"states": one(input_ids=ids).last_hidden_state}
-
-    expected, right = call(model)["states"], True
-    with plain_sums.inject(lambda one: policies.replace_module(one, plan="packed")) as replacer:
-        replacer(replaced)
-        layers = list(replaced.decoder.layers)
-        for stop in range(stops):
-            for one in interrupted(layers, lambda: call(replaced), lambda: call(replaced), random.Random(stop)):
-                right &= torch.allclose(one["states"], expected, atol=1e-4)
-    return right
-
-
-def test_a_call_on_plain_weights_is_left_alone_by_a_thread_that_would_pack_them() -> None:
-    assert calls_on_plain_weights(12)
-
-
-def test_without_a_gate_it_would_not_be() -> None:
-    @contextlib.contextmanager
-    def open_gate(self: Gate, stale: Any, renew: Any) -> Iterator[None]:
-        if stale():
-            renew()
-        yield
-
-    with mock.patch.object(Gate, "inside", open_gate):
-        try:
-            right = calls_on_plain_weights(12)
-        except (RuntimeError, RecursionError):
-            right = False
-    assert not right

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
 import policies
@@ -20,7 +17,6 @@ from cases.gpt2 import GPT2Case
 from cases.gpt_neox import GPTNeoXCase
 from cases.llama import LlamaCase
 from cases.unet import UNetCase
-from cases.vae import VAECase
 from harness.case import Case
 from policies.fused import onednn
 from policies.plans import PlanUnavailable
@@ -234,28 +230,6 @@ def test_what_a_build_of_torch_can_do_is_not_asked_in_exact_mode() -> None:
         assert onednn.available() is honest
 
 
-@pytest.mark.parametrize(
-    ("dtype", "width", "bias", "by_onednn"),
-    [
-        (torch.bfloat16, 2000, False, False),
-        (torch.bfloat16, 2000, True, True),
-        (torch.bfloat16, 200, False, True),
-        (torch.float32, 2000, False, True),
-    ],
-)
-def test_onednn_adds_a_residual_but_where_that_is_slower(dtype: torch.dtype, width: int, bias: bool, by_onednn: bool) -> None:
-    from policies.fused import onednn
-    from policies.fused.linear import Projection
-
-    linear = torch.nn.Linear(width, 2000, bias=bias, dtype=dtype)
-    projection = Projection("out", linear.weight, linear.bias, onednn=True)
-    x, residual = torch.ones(1, width, dtype=dtype), torch.ones(1, 2000, dtype=dtype)
-    with torch.no_grad(), mock.patch.object(onednn, "add", wraps=onednn.add) as add:
-        result = projection.plus(x, residual, lambda name, stage: None)
-        assert torch.allclose(result, residual + linear(x), atol=0.05)
-    assert add.called is by_onednn
-
-
 @pytest.mark.parametrize(("case", "path"), [(LlamaCase(), "layers.0"), (UNetCase(), "conv_in")], ids=["a layer", "a convolution"])
 def test_what_has_wrapped_a_replaced_forward_still_works_when_it_is_reverted(case: Case, path: str) -> None:
     """Offloading and casting by layers keep a module's bound forward, and call it."""
@@ -270,104 +244,3 @@ def test_what_has_wrapped_a_replaced_forward_still_works_when_it_is_reverted(cas
         result = case.run(model, inputs)
     for name, tensor in expected.items():
         assert torch.equal(result[name], tensor)
-
-
-@pytest.mark.parametrize(
-    ("laid_out", "by_onednn"),
-    [
-        (lambda weight: weight.clone(), True),
-        (lambda weight: weight.t().contiguous().t(), True),
-        (lambda weight: torch.cat([weight, weight], dim=1)[:, : weight.shape[1]], False),
-    ],
-    ids=["by rows", "by columns", "columns of a larger one"],
-)
-@pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")
-def test_a_weight_with_gaps_in_memory_is_left_to_torch(laid_out: Callable[[Tensor], Tensor], by_onednn: bool) -> None:
-    """oneDNN multiplies by it a thousand times more slowly."""
-    case = BertCase()
-    model, inputs = case.build(case.simplest), case.inputs(case.simplest)
-    for linear in (one for one in model.modules() if isinstance(one, nn.Linear)):
-        linear.weight.data = laid_out(linear.weight.data)
-    policies.replace_module(model)
-    with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        case.run(model, inputs)
-    assert any(event.name == "mkldnn::_linear_pointwise" for event in profile.events()) is by_onednn
-
-
-@pytest.mark.parametrize("case", [*CASES, UNetCase(), VAECase()], ids=lambda case: case.name)
-@pytest.mark.parametrize("plan", ["plain", "onednn", "packed"])
-def test_what_processes_share_stays_where_it_is(case: Case, plan: str) -> None:
-    """Another process writes to it, or counts on it to be there once."""
-    model, inputs = case.build(case.simplest), case.inputs(case.simplest)
-    model.share_memory()
-    at = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
-    with torch.no_grad():
-        expected = case.run(model, inputs)
-        policies.replace_module(model, plan=plan)
-        result = case.run(model, inputs)
-    for name, tensor in expected.items():
-        torch.testing.assert_close(result[name], tensor, rtol=1e-3, atol=1e-4)
-    for name, parameter in model.named_parameters():
-        assert (type(parameter), parameter.is_shared(), parameter.data_ptr()) == (nn.Parameter, True, at[name])
-
-
-def test_weights_that_a_state_dict_holds_are_joined_when_it_is_gone() -> None:
-    """While it is there, what is written to it reaches the layer."""
-    case = LlamaCase()
-    model, inputs = case.build(case.simplest), case.inputs(case.simplest)
-    other = copy.deepcopy(model)
-    state = model.state_dict()
-    policies.replace_module(model)
-    assert "QKV packed" not in repr(model)
-    for tensor in (*state.values(), *other.parameters()):
-        tensor.data.mul_(1.5)
-    with torch.no_grad():
-        expected = case.run(other, inputs)
-        torch.testing.assert_close(case.run(model, inputs), expected, rtol=1e-4, atol=1e-5)
-        del state, tensor
-        torch.testing.assert_close(case.run(model, inputs), expected, rtol=1e-4, atol=1e-5)
-    assert "QKV packed" in repr(model)
-
-
-def conv1d(model: nn.Module) -> nn.Parameter:
-    return model.get_parameter("h.0.mlp.c_fc.weight")
-
-
-@pytest.mark.parametrize(
-    "between",
-    [
-        lambda model: None,
-        lambda model: model.double(),
-        lambda model: setattr(model.h[0].attn.c_proj, "weight", nn.Parameter(model.h[0].attn.c_proj.weight.clone())),
-    ],
-    ids=["as it is", "moved", "with another weight assigned"],
-)
-def test_a_weight_stored_by_columns_lies_by_rows_until_it_is_reverted(between: Callable[[Any], Any]) -> None:
-    model = model_of(GPT2Case()).bfloat16()
-    before, form, values = conv1d(model), conv1d(model).stride(), conv1d(model).detach().clone()
-    handle = policies.replace_module(model)
-    assert conv1d(model) is before
-    assert torch.equal(before, values)
-    assert before.t().is_contiguous()
-    assert "weights by rows" in str(model.h[0])
-    between(model)
-    with torch.no_grad():
-        model(input_ids=torch.tensor([[1, 2]]))
-    assert conv1d(model).t().is_contiguous()
-    handle.revert()
-    assert conv1d(model).stride() == form
-    assert torch.equal(conv1d(model), values.to(conv1d(model).dtype))
-
-
-def test_a_weight_that_another_module_holds_too_stays_as_it_is_stored() -> None:
-    model = model_of(GPT2Case(), layers=2).bfloat16()
-    model.h[1].mlp.c_fc.weight = model.h[0].mlp.c_fc.weight
-    policies.replace_module(model)
-    assert conv1d(model).is_contiguous()
-    assert model.h[0].mlp.c_proj.weight.t().is_contiguous()
-
-
-def test_a_model_with_weights_by_rows_can_be_saved(tmp_path: Path) -> None:
-    model = model_of(GPT2Case()).bfloat16()
-    policies.replace_module(model).model.save_pretrained(tmp_path)
-    assert torch.equal(conv1d(type(model).from_pretrained(tmp_path)), conv1d(model))
