@@ -191,6 +191,13 @@ def test_waiting_for_the_device_while_capturing_leaves_it_as_it_was(device: str)
     assert wrapped.captures == 1
 
 
+def test_weights_on_another_device_keep_a_call_from_being_captured() -> None:
+    """What is computed there nobody would record."""
+    wrapped = graphed(lambda x: x * 2, modules=(nn.Linear(3, 3, device="meta").requires_grad_(False),))
+    assert torch.equal(wrapped(torch.ones(3)), torch.full((3,), 2.0))
+    assert (wrapped.captures, dict(wrapped.eager)) == (0, {"a tensor on meta": 1})
+
+
 def test_inference_mode_and_plain_calls_share_no_trouble() -> None:
     wrapped = graphed(lambda x: x * 2)
     with torch.inference_mode():

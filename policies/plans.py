@@ -59,8 +59,8 @@ def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
         if unfit:
             raise PlanUnavailable(f"plan {wanted.value} runs on a CPU in float32 and bfloat16, not {unfit}; use plain or auto")
     if wanted is Plan.GRAPHED:
-        capturing = backend().made()
-        unfit = ", ".join(sorted({one.device.type for one in parameters if not one.is_meta and capturing.refuses(one)}))
+        fit = (backend().device_type, "meta")
+        unfit = ", ".join(sorted({one.device.type for one in parameters} - set(fit)))
         if unfit:
             raise PlanUnavailable(f"plan graphed runs on CUDA, not on {unfit}; move the model there first, or use plain or auto")
     if wanted is Plan.AUTO:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
 import warnings
 import weakref
 from abc import ABC, abstractmethod
@@ -36,6 +37,8 @@ class CaptureBackend(ABC):
     """What a graph cache needs of a device."""
 
     name: str
+    device_type: str
+    """Of the tensors that it captures work on, as torch names it."""
 
     @classmethod
     @functools.cache
@@ -77,17 +80,24 @@ class CudaGraphBackend(CaptureBackend):
     the other, and outputs are copied before the next replay."""
 
     name = "cuda graph"
+    device_type = "cuda"
 
     def __init__(self, cuda: Any = torch.cuda) -> None:
         self._cuda = cuda
         self._pools: dict[Hashable, _Pool] = {}
+        self._one_at_a_time = threading.Lock()
 
     def place(self) -> Hashable:
         """The device and its current stream: replays on two streams would overlap, in the same memory."""
         return self._cuda.current_device(), self._cuda.current_stream().cuda_stream
 
     def refuses(self, tensor: Tensor) -> str | None:
-        return None if tensor.device.type == "cuda" else f"a tensor on {tensor.device.type}"
+        """Work on another GPU than the current one is done on a stream of that one's, where nobody records it."""
+        device = tensor.device
+        if device.type != self.device_type:
+            return f"a tensor on {device.type}"
+        current = self._cuda.current_device()
+        return None if device.index == current else f"a tensor on cuda:{device.index}, while cuda:{current} is the current device"
 
     def busy(self) -> bool:
         return bool(self._cuda.is_current_stream_capturing())
@@ -103,6 +113,10 @@ class CudaGraphBackend(CaptureBackend):
         return result
 
     def capture(self, run: Callable[[], Any]) -> Recording:
+        with self._one_at_a_time:
+            return self._capture(run)
+
+    def _capture(self, run: Callable[[], Any]) -> Recording:
         place = self.place()
         pool = self._pools.get(place)
         alive = [] if pool is None else list(pool.graphs)
@@ -116,13 +130,21 @@ class CudaGraphBackend(CaptureBackend):
             try:
                 graph.capture_begin(pool=pool.handle, capture_error_mode="thread_local")
                 output = run()
-                graph.capture_end()
+                self._end(graph)
             except BaseException:
                 self._abandon(graph, place)
                 raise
         self._cuda.current_stream().wait_stream(side)
         pool.graphs.add(graph)
         return Recording(output, graph.replay)
+
+    def _end(self, graph: Any) -> None:
+        """Raises ``RuntimeError`` where nothing was recorded: a replay would do nothing, and leave the first call's results."""
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            graph.capture_end()
+        if any("graph is empty" in str(one.message).lower() for one in said):
+            raise RuntimeError("nothing was recorded: the work is done on another stream, or on another device")
 
     def _abandon(self, graph: Any, place: Hashable) -> None:
         """End a capture that came to nothing; the caller has to see why, and not that ending it failed too.
@@ -144,12 +166,13 @@ class EmulatorBackend(CaptureBackend):
     """A CUDA graph's behaviour on a CPU, for tests. It saves no time."""
 
     name = "emulator"
+    device_type = "cpu"
 
     def __init__(self) -> None:
         self._recording = False
 
     def refuses(self, tensor: Tensor) -> str | None:
-        return None if tensor.device.type == "cpu" else f"a tensor on {tensor.device.type}"
+        return None if tensor.device.type == self.device_type else f"a tensor on {tensor.device.type}"
 
     def busy(self) -> bool:
         return self._recording

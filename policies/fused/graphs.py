@@ -164,6 +164,9 @@ class Graphed:
         return made
 
     def _capture(self, leaves: list[Tensor], spec: Spec) -> Capture:
+        elsewhere = next(filter(None, map(self.backend.refuses, self._weights())), None)
+        if elsewhere is not None:
+            raise NotCapturableError(elsewhere)
         with _plain_mode():
             inputs = [StaticTensor(TensorSpec.of(leaf)) for leaf in leaves]
             for static, leaf in zip(inputs, leaves, strict=True):

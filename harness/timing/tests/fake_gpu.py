@@ -5,6 +5,7 @@ The NVML figures are those of a data-centre GPU under load; error texts are NVML
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from types import SimpleNamespace
 from weakref import WeakSet
@@ -118,10 +119,13 @@ class FakeGraph:
         if pool in self.cuda.pools and not self.cuda.alive.get(pool):
             self.cuda.drawing = False
             raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
+        self.begun = len(self.cuda.log)
         self.cuda.pools.append(pool)
         self.cuda.alive.setdefault(pool, WeakSet()).add(self)
 
     def capture_end(self) -> None:
+        if "launch" not in self.cuda.log[self.begun :]:
+            warnings.warn("The CUDA Graph is empty. This usually means", stacklevel=1)
         self.cuda.log.append("captured")
         if self.cuda.refused:
             self.cuda.refused = False

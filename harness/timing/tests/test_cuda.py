@@ -2,12 +2,15 @@
 
 import gc
 import os
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from harness.timing.cuda import CudaDevice
 from harness.timing.nvml import Nvml
 from harness.timing.tests.fake_gpu import UUID, FakeCuda, fake_nvml
+from policies.fused.capture import CudaGraphBackend
 
 
 def _device(cuda, *, nvml=None, **options):
@@ -62,6 +65,7 @@ def test_a_capture_that_the_device_refuses_says_why_and_leaves_nothing_behind():
 
     def call():
         calls.append(None)
+        cuda.launch(1e-4)
         if len(calls) == 4:
             cuda.refuse()
 
@@ -77,20 +81,38 @@ def test_a_call_that_fails_while_captured_passes_its_error_on_and_the_next_is_ca
     device = _device(cuda)
     with pytest.raises(ZeroDivisionError):
         device.captured(lambda: 1 / ("capture" not in cuda.log))
-    assert device.captured(lambda: "d")() == "d"
+    assert device.captured(lambda: cuda.launch(1e-4) or "d")() == "d"
 
 
 def test_graphs_share_memory_with_those_that_are_alive_and_never_with_those_that_are_gone():
     """torch gives up a pool with its last graph."""
     cuda = FakeCuda()
     device = _device(cuda)
-    kept = [device.captured(lambda: None) for _ in range(2)]
+
+    def call():
+        cuda.launch(1e-4)
+
+    kept = [device.captured(call) for _ in range(2)]
     assert cuda.pools[0] is cuda.pools[1]
     del kept
     gc.collect()
-    device.captured(lambda: None)
+    device.captured(call)
     assert cuda.pools[2] is not cuda.pools[0]
     assert cuda.drawing
+
+
+def test_a_graph_of_nothing_is_an_error():
+    """The work was done on a stream that nobody records, and a replay would leave old results."""
+    with pytest.raises(RuntimeError, match="nothing was recorded: the work is done on another stream, or on another device"):
+        _device(FakeCuda()).captured(lambda: None)
+
+
+def test_a_tensor_on_another_gpu_than_the_current_one_is_no_input_of_a_graph():
+    backend = CudaGraphBackend(FakeCuda())
+    here, there, host = (SimpleNamespace(device=torch.device(name)) for name in ("cuda:0", "cuda:1", "cpu"))
+    assert backend.refuses(here) is None
+    assert backend.refuses(there) == "a tensor on cuda:1, while cuda:0 is the current device"
+    assert backend.refuses(host) == "a tensor on cpu"
 
 
 def test_peak_memory_is_what_one_call_held_above_the_level_before():
