@@ -4,8 +4,9 @@ Requirements this file must meet:
 
 * Device time is between two events around the call, end-to-end time between two synchronisations.
 * Before every timed call the L2 cache is overwritten, outside the timed part, so that repeated calls do not find their
-  weights cached as no real model would. The overwriting also gives the host a head start, so that launches do not starve
-  the events of a short call.
+  weights cached as no real model would.
+* For device time the stream is held until the host has asked for the whole call. Otherwise the events of a call of small
+  kernels would tell how long its launches take: on an H100, half a millisecond for 40 microseconds of kernels.
 * NVML is optional; without it clocks and throttling are recorded as unavailable.
 
 torch's and NVML's modules come in as arguments, so that the logic is tested with a recorded fake.
@@ -13,6 +14,7 @@ torch's and NVML's modules come in as arguments, so that the logic is tested wit
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from itertools import repeat
@@ -24,6 +26,8 @@ from policies.fused.capture import CudaGraphBackend
 
 _L2_UNKNOWN_BYTES = 128 * 2**20
 _WARM_UP_BEFORE_CAPTURE = 3
+_FASTEST_CLOCK_HERTZ = 3e9
+"""Above any GPU's: a slower one is held longer."""
 _EVENT_TICK_SECONDS = 0.5e-6
 """Resolution of CUDA events: "around 0.5 microseconds" (CUDA runtime API, cudaEventElapsedTime)."""
 
@@ -65,13 +69,24 @@ class CudaDevice(Device):
 
     def _device_seconds(self, call: Call, calls: int) -> float:
         events = [(self._cuda.Event(enable_timing=True), self._cuda.Event(enable_timing=True)) for _ in range(calls)]
+        cycles = self._cycles_to_ask_for(call)
         for begin, end in events:
             self._flush()
+            self._cuda._sleep(cycles)
             begin.record()
             call()
             end.record()
         self._cuda.synchronize()
         return float(sum(begin.elapsed_time(end) for begin, end in events)) / 1e3 / calls
+
+    def _cycles_to_ask_for(self, call: Call) -> int:
+        """Cycles of a GPU in the time that the host takes to ask for ``call``, and as many more."""
+        self._cuda.synchronize()
+        start = time.perf_counter()
+        call()
+        asking = time.perf_counter() - start
+        self._cuda.synchronize()
+        return math.ceil(2 * asking * _FASTEST_CLOCK_HERTZ)
 
     def _end_to_end_seconds(self, call: Call, calls: int) -> float:
         total = 0.0

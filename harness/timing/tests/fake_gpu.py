@@ -51,6 +51,11 @@ class FakeCuda:
         self.stream_seconds += seconds
         self.peak = max(self.peak, self.allocated + memory)
 
+    def _sleep(self, cycles: int) -> None:
+        assert cycles > 0
+        self.log.append("hold")
+        self.stream_seconds += 1e-3
+
     def allocate(self, size: int) -> SimpleNamespace:
         self.flush_bytes = size
 

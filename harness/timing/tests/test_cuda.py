@@ -18,11 +18,12 @@ def _device(cuda, *, nvml=None, **options):
 
 
 def test_device_time_is_between_events_and_leaves_the_cache_flush_out():
-    """Flush, event, call, event, for each call; then one synchronisation."""
+    """Flush, hold, event, call, event, for each call; then one synchronisation. A call before tells how long to hold."""
     cuda = FakeCuda()
     seconds = _device(cuda).seconds(lambda: cuda.launch(2e-4), 3, "device")
     assert seconds == pytest.approx(2e-4)
-    assert cuda.log == ["flush", "record", "launch", "record"] * 3 + ["synchronise"]
+    asked = ["synchronise", "launch", "synchronise"]
+    assert cuda.log == asked + ["flush", "hold", "record", "launch", "record"] * 3 + ["synchronise"]
     assert cuda.flush_bytes == 2 * 50 * 2**20
 
 
@@ -37,7 +38,8 @@ def test_without_flush_nothing_comes_between_the_calls():
     """For figures to compare with other tools."""
     cuda = FakeCuda()
     _device(cuda, flush_l2=False).seconds(lambda: cuda.launch(2e-4), 2, "device")
-    assert cuda.log == ["record", "launch", "record"] * 2 + ["synchronise"]
+    asked = ["synchronise", "launch", "synchronise"]
+    assert cuda.log == asked + ["hold", "record", "launch", "record"] * 2 + ["synchronise"]
 
 
 def test_a_graph_is_warmed_up_aside_captured_once_and_replayed():
