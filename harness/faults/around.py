@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from policies.fused import layer as fused_layer
-from policies.fused import onednn
 from policies.fused.transformer import FusedTransformerLayer
 
 from ..properties.transforms import tangents
@@ -33,7 +32,7 @@ def shared_workspace(honest: Any) -> Any:
 
 def _loses_tangents(traits: Traits) -> bool:
     """Whether oneDNN, which has no derivative in forward mode, is there, and an original that has one."""
-    if not (traits.layered and onednn.available()):
+    if not (traits.layered and traits.by_onednn):
         return False
     case = traits.case
     try:

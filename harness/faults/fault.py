@@ -46,6 +46,8 @@ class Traits:
     calls: tuple[CallConvention, ...]
     joins: bool
     """Whether any replacement has parameters of its layer as views of one tensor, which depends on its plan too."""
+    by_onednn: bool
+    """Whether any replacement computes by oneDNN's linears, which its plan decides."""
 
     @cached_property
     def blocks(self) -> tuple[Attention, ...]:

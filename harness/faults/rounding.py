@@ -116,7 +116,7 @@ def _post_operation(
 
 def _fuses(wanted: Callable[[Any], bool]) -> Applies:
     """Whether a post-operation runs here, on a layer that is ``wanted``."""
-    return lambda traits: onednn.available() and any(map(wanted, traits.anatomies))
+    return lambda traits: traits.by_onednn and any(map(wanted, traits.anatomies))
 
 
 def _activates(*kinds: ActivationKind) -> Applies:
@@ -125,7 +125,7 @@ def _activates(*kinds: ActivationKind) -> Applies:
 
 
 def _runs(traits: Traits) -> bool:
-    return layered(traits) and onednn.available()
+    return layered(traits) and traits.by_onednn
 
 
 ROUNDING = (

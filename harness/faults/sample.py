@@ -6,6 +6,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 
 from policies.fused.linear import Projection
+from policies.plans import Plan
 
 from ..case import Case, Example
 from ..covering import covering_examples
@@ -54,11 +55,12 @@ def together(case: Case, parts: tuple[Traits, ...]) -> Traits:
         anatomies=tuple(anatomy for one in parts for anatomy in one.anatomies),
         calls=tuple(dict.fromkeys(call for one in parts for call in one.calls)),
         joins=any(one.joins for one in parts),
+        by_onednn=any(one.by_onednn for one in parts),
     )
 
 
 def _traits(case: Case, example: Example, replacer: Replacer) -> Traits:
-    policies, layers, anatomies, calls, joins = set(), [], [], [], False
+    policies, layers, anatomies, calls, joins, by_onednn = set(), [], [], [], False, False
     model = case.build(example)
     for one in replacer(model).replaced:
         policies.add(one.policy)
@@ -69,6 +71,7 @@ def _traits(case: Case, example: Example, replacer: Replacer) -> Traits:
             anatomies.append(state.core.anatomy)
             calls.append(state.policy.call)
             joins = joins or _joins(state.core.attention.packed)
+            by_onednn = by_onednn or state.execution in (Plan.ONEDNN, Plan.PACKED)
     return Traits(
         case=case,
         policies=frozenset(policies),
@@ -76,6 +79,7 @@ def _traits(case: Case, example: Example, replacer: Replacer) -> Traits:
         anatomies=tuple(anatomies),
         calls=tuple(dict.fromkeys(calls)),
         joins=joins,
+        by_onednn=by_onednn,
     )
 
 
