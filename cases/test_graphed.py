@@ -117,6 +117,18 @@ def test_weights_that_change_after_a_capture_count(device: str, how: str) -> Non
     assert same(original, model, **inputs.kwargs)
 
 
+def test_a_layer_whose_calls_are_never_alike_soon_runs_plain(device: str) -> None:
+    """A capture takes as long as ten calls."""
+    original, model, _ = ready(LlamaCase(), device)
+    for tokens in range(1, 22):
+        ids = torch.arange(tokens, device=device)[None] % 30
+        assert same(original, model, input_ids=ids, use_cache=False)
+    (graph,) = graphs_of(model)
+    assert (graph.captures, len(graph), dict(graph.eager)) == (16, 8, {"calls are seldom of one form twice": 5})
+    assert same(original, model, input_ids=ids[:, :16], use_cache=False)
+    assert graph.replays == 17
+
+
 def test_a_result_that_is_kept_is_not_overwritten_by_the_next_call(device: str) -> None:
     original, model, _ = ready(BertCase(), device)
     (layer,) = [module for module in model.modules() if hasattr(type(module), "_fused_policy")]

@@ -34,6 +34,7 @@ from .trees import NotCapturableError, Spec, StaticTensor, TensorSpec, clone_lea
 
 DEFAULT_LIMIT = 8
 _SETS_ATTRIBUTES = "attributes of its module are set by the call"
+_NEVER_ALIKE = "calls are seldom of one form twice"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,8 @@ class Graphed:
 
     ``modules`` are those whose parameters and buffers ``function`` uses, ``watched`` those whose attributes, hooks and
     submodules it uses as well: the same, unless whoever wraps a function looks after that. ``veto`` may say, at each call, why
-    this one must run eagerly. ``captures``, ``replays`` and ``eager`` (by reason) count what has happened.
+    this one must run eagerly. After ``patience`` captures, no more are made while they are replayed less than twice each: calls
+    that are never alike are faster eagerly. ``captures``, ``replays`` and ``eager`` (by reason) count what has happened.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Graphed:
         modules: tuple[nn.Module, ...] = (),
         watched: tuple[nn.Module, ...] | None = None,
         limit: int = DEFAULT_LIMIT,
+        patience: int | None = None,
         veto: Callable[[], str | None] = lambda: None,
     ) -> None:
         if limit < 1:
@@ -78,6 +81,7 @@ class Graphed:
         self.modules = modules
         self.watched = modules if watched is None else watched
         self.limit = limit
+        self.patience = patience
         self.veto = veto
         self.captures = 0
         self.replays = 0
@@ -118,6 +122,8 @@ class Graphed:
         key = (spec, _ambient(), self.backend.place())
         capture = self._kept.get(key)
         if capture is None:
+            if self.patience is not None and self.captures >= self.patience and self.replays < 2 * self.captures:
+                raise NotCapturableError(_NEVER_ALIKE)
             capture = self._make(key, leaves, spec)
         self._kept.move_to_end(key)
         if isinstance(capture, str):

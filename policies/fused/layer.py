@@ -32,7 +32,7 @@ from ..structure import patched
 from .arguments import Arguments, read_arguments
 from .capture import CaptureBackend, CudaGraphBackend, backend
 from .gate import Gate
-from .graphs import Graphed
+from .graphs import DEFAULT_LIMIT, Graphed
 from .linear import Emit, by_columns, by_rows, could_pack
 from .packed import release_all
 from .returned import form_of, in_form
@@ -96,6 +96,7 @@ class FusedState:
             backend=layer._fused_backend.made(),
             modules=(layer,),
             watched=(),
+            patience=2 * DEFAULT_LIMIT,
             veto=lambda: None if self.emit is silent else "its stages are asked for",
         )
 
