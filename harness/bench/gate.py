@@ -20,9 +20,9 @@ class NotTimed(Exception):
     """Two columns must not be timed against each other. One line that says why."""
 
 
-def kind_of_equality(dtype: str, device: str) -> str:
+def kind_of_equality(dtype: str, device: str, *, images: bool) -> str:
     """The entry of ``EQUALITY`` for two columns of ``dtype``: on CUDA cuDNN may round float32 images to TF32's 10 bits."""
-    tf32 = dtype == "float32" and device == "cuda" and torch.backends.cudnn.allow_tf32
+    tf32 = images and dtype == "float32" and device == "cuda" and torch.backends.cudnn.allow_tf32
     return "float32 with TF32" if tf32 else dtype
 
 

@@ -107,8 +107,8 @@ class JobPlan:
     def cost(self, job: Job) -> float:
         """Seconds that ``job`` is likely to take."""
         build = 0.5 + job.workload.weight_bytes / BUILD_RATE + 2 * COMPILE_SECONDS * job.compiled
-        graphs = self.device == "cuda" and not job.layer  # of a diffusion model's original
-        comparing = SETTLES * CLOCKS[self.device] * (job.pairs + graphs) * self.pair_seconds(job)
+        as_graphs = self.device == "cuda"  # one comparison more
+        comparing = SETTLES * CLOCKS[self.device] * (job.pairs + as_graphs) * self.pair_seconds(job)
         return build + CALLS_OF_A_JOB * job.call_seconds(self.rates) + comparing
 
 

@@ -80,10 +80,11 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
             rows.append(_row(job, device, originals[-1].name, name, verdict="FAILED", reason=_one_line(problem)))
     pairs = [(baseline, replaced) for baseline in baselines] + subjects
     expected = originals[-1].output()
+    equality = kind_of_equality(job.dtype, device.kind, images=not job.layer)
     costs = functools.cache(lambda subject: _costs(job, device, subject))
     for number, (baseline, subject) in enumerate(pairs):
         try:
-            error = show_equal(expected, baseline, subject, kind_of_equality(job.dtype, device.kind))
+            error = show_equal(expected, baseline, subject, equality)
         except NotTimed as problem:
             rows.append(_row(job, device, baseline.name, subject.name, verdict="FAILED", reason=str(problem)))
             continue

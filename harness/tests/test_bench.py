@@ -13,7 +13,7 @@ from torch import nn
 from cases import CASES
 from cases.bert import BertCase
 from harness.bench.columns import EAGER, GRAPHED, ORIGINAL, REPLACED, SDPA, Column, original_columns
-from harness.bench.gate import NotTimed, show_equal
+from harness.bench.gate import NotTimed, kind_of_equality, show_equal
 from harness.bench.jobs import Job, JobPlan, plan_jobs
 from harness.bench.products import products_fraction, products_of
 from harness.bench.rates import measure_rates
@@ -217,3 +217,14 @@ def test_rates_are_known_for_each_kind_of_workload_and_dtype() -> None:
     rates = measure_rates(open_device("cpu"), ("float32", "bfloat16"))
     assert rates.keys() == RATES.keys()
     assert all(one > 0 for one in rates.values())
+
+
+def test_only_images_in_float32_on_a_gpu_are_compared_as_tf32_rounds_them() -> None:
+    kinds = {
+        (dtype, device, images): kind_of_equality(dtype, device, images=images)
+        for dtype in ("float32", "float16")
+        for device in ("cpu", "cuda")
+        for images in (True, False)
+    }
+    assert kinds.pop(("float32", "cuda", True)) == "float32 with TF32"
+    assert all(found == dtype for (dtype, _, _), found in kinds.items())

@@ -146,6 +146,7 @@ class FusedGroupNorm(Swapped):
             and x.dim() == 4
             and x.numel() >= LARGE_IMAGE
             and self.weight is not None
+            and self.bias is not None
             and self.weight.dtype is x.dtype
             and x.shape[1] == self.num_channels
             and x.is_contiguous(memory_format=CHANNELS_LAST)
