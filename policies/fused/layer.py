@@ -191,8 +191,8 @@ class FusedLayer(nn.Module):
             state.calls += 1
         core = state.core
         core.emit = state.emit
-        run = core if compiling or state.graph is None else state.graph
-        hidden = run(arguments.hidden, arguments.call, arguments.encoder)
+        graph = None if compiling else state.graph
+        hidden = (core if graph is None else graph)(arguments.hidden, arguments.call, arguments.encoder)
         if self._fused_policy.call.sequence_first:
             hidden = hidden.transpose(0, 1).contiguous()
         return in_form(self._fused_returns, hidden, arguments.context)
