@@ -16,15 +16,12 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from torch import Tensor, nn
 
-from policies.fused.capture import CudaGraphBackend, EmulatorBackend
+from policies.fused.capture import BY_DEVICE
 from policies.fused.graphs import Graphed
 
 LIMIT = 4
-BACKENDS = {"cpu": EmulatorBackend, "cuda": CudaGraphBackend}
-DEVICES = (
-    "cpu",
-    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")),
-)
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+DEVICES = ("cpu", pytest.param("cuda", marks=NEEDS_GPU))
 Pair = namedtuple("Pair", "first second")
 
 
@@ -86,7 +83,7 @@ class Calls(RuleBasedStateMachine):
         super().__init__()
         torch.manual_seed(0)
         self.model = Model().to(self.device)
-        backend = BACKENDS[self.device]()
+        backend = BY_DEVICE[self.device]()
         self.graphed = self.wrapper(self.model.forward, backend=backend, modules=(self.model,), limit=LIMIT)
         self.kept: list[tuple[Any, Any]] = []
         self.signature: dict[str, Any] | None = None

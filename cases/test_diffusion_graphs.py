@@ -93,7 +93,7 @@ def test_a_graph_whose_results_are_overwritten_fails_its_property_and_a_script_s
     with quiet(), fault.inject(replace_module) as faulty:
         fails, problem = tell(CAPTURED, VAE, faulty, VAE.simplest)
         assert fails and "the first call's result after another call" in str(problem)
-        assert "captured_by(backend_of(trial.case))" in script(CAPTURED, VAE, VAE.simplest, faulty)
+        assert "captured_by(BY_DEVICE[trial.case.device])" in script(CAPTURED, VAE, VAE.simplest, faulty)
     assert tell(CAPTURED, VAE, replace_module, VAE.simplest)[0] is False
 
 

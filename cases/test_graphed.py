@@ -17,7 +17,7 @@ from harness.check import check_property
 from harness.placed import placed
 from harness.plans import by_plan
 from harness.profiles import depth
-from harness.properties import PROPERTIES, Property
+from harness.properties import Property
 from harness.properties.cache import with_cache
 from harness.registry import CaseEntry, choose
 from harness.trial import fused_states, graphs_of
@@ -26,15 +26,10 @@ from policies.plans import PlanUnavailable
 from .bert import BertCase
 from .graph_calls import DEVICES
 from .llama import LlamaCase
+from .table import table
 
 FEW = depth("quick", 8)
 LAYERED = [entry for entry in CASES if entry.unavailable is None and entry.load().layered]
-TABLE = [
-    pytest.param(entry, prop, id=f"{entry.name}-{prop.name.replace(' ', '-')}")
-    for entry in choose(CASES, ("bert", "llama"))
-    for prop in PROPERTIES
-    if prop.applies(entry.load()) and prop.name != "refusal"
-]
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +44,7 @@ def device(request: pytest.FixtureRequest) -> str:
     return name
 
 
-@pytest.mark.parametrize(("entry", "prop"), TABLE)
+@pytest.mark.parametrize(("entry", "prop"), table(choose(CASES, ("bert", "llama")), without=("refusal",)))
 def test_every_property_holds_of_graphed_layers(entry: CaseEntry, prop: Property) -> None:
     """On a CPU the emulator captures. A post-norm layer with cross-attention, and one with grouped heads."""
     with by_plan("graphed") as replacer:
@@ -139,7 +134,7 @@ def test_a_result_that_is_kept_is_not_overwritten_by_the_next_call(device: str) 
     assert torch.equal(*(one if isinstance(one, torch.Tensor) else one[0] for one in (first, kept)))
 
 
-def test_the_plan_is_visible_and_reverting_forgets_the_graphs() -> None:
+def test_the_plan_is_visible_and_a_copied_layer_begins_without_graphs() -> None:
     _, model, inputs = ready(BertCase(), "cpu")
     assert "plan: graphed by emulator, QKV packed" in repr(model)
     model(**inputs.kwargs)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from policies.fused.capture import BY_DEVICE
 from policies.fused.graphs import Graphed
 
-from .graph_calls import BACKENDS, DEVICES, Model, same
+from .graph_calls import DEVICES, NEEDS_GPU, Model, same
 
 
 @pytest.fixture(params=DEVICES, autouse=True)
@@ -22,7 +23,7 @@ def device(request: pytest.FixtureRequest) -> Any:
 
 
 def graphed(function: Any, **kwargs: Any) -> Graphed:
-    return Graphed(function, backend=BACKENDS[torch.get_default_device().type](), **kwargs)
+    return Graphed(function, backend=BY_DEVICE[torch.get_default_device().type](), **kwargs)
 
 
 def _mutating(x: Tensor, parts: list[Tensor]) -> Tensor:
@@ -171,7 +172,7 @@ def test_what_cannot_be_captured_after_all_is_made_eagerly_and_said_and_others_g
     torch.randn(3)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+@NEEDS_GPU
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
 def test_waiting_for_the_device_while_capturing_leaves_it_as_it_was(device: str) -> None:
     """torch's random generator and the graphs' memory too."""

@@ -20,6 +20,7 @@ from cases.unet import UNetCase
 from cases.vae import VAECase
 from harness.case import Case
 from policies.fused import onednn
+from policies.fused.linear import Projection
 
 GPT2 = GPT2Case()
 
@@ -34,9 +35,6 @@ GPT2 = GPT2Case()
     ],
 )
 def test_onednn_adds_a_residual_but_where_that_is_slower(dtype: torch.dtype, width: int, bias: bool, by_onednn: bool) -> None:
-    from policies.fused import onednn
-    from policies.fused.linear import Projection
-
     linear = torch.nn.Linear(width, 2000, bias=bias, dtype=dtype)
     projection = Projection("out", linear.weight, linear.bias, onednn=True)
     x, residual = torch.ones(1, width, dtype=dtype), torch.ones(1, 2000, dtype=dtype)

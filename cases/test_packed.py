@@ -26,7 +26,7 @@ from harness.check import check_property
 from harness.exact import exact_mode
 from harness.plans import by_plan
 from harness.profiles import depth
-from harness.properties import BY_NAME, PROPERTIES, Property
+from harness.properties import BY_NAME, Property
 from harness.properties.memory import bytes_held
 from harness.registry import CaseEntry
 from harness.trial import cast, fused_states
@@ -36,18 +36,13 @@ from policies.fused.packed import PackedParameter, held_bytes
 from policies.plans import Plan, PlanUnavailable
 
 from .packed_models import output, packed, ready
+from .table import table
 
 FEW = depth("quick", 16)
 LAYERED = [entry for entry in CASES if entry.unavailable is None and entry.load().layered]
-TABLE = [
-    pytest.param(entry, prop, id=f"{entry.name}-{prop.name.replace(' ', '-')}")
-    for entry in LAYERED
-    for prop in PROPERTIES
-    if prop.applies(entry.load()) and prop.name != "refusal"
-]
 
 
-@pytest.mark.parametrize(("entry", "prop"), TABLE)
+@pytest.mark.parametrize(("entry", "prop"), table(LAYERED, without=("refusal",)))
 def test_every_property_holds_of_packed_weights(entry: CaseEntry, prop: Property) -> None:
     """In float64 weights are packed by the emulator, in float32 and bfloat16 by oneDNN."""
     with by_plan("packed") as replacer:

@@ -7,20 +7,15 @@ import pytest
 from cases import CASES
 from harness.check import check_property
 from harness.profiles import PROFILES
-from harness.properties import PROPERTIES, Property
+from harness.properties import Property
 from harness.registry import CaseEntry
+
+from .table import table
 
 SEED = 0
 
-TABLE = [
-    pytest.param(entry, prop, id=f"{entry.name}-{prop.name.replace(' ', '-')}")
-    for entry in CASES
-    for prop in PROPERTIES
-    if entry.unavailable is None and prop.applies(entry.load())
-]
 
-
-@pytest.mark.parametrize(("entry", "prop"), TABLE)
+@pytest.mark.parametrize(("entry", "prop"), table(CASES))
 def test_replacement_holds(entry: CaseEntry, prop: Property, request: pytest.FixtureRequest) -> None:
     """Each property holds of each policy on random tiny models, and the pass is not vacuous."""
     profile = PROFILES[request.config.getoption("--profile")]

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from torch import nn
 
-from policies.fused.capture import CaptureBackend, CudaGraphBackend, EmulatorBackend, captured_by
+from policies.fused.capture import BY_DEVICE, captured_by
 
 from ..case import Case
-from ..trial import Trial
+from ..trial import Trial, graphs_of
 from .base import Property, same_outputs
 from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES
 from .weights import change_weights
@@ -28,16 +28,12 @@ def captures(model: nn.Module) -> bool:
     return getattr(getattr(model, "fused", None), "backend", None) is not None
 
 
-def backend_of(case: Case) -> type[CaptureBackend]:
-    """What captures where the models of ``case`` are."""
-    return EmulatorBackend if case.device == "cpu" else CudaGraphBackend
-
-
 def _captured(trial: Trial) -> None:
-    with captured_by(backend_of(trial.case)):
+    with captured_by(BY_DEVICE[trial.case.device]):
         for prop in CALLS:
             prop.check(trial)
     model = trial.replaced.model
+    trial.evidence.replays += sum(one.replays for one in graphs_of(model))
     for how in ("changed in place", "assigned anew"):  # a copied part of a replaced model brings the whole model along
         change_weights(trial.original, model, how)
         expected = trial.run_original(trial.fresh_inputs())

@@ -248,6 +248,8 @@ def storage_id(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
+BY_DEVICE: dict[str, type[CaptureBackend]] = {one.device_type: one for one in (CudaGraphBackend, EmulatorBackend)}
+"""What captures work on a device of this type."""
 _state: dict[str, type[CaptureBackend]] = {"backend": CudaGraphBackend}
 
 

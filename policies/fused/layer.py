@@ -101,6 +101,11 @@ class FusedState:
         )
 
     @property
+    def graphs(self) -> dict[str, Graphed]:
+        """The captured graphs by the name of what was captured, as a diffusion model's state has them."""
+        return {} if self.graph is None else {"layer": self.graph}
+
+    @property
     def plan(self) -> str:
         """How the replacement runs, in a word or two."""
         if self.refusal is not None:
