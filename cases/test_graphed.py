@@ -1,4 +1,4 @@
-"""The plan ``graphed``: each call of a Transformer layer that a graph can repeat is replayed from one."""
+"""The plans ``graphed`` and ``compiled``: each call of a Transformer layer that a graph can repeat is replayed from one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.properties import Property
 from harness.properties.cache import with_cache
 from harness.registry import CaseEntry, choose
 from harness.trial import fused_states, graphs_of
-from policies.plans import PlanUnavailable
+from policies.plans import CAPTURED, PlanUnavailable
 
 from .bert import BertCase
 from .graph_calls import DEVICES
@@ -38,6 +38,12 @@ def _no_gradients() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(params=[plan.value for plan in CAPTURED])
+def plan(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> str:
     name: str = request.param
@@ -45,18 +51,18 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.mark.parametrize(("entry", "prop"), table(choose(CASES, ("bert", "llama")), without=("refusal",)))
-def test_every_property_holds_of_graphed_layers(entry: CaseEntry, prop: Property) -> None:
+def test_every_property_holds_of_graphed_layers(entry: CaseEntry, prop: Property, plan: str) -> None:
     """On a CPU the emulator captures. A post-norm layer with cross-attention, and one with grouped heads."""
-    with by_plan("graphed") as replacer:
-        verdict = check_property(prop, entry.load(), profile=FEW, seed=1, policy="graphed", replacer=replacer).verdict
+    with by_plan(plan) as replacer:
+        verdict = check_property(prop, entry.load(), profile=FEW, seed=1, policy=plan, replacer=replacer).verdict
     assert verdict.outcome == "held", f"{verdict.reason}\n{verdict.failure}"
 
 
 @pytest.mark.parametrize("entry", LAYERED, ids=lambda entry: entry.name)
-def test_the_second_call_of_a_layer_is_replayed_from_the_graph_of_the_first(entry: CaseEntry, device: str) -> None:
+def test_the_second_call_of_a_layer_is_replayed_from_the_graph_of_the_first(entry: CaseEntry, plan: str, device: str) -> None:
     """Else properties would hold of graphs because there are none."""
     case = placed(entry.load(), device)
-    with by_plan("graphed", device) as replacer, case.surroundings():
+    with by_plan(plan, device) as replacer, case.surroundings():
         original = case.build(case.simplest)
         model = copy.deepcopy(original)
         replacer(model)
@@ -70,12 +76,12 @@ def test_the_second_call_of_a_layer_is_replayed_from_the_graph_of_the_first(entr
         assert len(graphs_of(model)) == case.expected(case.simplest)
 
 
-def ready(case: Case, device: str) -> tuple[nn.Module, nn.Module, Inputs]:
-    """An original, its replacement by graphs, and inputs."""
+def ready(case: Case, plan: str, device: str) -> tuple[nn.Module, nn.Module, Inputs]:
+    """An original, its replacement, and inputs."""
     case = placed(case, device)
     original = case.build(case.simplest)
     model = copy.deepcopy(original)
-    with by_plan("graphed", device) as replacer:
+    with by_plan(plan, device) as replacer:
         replacer(model)
     return original, model, case.inputs(case.simplest)
 
@@ -85,8 +91,8 @@ def same(original: nn.Module, model: nn.Module, **kwargs: Any) -> bool:
     return torch.allclose(mine, its, atol=1e-5)
 
 
-def test_a_call_with_a_cache_runs_plain_and_is_counted(device: str) -> None:
-    original, model, inputs = ready(LlamaCase(), device)
+def test_a_call_with_a_cache_runs_plain_and_is_counted(plan: str, device: str) -> None:
+    original, model, inputs = ready(LlamaCase(), plan, device)
     assert same(original, model, **with_cache(inputs).kwargs)
     (graph,) = graphs_of(model)
     assert graph.captures == 0 and graph.eager.total() == 1
@@ -95,8 +101,8 @@ def test_a_call_with_a_cache_runs_plain_and_is_counted(device: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["in place", "in other memory", "anew", "in another dtype"])
-def test_weights_that_change_after_a_capture_count(device: str, how: str) -> None:
-    original, model, inputs = ready(BertCase(), device)
+def test_weights_that_change_after_a_capture_count(plan: str, device: str, how: str) -> None:
+    original, model, inputs = ready(BertCase(), plan, device)
     assert same(original, model, **inputs.kwargs)
     for one in (original, model):
         layer = next(module for module in one.modules() if type(module).__name__.endswith("BertLayer"))
@@ -112,9 +118,9 @@ def test_weights_that_change_after_a_capture_count(device: str, how: str) -> Non
     assert same(original, model, **inputs.kwargs)
 
 
-def test_a_layer_whose_calls_are_never_alike_soon_runs_plain(device: str) -> None:
+def test_a_layer_whose_calls_are_never_alike_soon_runs_plain(plan: str, device: str) -> None:
     """A capture takes as long as ten calls."""
-    original, model, _ = ready(LlamaCase(), device)
+    original, model, _ = ready(LlamaCase(), plan, device)
     for tokens in range(1, 22):
         ids = torch.arange(tokens, device=device)[None] % 30
         assert same(original, model, input_ids=ids, use_cache=False)
@@ -124,8 +130,8 @@ def test_a_layer_whose_calls_are_never_alike_soon_runs_plain(device: str) -> Non
     assert graph.replays == 17
 
 
-def test_a_result_that_is_kept_is_not_overwritten_by_the_next_call(device: str) -> None:
-    original, model, _ = ready(BertCase(), device)
+def test_a_result_that_is_kept_is_not_overwritten_by_the_next_call(plan: str, device: str) -> None:
+    original, model, _ = ready(BertCase(), plan, device)
     (layer,) = [module for module in model.modules() if hasattr(type(module), "_fused_policy")]
     hidden = [torch.randn(1, 3, original.config.hidden_size, device=device) for _ in range(2)]
     first = layer(hidden[0])
@@ -134,9 +140,9 @@ def test_a_result_that_is_kept_is_not_overwritten_by_the_next_call(device: str) 
     assert torch.equal(*(one if isinstance(one, torch.Tensor) else one[0] for one in (first, kept)))
 
 
-def test_the_plan_is_visible_and_a_copied_layer_begins_without_graphs() -> None:
-    _, model, inputs = ready(BertCase(), "cpu")
-    assert "plan: graphed by emulator, QKV packed" in repr(model)
+def test_the_plan_is_visible_and_a_copied_layer_begins_without_graphs(plan: str) -> None:
+    _, model, inputs = ready(BertCase(), plan, "cpu")
+    assert f"plan: {plan} by emulator, QKV packed" in repr(model)
     model(**inputs.kwargs)
     (layer,) = [module for module in model.modules() if hasattr(type(module), "_fused_policy")]
     assert graphs_of(model)[0].held_bytes > 0
@@ -144,8 +150,8 @@ def test_the_plan_is_visible_and_a_copied_layer_begins_without_graphs() -> None:
     assert copied.fused.graph.captures == 0
 
 
-def test_where_there_is_no_gpu_the_plan_is_refused_in_one_line_and_the_model_is_as_it_was() -> None:
+def test_where_there_is_no_gpu_the_plan_is_refused_in_one_line_and_the_model_is_as_it_was(plan: str) -> None:
     model = BertCase().build(BertCase().simplest)
-    with pytest.raises(PlanUnavailable, match=r"^plan graphed runs on CUDA, not on cpu; move the model there first, or use"):
-        policies.replace_module(model, plan="graphed")
+    with pytest.raises(PlanUnavailable, match=rf"^plan {plan} runs on CUDA, not on cpu; move the model there first, or use"):
+        policies.replace_module(model, plan=plan)
     assert not fused_states(model)

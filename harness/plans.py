@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from policies import replace_module
 from policies.fused.capture import BY_DEVICE, captured_by
 from policies.fused.emulated import emulation
-from policies.plans import Plan, settle
+from policies.plans import CAPTURED, Plan, settle
 
 from .trial import Replacer
 
@@ -22,6 +22,6 @@ def by_plan(plan: str, device: str = "cpu") -> Iterator[Replacer]:
     with contextlib.ExitStack() as surroundings:
         if Plan(plan) is Plan.PACKED:
             surroundings.enter_context(emulation())
-        if Plan(plan) is Plan.GRAPHED:
+        if Plan(plan) in CAPTURED:
             surroundings.enter_context(captured_by(BY_DEVICE[device]))
         yield functools.partial(replace_module, plan=plan)

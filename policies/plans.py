@@ -15,6 +15,8 @@ graphed on CUDA: as plain, with each call of a Transformer layer that brings no 
         time it takes to launch them one by one. Inputs are copied into the graph and outputs out of it, and for each form of call
         (shapes, dtypes; the last eight) both are kept. A layer whose calls are seldom of one form twice soon runs plain.
         Diffusion models are captured as a whole, by every plan
+compiled as graphed, and what is captured are kernels that ``torch.compile`` made of the fused layer for this form of call, which
+        takes seconds at the first one; layers that are alike share them (see ``fused.compiled``)
 auto    onednn where this torch has it, else plain
 """
 
@@ -38,6 +40,11 @@ class Plan(Enum):
     ONEDNN = "onednn"
     PACKED = "packed"
     GRAPHED = "graphed"
+    COMPILED = "compiled"
+
+
+CAPTURED = (Plan.GRAPHED, Plan.COMPILED)
+"""Plans by which calls of Transformer layers are captured and replayed."""
 
 
 def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
@@ -59,11 +66,12 @@ def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
         unfit = ", ".join(sorted({one for parameter in parameters for one in onednn.unfit(parameter)}))
         if unfit:
             raise PlanUnavailable(f"plan {wanted.value} runs on a CPU in float32 and bfloat16, not {unfit}; use plain or auto")
-    if wanted is Plan.GRAPHED:
+    if wanted in CAPTURED:
         fit = (backend().device_type, "meta")
         unfit = ", ".join(sorted({one.device.type for one in parameters} - set(fit)))
         if unfit:
-            raise PlanUnavailable(f"plan graphed runs on CUDA, not on {unfit}; move the model there first, or use plain or auto")
+            elsewhere = "move the model there first, or use plain or auto"
+            raise PlanUnavailable(f"plan {wanted.value} runs on CUDA, not on {unfit}; {elsewhere}")
     if wanted is Plan.AUTO:
         return Plan.ONEDNN if onednn.available() else Plan.PLAIN
     return wanted

@@ -31,6 +31,8 @@ COMPILED_RANK = 2
 first workload: every run with time for them says something of compilers."""
 COMPILE_SECONDS = 10.0
 """What compiling a layer is taken to cost; for estimates only."""
+PLANS = {"cpu": 1, "cuda": 2}
+"""Plans beside the automatic one by which a Transformer layer is timed."""
 CLOCKS = {"cpu": 1, "cuda": 2}
 """Times that a comparison is made: end to end, and where that differs by the device's own clock."""
 DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("bfloat16", "float16", "float32")}
@@ -55,11 +57,12 @@ class Job:
     def weight_bytes(self) -> float:
         return self.workload.weight_bytes * (1.0 if self.dtype == "float32" else 0.5)
 
-    @property
-    def pairs(self) -> int:
-        """Comparisons that it makes, at most: eager and sdpa originals, or the only one, compiled ones beside them, and those
-        of packed weights or of graphs."""
-        return 5 if self.compiled else 4 if self.layer else 1
+    def pairs(self, device: str) -> int:
+        """Comparisons that it makes on ``device``, at most: with the eager and the sdpa original, the only one, or two compiled
+        ones; beside those as graphs, and of what was compiled with the original as it comes."""
+        baselines = 2 if self.layer or self.compiled else 1
+        plans = 1 + PLANS[device] * self.layer
+        return baselines * plans + self.compiled + (device == "cuda")
 
     @property
     def layer(self) -> bool:
@@ -107,8 +110,7 @@ class JobPlan:
     def cost(self, job: Job) -> float:
         """Seconds that ``job`` is likely to take."""
         build = 0.5 + job.workload.weight_bytes / BUILD_RATE + 2 * COMPILE_SECONDS * job.compiled
-        as_graphs = self.device == "cuda"  # one comparison more
-        comparing = SETTLES * CLOCKS[self.device] * (job.pairs + as_graphs) * self.pair_seconds(job)
+        comparing = SETTLES * CLOCKS[self.device] * job.pairs(self.device) * self.pair_seconds(job)
         return build + CALLS_OF_A_JOB * job.call_seconds(self.rates) + comparing
 
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from policies import replace_module
 from policies.fused import onednn
 from policies.fused.packed import held_bytes
-from policies.plans import Plan
+from policies.plans import CAPTURED, Plan
 from reports.record import Timing
 
 from ..case import Case
@@ -98,12 +98,12 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
 
 
 def _plans(job: Job, device: Device) -> tuple[Plan, ...]:
-    """Plans beside the automatic one that a layer can run by here. A call with a cache is captured by none."""
+    """Plans beside the automatic one that a layer can run by here. No call with a cache is captured."""
     if not job.layer:
         return ()
     if device.kind == "cpu":
         return (Plan.PACKED,) if onednn.packs() else ()
-    return () if job.workload.past else (Plan.GRAPHED,)
+    return () if job.workload.past else CAPTURED
 
 
 def _as_graphs(job: Job, original: Column, replaced: Column, device: Device) -> tuple[Column, Column]:

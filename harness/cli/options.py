@@ -41,7 +41,7 @@ Properties = Annotated[
     typer.Option("--property", help="Only this property, by its name in the report; may be given again.", metavar="NAME"),
 ]
 Execution = Annotated[
-    str, typer.Option("--plan", help="How replacements run: auto, plain, onednn, packed or graphed.", metavar="NAME")
+    str, typer.Option("--plan", help="How replacements run: auto, plain, onednn, packed, graphed or compiled.", metavar="NAME")
 ]
 Seed = Annotated[int | None, typer.Option(help="Seed of all random choices (default: 0; nightly: a new one).", min=0)]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<time>-<seed>).", metavar="DIR")]

@@ -155,7 +155,7 @@ class Exam:
         """What the harness takes each honest variant for."""
         for variant in HONEST:
             if variant.applies(self.traits):
-                with variant.inject(self.replacer) as rewritten:
+                with variant.opened(self.replacer) as rewritten:
                     alarm = self.harmless(variant.id, rewritten, HARMLESS // 2, passes=variant.passes)
                 progress(alarm)
                 yield alarm
@@ -175,7 +175,7 @@ class Exam:
         start = time.perf_counter()
         count = [0]
         simplified = departs = None
-        with fault.inject(self.replacer) as faulty:
+        with fault.opened(self.replacer) as faulty:
             noticed = self._ask(fault, faulty, count, deep=excused is None)
             if noticed is not None and self.shrink and not noticed.prop.once:
                 simplified = self._simplified(noticed, faulty)
@@ -271,7 +271,7 @@ class Exam:
     def _try_harness(self, fault: Fault) -> Outcome:
         start = time.perf_counter()
         count = [0]
-        with fault.inject(self.replacer) as replacer, mock.patch.object(search_module, "_simplify"):
+        with fault.opened(self.replacer) as replacer, mock.patch.object(search_module, "_simplify"):
             killer, message = self._self_check(fault, replacer, count)
         return Outcome(
             fault=fault.id,
@@ -292,7 +292,7 @@ class Exam:
                 return prop.name, f"{outcome}: {reason}"
         for canary in find_faults(fault.canaries) if fault.canaries else ():
             for prop in equality if canary.applies(self.traits) else ():
-                with canary.inject(replacer) as faulty:
+                with canary.opened(replacer) as faulty:
                     if self._verdict(prop, faulty, count)[0] == "held":
                         return "canary", f"{canary.id} is not noticed by {prop.name}"
         return None, ""

@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any, Literal
 from unittest import mock
 
+import torch
 from torch import nn
 
 from policies.anatomy import Attention, LayerAnatomy
@@ -107,6 +108,17 @@ class Fault:
     """Stages of a layer at which the fault shows first; none where it does not live in single stages."""
     passes: tuple[str, ...] = ()
     """Of an honest variant: properties that it may fail, because they speak of something else than its result."""
+
+    @contextlib.contextmanager
+    def opened(self, replacer: Replacer) -> Iterator[Replacer]:
+        """``replacer`` with the mistake in it. ``torch.compile`` does not notice that a method was exchanged: what it made
+        before, and what it makes meanwhile, is forgotten."""
+        torch.compiler.reset()
+        try:
+            with self.inject(replacer) as faulty:
+                yield faulty
+        finally:
+            torch.compiler.reset()
 
 
 def always(traits: Traits) -> bool:

@@ -39,6 +39,8 @@ class CaptureBackend(ABC):
     name: str
     device_type: str
     """Of the tensors that it captures work on, as torch names it."""
+    compiler: str
+    """The backend of ``torch.compile`` whose kernels it captures."""
 
     @classmethod
     @functools.cache
@@ -81,6 +83,7 @@ class CudaGraphBackend(CaptureBackend):
 
     name = "cuda graph"
     device_type = "cuda"
+    compiler = "inductor"
 
     def __init__(self, cuda: Any = torch.cuda) -> None:
         self._cuda = cuda
@@ -167,6 +170,7 @@ class EmulatorBackend(CaptureBackend):
 
     name = "emulator"
     device_type = "cpu"
+    compiler = "eager"
 
     def __init__(self) -> None:
         self._recording = False
@@ -219,6 +223,11 @@ class _Constant:
 
 class _Recorder(TorchDispatchMode):
     """Views are not replayed: they go on looking at memory that is."""
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """What was compiled before is recorded as it runs."""
+        return True
 
     def __init__(self) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base import DSPolicy, Swap, UnsupportedLayer, qualified_name
-from ..plans import Plan, settle
+from ..plans import CAPTURED, Plan, settle
 from .capture import CaptureBackend
 from .diffusion_attention import FusedAttention
 from .diffusion_blocks import (
@@ -222,7 +222,7 @@ class DiffusionSwap(Swap):
 
     def install(self) -> None:
         plan = settle(self.execution)
-        if plan in (Plan.PACKED, Plan.GRAPHED):  # weights of convolutions are laid out channels_last, linears stay beside them,
+        if plan in (Plan.PACKED, *CAPTURED):  # weights of convolutions are laid out channels_last, linears stay beside them,
             plan = settle(Plan.AUTO)  # and calls are captured as a whole
         state = DiffusionState(self.root, backend=self.backend, shared=self.shared, execution=plan)
         try:

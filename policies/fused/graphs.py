@@ -58,9 +58,11 @@ class Graphed:
     """``function`` behind captured graphs.
 
     ``modules`` are those whose parameters and buffers ``function`` uses, ``watched`` those whose attributes, hooks and
-    submodules it uses as well: the same, unless whoever wraps a function looks after that. ``veto`` may say, at each call, why
-    this one must run eagerly. After ``patience`` captures, no more are made while they are replayed less than twice each: calls
-    that are never alike are faster eagerly. ``captures``, ``replays`` and ``eager`` (by reason) count what has happened.
+    submodules it uses as well: the same, unless whoever wraps a function looks after that. ``captured`` is what is captured in
+    the place of ``function``, if another way of computing the same is faster to replay; what runs eagerly is ``function``.
+    ``veto`` may say, at each call, why this one must run eagerly. After ``patience`` captures, no more are made while they are
+    replayed less than twice each: calls that are never alike are faster eagerly. ``captures``, ``replays`` and ``eager`` (by
+    reason) count what has happened.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Graphed:
         function: Callable[..., Any],
         *,
         backend: CaptureBackend,
+        captured: Callable[..., Any] | None = None,
         modules: tuple[nn.Module, ...] = (),
         watched: tuple[nn.Module, ...] | None = None,
         limit: int = DEFAULT_LIMIT,
@@ -78,6 +81,7 @@ class Graphed:
             raise ValueError(f"limit is the number of captures kept, at least 1, not {limit}")
         self.function = function
         self.backend = backend
+        self.captured = captured or function
         self.modules = modules
         self.watched = modules if watched is None else watched
         self.limit = limit
@@ -180,32 +184,40 @@ class Graphed:
             tensors = [static.tensor for static in inputs]
             protected = [*tensors, *self._weights()]
             with TrialRun(protected):
-                self.backend.warm_up(lambda: self._run_once(spec, tensors))
+                self.backend.warm_up(lambda: _run_once(self.function, spec, tensors))
             if self._watch.changed():
                 # A replay would not set them again, and the eager call that follows must find them as they were.
                 self._watch.restore()
                 self._sets_attributes = True
                 raise NotCapturableError(_SETS_ATTRIBUTES)
-            self.backend.warm_up(lambda: self._run_once(spec, tensors))
+            result = self.backend.warm_up(lambda: _run_once(self.captured, spec, tensors))
+            _check_own(result, protected)
             try:
-                recording = self.backend.capture(lambda: self._run_once(spec, tensors))
+                recording = self.backend.capture(lambda: _run_once(self.captured, spec, tensors))
             except RuntimeError as problem:
                 # It has just run twice: this is about capturing (a library that waits for the device, a stream of its own).
                 raise NotCapturableError(f"cannot be captured: {str(problem).partition(chr(10))[0]}") from problem
-        outputs, output_spec = flatten(recording.output)
-        memory = {storage_id(one) for one in protected}
-        if any(storage_id(one) in memory for one in outputs):
-            raise NotCapturableError("inputs or weights are returned")
+        outputs, output_spec = _check_own(recording.output, protected)
         self.captures += 1
         return Capture(inputs, recording, outputs, output_spec)
 
-    def _run_once(self, spec: Spec, tensors: list[Tensor]) -> Any:
-        args, kwargs = given = unflatten(spec, iter(tensors))
-        result = self.function(*args, **kwargs)
-        leaves, after = flatten(given)
-        if after != spec or any(one is not other for one, other in zip(leaves, tensors, strict=True)):
-            raise NotCapturableError("containers among its arguments are changed by the call")
-        return result
+
+def _run_once(function: Callable[..., Any], spec: Spec, tensors: list[Tensor]) -> Any:
+    args, kwargs = given = unflatten(spec, iter(tensors))
+    result = function(*args, **kwargs)
+    leaves, after = flatten(given)
+    if after != spec or any(one is not other for one, other in zip(leaves, tensors, strict=True)):
+        raise NotCapturableError("containers among its arguments are changed by the call")
+    return result
+
+
+def _check_own(result: Any, protected: list[Tensor]) -> tuple[list[Tensor], Spec]:
+    """The tensors of a result and its description. Raises ``NotCapturableError`` where one is an input's or a weight's memory."""
+    leaves, spec = flatten(result)
+    memory = {storage_id(one) for one in protected}
+    if any(storage_id(one) in memory for one in leaves):
+        raise NotCapturableError("inputs or weights are returned")
+    return leaves, spec
 
 
 @contextmanager

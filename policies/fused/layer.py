@@ -27,10 +27,11 @@ from torch import nn
 from ..anatomy import SplitQKV
 from ..base import AnatomyPolicy, Swap, UnsupportedLayer
 from ..calls import Returns
-from ..plans import Plan, PlanUnavailable, settle
+from ..plans import CAPTURED, Plan, PlanUnavailable, settle
 from ..structure import patched
 from .arguments import Arguments, read_arguments
 from .capture import CaptureBackend, CudaGraphBackend, backend
+from .compiled import CompiledLayer
 from .gate import Gate
 from .graphs import DEFAULT_LIMIT, Graphed
 from .linear import Emit, by_columns, by_rows, could_pack
@@ -81,19 +82,21 @@ class FusedState:
                 if self.execution is Plan.ONEDNN:
                     layer._fused_by_rows |= by_rows(anatomy.linears, self.shared)
                 self.by_rows = bool(layer._fused_by_rows)
-                operators = Plan.PLAIN if self.execution is Plan.GRAPHED else self.execution
+                operators = Plan.PLAIN if self.execution in CAPTURED else self.execution
                 self.core = FusedTransformerLayer(anatomy, operators, packing=self.packing, shared=self.shared, ours=ours)
-            self.graph = self._graphed(layer) if self.execution is Plan.GRAPHED else None
+            self.graph = self._graphed(layer) if self.execution in CAPTURED else None
         # Packed weights are given back behind the replacement's back: it has to find out from each of them. A graph reads each
         # of them where it was.
-        all_of_them = self.refusal is not None or self.execution in (Plan.PACKED, Plan.GRAPHED)
+        all_of_them = self.refusal is not None or self.execution in (Plan.PACKED, *CAPTURED)
         self.watch = Watch(layer, None if all_of_them else self.core.attention.joined)
 
     def _graphed(self, layer: FusedLayer) -> Graphed:
         """The core behind captured graphs. What else it depends on, this state looks after: it is bound anew."""
+        capturing = layer._fused_backend.made()
         return Graphed(
             self.core,
-            backend=layer._fused_backend.made(),
+            backend=capturing,
+            captured=CompiledLayer(self.core, capturing.compiler) if self.execution is Plan.COMPILED else None,
             modules=(layer,),
             watched=(),
             patience=2 * DEFAULT_LIMIT,
@@ -262,7 +265,7 @@ class LayerSwap(Swap):
         self.layer.__class__ = fused_class(self.original, self.policy)  # type: ignore[arg-type]  # classes do hash
         assert isinstance(self.layer, FusedLayer)
         self.layer._fused_plan = settle(self.execution)
-        if self.layer._fused_plan is Plan.GRAPHED:
+        if self.layer._fused_plan in CAPTURED:
             self.layer._fused_backend = backend()
         if self.shared:
             self.layer._fused_shared = self.shared

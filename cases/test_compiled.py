@@ -1,0 +1,147 @@
+"""What plan ``compiled`` has over ``graphed``: the kernels that are captured. The rules of graphs are asked of both elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import CASES
+from harness.case import Case
+from harness.placed import placed
+from harness.plans import by_plan
+from harness.registry import CaseEntry
+from harness.trial import graphs_of
+from policies import replace_module
+from policies.fused.capture import EmulatorBackend
+from policies.fused.compiled import CompiledLayer
+from policies.fused.trees import NotCapturableError
+
+from .bert import BertCase
+from .graph_calls import NEEDS_GPU
+
+LAYERED = [entry for entry in CASES if entry.unavailable is None and entry.load().layered]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> Iterator[None]:
+    torch.compiler.reset()
+    with torch.no_grad():
+        yield
+    torch.compiler.reset()
+
+
+class Counting:
+    """Runs what it is given as it is, and counts."""
+
+    def __init__(self) -> None:
+        self.compiled = 0
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        self.compiled += 1
+        return module.forward
+
+
+def test_layers_that_are_alike_share_what_was_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A form of call takes seconds to compile, and models have dozens of layers."""
+    compiler = Counting()
+    monkeypatch.setattr(EmulatorBackend, "compiler", compiler)
+    case = BertCase()
+    example = case.simplest.with_value("layers", 2)
+    model = case.build(example)
+    with by_plan("compiled") as replacer:
+        replacer(model)
+    case.run(model, case.inputs(example))
+    assert [graph.captures for graph in graphs_of(model)] == [1, 1]
+    assert compiler.compiled == 1
+
+
+def test_more_forms_than_torch_compiles_of_one_function_are_all_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = Counting()
+    monkeypatch.setattr(EmulatorBackend, "compiler", compiler)
+    model = BertCase().build(BertCase().simplest)
+    with by_plan("compiled") as replacer:
+        replacer(model)
+    for tokens in range(1, 13):
+        model(torch.arange(tokens)[None] % 20)
+    (graph,) = graphs_of(model)
+    assert (graph.captures, compiler.compiled, dict(graph.eager)) == (12, 12, {})
+
+
+def test_a_call_that_cannot_be_compiled_runs_plain_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        raise OSError("no compiler here\nand more of that")
+
+    monkeypatch.setattr(EmulatorBackend, "compiler", staticmethod(fails))
+    case = BertCase()
+    original = case.build(case.simplest)
+    model = copy.deepcopy(original)
+    with by_plan("compiled") as replacer:
+        replacer(model)
+    inputs = case.inputs(case.simplest)
+    for _ in range(2):
+        mine, its = (case.run(one, inputs)["last_hidden_state"] for one in (original, model))
+        assert torch.allclose(mine, its, atol=1e-5)
+    (graph,) = graphs_of(model)
+    ((reason, times),) = graph.eager.items()
+    assert reason.startswith("cannot be compiled: ") and "no compiler here" in reason and "\n" not in reason
+    assert times == 2
+
+
+def _core_and_call(case: Case, device: str) -> tuple[Any, tuple[Any, ...]]:
+    """A fused layer, and what its core is called with."""
+    calls = []
+    case = placed(case, device)
+    with case.surroundings():
+        model = case.build(case.simplest)
+        replace_module(model, plan="plain")
+        layer = next(module for module in model.modules() if hasattr(type(module), "_fused_policy"))
+        core = layer.fused.core
+        honest = type(core).__call__
+
+        def recorded(self: Any, *args: Any) -> Any:
+            calls.append(args)
+            return honest(self, *args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(core), "__call__", recorded)
+            case.run(model, case.inputs(case.simplest))
+    return core, calls[0]
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch generates C++ here, and there is no compiler")
+@pytest.mark.parametrize("entry", LAYERED, ids=lambda entry: entry.name)
+def test_with_code_generated_for_a_cpu_every_layer_computes_the_same(entry: CaseEntry) -> None:
+    """In every other test without a GPU what is compiled runs as it was traced."""
+    core, call = _core_and_call(entry.load(), "cpu")
+    assert torch.allclose(core(*call), CompiledLayer(core, "inductor")(*call), atol=1e-5)
+
+
+def test_what_is_raised_while_compiling_is_a_reason_not_to_capture() -> None:
+    core, call = _core_and_call(BertCase(), "cpu")
+    with pytest.raises(NotCapturableError, match=r"^cannot be compiled: .*nothing of this name"):
+        CompiledLayer(core, "nothing of this name")(*call)
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("entry", LAYERED, ids=lambda entry: entry.name)
+def test_on_a_gpu_graphs_outlive_what_compiled_their_kernels(entry: CaseEntry) -> None:
+    case = placed(entry.load(), "cuda")
+    with by_plan("compiled", "cuda") as replacer, case.surroundings():
+        model = case.build(case.simplest)
+        replacer(model)
+        inputs = case.inputs(case.simplest)
+        before = case.run(model, inputs)
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+        after = case.run(model, inputs)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        for graph in graphs_of(model):
+            assert (graph.captures, graph.replays, dict(graph.eager)) == (1, 2, {})
