@@ -105,6 +105,9 @@ class _Blind:
     def changed(self) -> bool:
         return False
 
+    def hooked(self) -> str | None:
+        return None
+
 
 class StaleWeights(Graphed):
     """M22: captures are kept when a weight is exchanged or moved."""
@@ -136,7 +139,7 @@ class ExceptionSticks(Graphed):
             return super()._capture(leaves, spec)
         except ValueError:
             self._kept.clear()
-            self.function = lambda *args, **kwargs: None
+            self.function = self.captured = lambda *args, **kwargs: None
             raise
 
 

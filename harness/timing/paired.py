@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from harness.timing.devices import Call, Clock, Conditions, Device, disturbances
 from harness.timing.stability import instabilities
 from harness.timing.statistics import PAIRS_IN_BLOCK, PLAUSIBLE_RATIO, Judgement, judge
-from harness.timing.stopping import Look, plan_looks, settled
+from harness.timing.stopping import FIRST_LOOK_BLOCKS, Look, plan_looks, settled
 from reports.record import Interval, TimingVerdict
 
 MAXIMUM_BLOCKS = 1024
 _SAMPLES_IN_BLOCK = 2 * PAIRS_IN_BLOCK
 _SAMPLE_SECONDS = 0.5e-3
 _TICKS_IN_SAMPLE = 1000
+_ENOUGH_BLOCKS = 2 * FIRST_LOOK_BLOCKS
 _WARM_UP_SHARE = 0.1
 _WARM_UP_ROUNDS = 2
 _ORDERS = ((0, 1, 1, 0), (1, 0, 0, 1))
@@ -171,10 +172,13 @@ def _warm_up(sides: tuple[Call, Call], *, device: Device, until: float, clock: C
 
 
 def _plan(timed: float, wall: float, *, seconds_left: float, tick_seconds: float) -> _Plan:
-    """Calls a sample and looks, from the cost of a call: short samples first, longer ones only where they fill the budget."""
+    """Calls a sample and looks, from the cost of a call: short samples first, longer ones only where they fill the budget, and
+    shorter than the clock's resolution asks for where else there were too few blocks for an interval. Neither clock is in step
+    with calls, so that what it rounds off is one more noise."""
     shortest = max(_SAMPLE_SECONDS, _TICKS_IN_SAMPLE * tick_seconds)
     long_enough = math.ceil(shortest / max(timed, tick_seconds))
     blocks_of_single_calls = seconds_left / (_SAMPLES_IN_BLOCK * max(wall, tick_seconds))
+    long_enough = min(long_enough, math.floor(blocks_of_single_calls / _ENOUGH_BLOCKS))
     calls = max(long_enough, math.floor(blocks_of_single_calls / MAXIMUM_BLOCKS), 1)
     blocks = math.floor(blocks_of_single_calls / calls)
     return _Plan(calls=calls, looks=plan_looks(min(MAXIMUM_BLOCKS, max(1, blocks))))

@@ -6,6 +6,8 @@ identity, in one pass over dictionaries that were found once; values inside list
 
 from __future__ import annotations
 
+from itertools import chain, islice
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,51 +20,52 @@ _GLOBAL_HOOKS = tuple(f"_global{name}" for name in ("_forward_hooks", "_forward_
 
 
 class AttributeWatch:
-    """Remembers every attribute, submodule, parameter and buffer of ``modules`` and all modules inside them."""
+    """Remembers every attribute, submodule, parameter and buffer of ``modules`` and all modules inside them, and where their
+    hooks are kept."""
 
     def __init__(self, modules: tuple[nn.Module, ...]) -> None:
-        self._sizes: list[tuple[dict[str, Any], int]] = []
-        self._items: list[tuple[dict[str, Any], str, Any]] = []
-        self._addresses: list[tuple[Tensor, int, tuple[int, ...]]] = []
-        for module in (inner for one in modules for inner in one.modules()):
-            for owner in (module.__dict__, module._modules, module._parameters, module._buffers):
-                self._sizes.append((owner, len(owner)))
-                self._items += [(owner, name, value) for name, value in owner.items()]
-            tensors = (*module._parameters.values(), *module._buffers.values())
-            self._addresses += [(one, one.data_ptr(), one.stride()) for one in tensors if one is not None]
+        every = tuple(dict.fromkeys(inner for one in modules for inner in one.modules()))
+        self._owners: list[dict[str, Any]] = []
+        for module in every:
+            self._owners += (module.__dict__, module._modules, module._parameters, module._buffers)
+        self._sizes = [len(owner) for owner in self._owners]
+        self._values = [value for owner in self._owners for value in owner.values()]
+        self._names = [name for owner in self._owners for name in owner]
+        tensors = {id(one): one for one in self._values if isinstance(one, Tensor)}.values()
+        self._places = [asked for one in tensors for asked in (one.data_ptr, one.stride)]
+        self._at = [place() for place in self._places]
+        self._inside = [module for module in every if not any(module is one for one in modules)]
+        self._hooks = [getattr(module, name) for module in self._inside for name in HOOKS]
+        self._own_forward = next((module for module in self._inside if patched(module)), None)
 
     def changed(self) -> bool:
+        """True where anything is another object than it was, or lies elsewhere."""
         return (
-            any(len(owner) != size for owner, size in self._sizes)
-            or any(owner.get(name) is not value for owner, name, value in self._items)
-            or any(one.data_ptr() != at or one.stride() != stride for one, at, stride in self._addresses)
+            [*map(len, self._owners)] != self._sizes
+            or not all(map(is_, chain.from_iterable(map(dict.values, self._owners)), self._values))
+            or [place() for place in self._places] != self._at
         )
+
+    def hooked(self) -> str | None:
+        """Why hooks, or forwards put on instances, keep a graph from standing for the modules, or None. To be asked of what has
+        not ``changed``. Hooks of ``modules`` themselves do not keep it: they run around the graph."""
+        if hooked_everywhere():
+            return "a hook on all modules"
+        if any(self._hooks):
+            hooked = next(one for one in self._inside if any(getattr(one, name) for name in HOOKS))
+            return f"a hook on {type(hooked).__name__}"
+        return None if self._own_forward is None else f"a forward of its own on {type(self._own_forward).__name__}"
 
     def restore(self) -> None:
         """Undo what was set, added or deleted since."""
-        kept: dict[int, set[str]] = {}
-        for owner, name, value in self._items:
-            owner[name] = value
-            kept.setdefault(id(owner), set()).add(name)
-        for owner, _ in self._sizes:
-            for name in owner.keys() - kept.get(id(owner), set()):
+        remembered = zip(self._names, self._values, strict=True)
+        for owner, size in zip(self._owners, self._sizes, strict=True):
+            before = dict(islice(remembered, size))
+            for name in owner.keys() - before.keys():
                 del owner[name]
+            owner.update(before)
 
 
 def hooked_everywhere() -> bool:
     """Whether a hook on all modules is set."""
     return any(getattr(_global, name) for name in _GLOBAL_HOOKS)
-
-
-def hooked(modules: tuple[nn.Module, ...]) -> str | None:
-    """Why hooks, or forwards put on instances, keep a graph from standing for ``modules``, or None. Hooks of ``modules``
-    themselves do not: they run around the graph."""
-    if hooked_everywhere():
-        return "a hook on all modules"
-    for module in modules:
-        for inner in module.modules():
-            if inner is not module and any(getattr(inner, name) for name in HOOKS):
-                return f"a hook on {type(inner).__name__}"
-            if inner is not module and patched(inner):
-                return f"a forward of its own on {type(inner).__name__}"
-    return None

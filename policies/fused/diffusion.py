@@ -157,8 +157,9 @@ class DiffusionState:
 
     def _stateful(self) -> str | None:
         """A processor that this package does not know may keep state that a graph would freeze."""
-        for module in self.root.modules():
-            processor = getattr(module, "processor", None)
+        assert self.watch is not None, "bound before a graph is asked for"
+        for module in self.watch.modules:
+            processor = module.__dict__.get("processor")
             if processor is not None and type(processor).__name__ not in _STATELESS:
                 return f"attention processor {type(processor).__name__}"
         return None

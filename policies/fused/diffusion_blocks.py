@@ -174,14 +174,15 @@ def group_norm_by_channels(x: Tensor, groups: int, weight: Tensor, bias: Tensor,
 
 
 def _of_each_channel(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Means and variances (B, C) of x (B, C, Y, X), in float32. On CUDA by the kernel of synchronised batch norm, in one pass and
-    without the loss of a difference of two sums; it takes all images for one, and gives 1 / deviation."""
-    if not x.is_cuda:
-        variances, means = torch.var_mean(x.float(), (2, 3), correction=0)
-        return means, variances
-    each = [torch.batch_norm_stats(image, 0.0) for image in x.split(1)]
+    """Means and variances (B, C) of x (B, C, Y, X) on CUDA, in float32, by the kernel of synchronised batch norm: in one pass,
+    and without what a difference of two sums loses. It takes all images for one, and gives 1 / deviation."""
+    each = [torch.batch_norm_stats(image, _HARDLY_ANY) for image in x.split(1)]
     means, inverse = (torch.stack(one) for one in zip(*each, strict=True))
     return means, inverse.square().reciprocal()
+
+
+_HARDLY_ANY = 1e-20
+"""Added to a variance: where both are 0, the kernel gives 0 for 1 / deviation."""
 
 
 def convert_to_channels_last(conv: FusedConv2d) -> tuple[int, ...] | None:

@@ -27,14 +27,18 @@ from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from .attributes import AttributeWatch, hooked
+from .attributes import AttributeWatch
 from .capture import CaptureBackend, Recording, storage_id
 from .inspection import NotRepeatable, TrialRun
-from .trees import NotCapturableError, Spec, StaticTensor, TensorSpec, clone_leaves, flatten, unflatten
+from .trees import NotCapturableError, Spec, StaticTensor, TensorSpec, clone_leaves, fits, flatten, unflatten
 
 DEFAULT_LIMIT = 8
 _SETS_ATTRIBUTES = "attributes of its module are set by the call"
 _NEVER_ALIKE = "calls are seldom of one form twice"
+
+
+Key = tuple[Spec, tuple[Any, ...]]
+"""What a capture is found by: the description of a call, and what else decides which work it is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +94,7 @@ class Graphed:
         self.captures = 0
         self.replays = 0
         self.eager: Counter[str] = Counter()
-        self._kept: OrderedDict[Any, Capture | str] = OrderedDict()
+        self._kept: OrderedDict[Key, Capture | str] = OrderedDict()
         self._watch = AttributeWatch(self.watched)
         self._lock = threading.RLock()
         self._running = False
@@ -118,27 +122,44 @@ class Graphed:
         return self.function(*args, **kwargs)
 
     def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        leaves, spec = flatten((args, {name: kwargs[name] for name in sorted(kwargs)}))
+        tree = (args, {name: kwargs[name] for name in sorted(kwargs)})
+        around = (*_ambient(), self.backend.place())
+        leaves, key = self._like_the_last(tree, around) or _described(tree, around)
         self._check_call(leaves)
         if self._watch.changed():
             self._kept.clear()
             self._watch = AttributeWatch(self.watched)
-        key = (spec, _ambient(), self.backend.place())
+        hooked = self._watch.hooked()
+        if hooked is not None:
+            raise NotCapturableError(hooked)
+        capture = self._for(key, leaves)
+        if isinstance(capture, str):
+            raise NotCapturableError(capture)
+        outputs = capture.run(leaves)
+        self.replays += 1
+        return unflatten(capture.spec, iter(clone_leaves(outputs)))
+
+    def _like_the_last(self, tree: Any, around: tuple[Any, ...]) -> tuple[list[Tensor], Key] | None:
+        """The tensors of ``tree`` and its signature, where that is the last call's."""
+        key = next(reversed(self._kept), None)
+        leaves: list[Tensor] = []
+        return (leaves, key) if key is not None and around == key[1] and fits(tree, key[0], leaves) else None
+
+    def _for(self, key: Key, leaves: list[Tensor]) -> Capture | str:
+        """The capture for a signature, made if there is none, or why there is none."""
+        last, capture = next(reversed(self._kept.items()), (None, None))
+        if key is last and capture is not None:
+            return capture  # to look it up by its hash would take longer than all else
         capture = self._kept.get(key)
         if capture is None:
             if self.patience is not None and self.captures >= self.patience and self.replays < 2 * self.captures:
                 raise NotCapturableError(_NEVER_ALIKE)
-            capture = self._make(key, leaves, spec)
+            capture = self._make(key, leaves, key[0])
         self._kept.move_to_end(key)
-        if isinstance(capture, str):
-            raise NotCapturableError(capture)
-        with _plain_mode():
-            outputs = capture.run(leaves)
-        self.replays += 1
-        return unflatten(capture.spec, iter(clone_leaves(outputs)))
+        return capture
 
     def _check_call(self, leaves: list[Tensor]) -> None:
-        reason = self.veto() or hooked(self.watched)
+        reason = self.veto()
         if reason is None and (self._running or self.backend.busy()):
             reason = "a call while capturing"
         if reason is None and self._sets_attributes:
@@ -200,6 +221,11 @@ class Graphed:
         outputs, output_spec = _check_own(recording.output, protected)
         self.captures += 1
         return Capture(inputs, recording, outputs, output_spec)
+
+
+def _described(tree: Any, around: tuple[Any, ...]) -> tuple[list[Tensor], Key]:
+    leaves, spec = flatten(tree)
+    return leaves, (spec, around)
 
 
 def _run_once(function: Callable[..., Any], spec: Spec, tensors: list[Tensor]) -> Any:

@@ -11,8 +11,10 @@ import dataclasses
 import enum
 import functools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +22,9 @@ from torch import Tensor, nn
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None), type(...), torch.dtype, torch.device)
 _VALUES_OF_TORCH = (torch.memory_format, torch.layout, torch.Size)
-_TENSORS = (Tensor, nn.Parameter, nn.Buffer)
+_BY_WORD = (float, complex)
+"""Their values differ (-0.0) or are the same (NaN) where ``==`` says otherwise."""
+_TENSORS = frozenset((Tensor, nn.Parameter, nn.Buffer))
 
 
 class NotCapturableError(ValueError):
@@ -47,7 +51,7 @@ class TensorSpec(NamedTuple):
 
 @dataclass(frozen=True)
 class ValueSpec:
-    """A value that is part of the signature. ``key`` tells apart what ``==`` does not (-0.0, NaN)."""
+    """A value that is part of the signature, and what it is told from others by."""
 
     kind: type
     key: Any
@@ -72,6 +76,32 @@ def flatten(tree: Any) -> tuple[list[Tensor], Spec]:
     """The tensors of ``tree`` in order, and its description. Raises ``NotCapturableError`` for what has none."""
     leaves: list[Tensor] = []
     return leaves, _describe(tree, leaves)
+
+
+def fits(tree: Any, spec: Spec, leaves: list[Tensor]) -> bool:
+    """Whether ``spec`` is the description of ``tree``, whose tensors are put into ``leaves``. To see that it is takes less than
+    to describe, and no hash of a description."""
+    if tree is None:
+        return spec is _NOTHING
+    kind = type(tree)
+    if kind in _TENSORS:
+        leaves.append(tree)
+        return (
+            type(spec) is TensorSpec
+            and tree.shape == spec.shape
+            and tree.stride() == spec.stride
+            and tree.dtype is spec.dtype
+            and tree.requires_grad is spec.requires_grad
+            and tree.device == spec.device
+            and tree.layout is torch.strided
+        )
+    if type(spec) is ContainerSpec:
+        if kind is not spec.kind:
+            return False
+        names, items = _items(tree, kind)
+        children = spec.children
+        return names == spec.names and len(items) == len(children) and all(map(fits, items, children, repeat(leaves)))
+    return type(spec) is ValueSpec and kind is spec.kind and bool((repr(tree) if kind in _BY_WORD else tree) == spec.key)
 
 
 def unflatten(spec: Spec, leaves: Iterator[Tensor]) -> Any:
@@ -109,28 +139,40 @@ def _describe(tree: Any, leaves: list[Tensor]) -> Spec:
         leaves.append(tree)
         return TensorSpec.of(tree)
     if kind in _VALUES or kind in _VALUES_OF_TORCH or isinstance(tree, enum.Enum):
-        return ValueSpec(kind, repr(tree) if kind in (float, complex) else tree, tree)
+        return ValueSpec(kind, repr(tree) if kind in _BY_WORD else tree, tree)
     names, items = _items(tree, kind)
     return ContainerSpec(kind, names, tuple([_describe(item, leaves) for item in items]))
 
 
-def _items(tree: Any, kind: type) -> tuple[tuple[Any, ...], list[Any]]:
+def _items(tree: Any, kind: type) -> tuple[tuple[Any, ...], Sequence[Any]]:
     if kind in (list, tuple) or (isinstance(tree, tuple) and hasattr(kind, "_fields")):
-        return (), list(tree)
+        return (), tree
     if kind in (dict, OrderedDict) or (isinstance(tree, OrderedDict) and dataclasses.is_dataclass(kind)):
         if any(type(key) not in _VALUES for key in tree):
             raise NotCapturableError(f"a {kind.__name__} with keys that are not plain values")
         return tuple((type(key), key) for key in tree), list(tree.values())
-    names = None if isinstance(tree, dict) else _fields(kind)
-    if names is not None and not getattr(tree, "__dict__", {}).keys() - set(names):
-        return names, [getattr(tree, name) for name in names]
+    fields = None if isinstance(tree, dict) else _fields(kind)
+    if fields is not None and getattr(tree, "__dict__", fields.known).keys() <= fields.known.keys():
+        return fields.names, fields.values(tree)
     raise NotCapturableError(f"a value of class {kind.__name__}")
 
 
+class _Fields(NamedTuple):
+    """Those of a dataclass."""
+
+    names: tuple[str, ...]
+    known: dict[str, None]
+    values: Callable[[Any], tuple[Any, ...]]
+
+
 @functools.cache
-def _fields(kind: type) -> tuple[str, ...] | None:
-    """Names of the fields of a dataclass, None for any other class."""
-    return tuple(one.name for one in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
+def _fields(kind: type) -> _Fields | None:
+    """None for any other class than a dataclass."""
+    if not dataclasses.is_dataclass(kind):
+        return None
+    names = tuple(one.name for one in dataclasses.fields(kind))
+    several = attrgetter(*names, "__class__")  # of one name it would give no tuple
+    return _Fields(names, dict.fromkeys(names), lambda tree: several(tree)[:-1])
 
 
 class StaticTensor:
@@ -150,7 +192,7 @@ class StaticTensor:
         self.tensor = self._base.expand(spec.shape).requires_grad_(spec.requires_grad)
 
     def fill(self, source: Tensor) -> None:
-        """Copy ``source`` in, under ``no_grad``. It must fit exactly: nothing is broadcast."""
+        """Copy ``source`` in, where no gradient is asked for. It must fit exactly: nothing is broadcast."""
         assert source.shape == self.spec.shape
         self._base.copy_(source if self._once is None else source[self._once])
 
@@ -165,7 +207,10 @@ def _overlaps(sizes: list[int], strides: tuple[int, ...]) -> bool:
 
 
 def clone_leaves(leaves: list[Tensor]) -> list[Tensor]:
-    """Copies that share memory with each other exactly where ``leaves`` do, and never with ``leaves``."""
+    """Copies that share memory with each other exactly where ``leaves`` do, and never with ``leaves``, of which none is part of a
+    graph of gradients."""
+    if len(leaves) == 1:
+        return [_copy(leaves[0])]
     storages: dict[int, list[int]] = {}
     for index, leaf in enumerate(leaves):
         storages.setdefault(leaf.untyped_storage()._cdata, []).append(index)
@@ -180,9 +225,9 @@ def clone_leaves(leaves: list[Tensor]) -> list[Tensor]:
 
 def _copy(leaf: Tensor) -> Tensor:
     if leaf.is_contiguous():
-        return leaf.detach().clone()
-    static = StaticTensor(TensorSpec.of(leaf.detach()))
-    static.fill(leaf.detach())
+        return leaf.clone()
+    static = StaticTensor(TensorSpec.of(leaf))
+    static.fill(leaf)
     return static.tensor
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -26,10 +27,12 @@ class Watch:
     def __init__(self, layer: nn.Module, placed: Iterable[Tensor] | None = None) -> None:
         self.modules = [module for module in layer.modules() if module is not layer]
         every = (layer, *self.modules)
-        members: list[dict[str, Any]] = [own for one in every for own in (one._modules, one._parameters) if own]
-        self._members = [(own, tuple(own.values())) for own in members]
+        self._owners: list[dict[str, Any]] = [own for one in every for own in (one._modules, one._parameters) if own]
+        self._sizes = [len(own) for own in self._owners]
+        self._members = [member for own in self._owners for member in own.values()]
         watched = layer.parameters() if placed is None else placed
-        self._addresses = [(parameter, _address(parameter)) for parameter in watched]
+        self._placed = tuple(watched)
+        self._at = self._addresses()
         self._config = next((m.config for m in self.modules if hasattr(m, "config")), None)
         self._settings: dict[str, Any] = {} if self._config is None else vars(self._config)
         self._implementation = self._asked_for()
@@ -38,14 +41,20 @@ class Watch:
         """True where a submodule or parameter was exchanged, or a parameter has another storage."""
         if self.exchanged():
             return True
-        return any(_address(parameter) != address for parameter, address in self._addresses)
+        return self._addresses() != self._at
+
+    def _addresses(self) -> list[int | None]:
+        """Where parameters' values are, None where they are packed."""
+        return [None if type(one) is PackedParameter else one.data_ptr() for one in self._placed]
 
     def exchanged(self) -> bool:
         """True where a submodule or parameter is another object. This much a compiler can trace, and guards on."""
-        for own, before in self._members:
-            if len(own) != len(before) or not all(map(is_, own.values(), before)):
-                return True
-        return bool(self._asked_for() != self._implementation)
+        members = chain.from_iterable([own.values() for own in self._owners])
+        return (
+            [*map(len, self._owners)] != self._sizes
+            or not all(map(is_, members, self._members))
+            or self._asked_for() != self._implementation
+        )
 
     def _asked_for(self) -> Any:
         """The attention implementation that the configuration names. To ask it costs as much as all else here together:
@@ -53,11 +62,6 @@ class Watch:
         if _KEPT in self._settings:
             return self._settings[_KEPT]
         return getattr(self._config, "_attn_implementation", None)
-
-
-def _address(parameter: Tensor) -> int | None:
-    """Where the parameter's values are, None where they are packed."""
-    return None if type(parameter) is PackedParameter else parameter.data_ptr()
 
 
 _KEPT = "_attn_implementation_internal"

@@ -72,6 +72,18 @@ def test_short_calls_are_batched_equally_on_both_sides():
     assert result.planned_pairs <= 2 * MAXIMUM_BLOCKS
 
 
+def test_where_a_call_takes_long_beside_what_is_timed_samples_are_short_rather_than_few():
+    """As on a GPU whose stream is held, for 40 microseconds, until the host has asked for a call."""
+
+    class Held(NoisyDevice):
+        def seconds(self, call, calls, clock="end_to_end"):
+            self._now += 2e-3 * calls
+            return super().seconds(call, calls, clock)
+
+    result = compare(lambda: 44e-6, lambda: 40e-6, device=Held(noise.quiet), budget_seconds=0.8, seed=0)
+    assert (result.verdict, result.calls_per_sample) == ("FASTER", 2)
+
+
 def test_a_budget_that_is_too_short_measures_one_block_and_says_what_is_needed():
     """Slow calls cannot be judged from nothing."""
     result, _ = _compare(baseline=3.0, subject=1.0, budget=5.0)
