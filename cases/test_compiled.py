@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import shutil
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -92,6 +93,19 @@ def test_a_call_that_cannot_be_compiled_runs_plain_and_says_why(monkeypatch: pyt
     ((reason, times),) = graph.eager.items()
     assert reason.startswith("cannot be compiled: ") and "no compiler here" in reason and "\n" not in reason
     assert times == 2
+
+
+def test_what_was_compiled_keeps_no_weight_of_a_model_that_is_gone() -> None:
+    case = BertCase()
+    model = case.build(case.simplest)
+    with by_plan("compiled") as replacer:
+        replacer(model)
+    case.run(model, case.inputs(case.simplest))
+    assert graphs_of(model)[0].captures == 1
+    weights = [weakref.ref(one) for one in model.parameters()]
+    del model
+    gc.collect()
+    assert not any(one() is not None for one in weights)
 
 
 def _core_and_call(case: Case, device: str) -> tuple[Any, tuple[Any, ...]]:

@@ -7,6 +7,7 @@ verdict, not the run.
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import as_completed
@@ -80,6 +81,7 @@ def run_tasks(tasks: list[Task], *, workers: int) -> Iterator[tuple[Task, Checke
 
 
 def _prepare() -> None:
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else each starts as many compilers as there are cores
     import torch
 
     torch.set_num_threads(1)

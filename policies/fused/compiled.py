@@ -8,6 +8,7 @@ Layers that are alike, as those of one model are, share what was compiled.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,9 @@ from .trees import NotCapturableError
 
 FORMS = 256
 """Compiled forms of all layers in the process; torch's own bound, for one model called in changing forms, is 8."""
+
+_ONE_AT_A_TIME = threading.RLock()
+"""The bound is the whole process's: of two threads, one would put back the other's."""
 
 
 @functools.cache
@@ -38,7 +42,7 @@ class CompiledLayer:
 
     def __call__(self, *args: Any) -> Any:
         try:
-            with config.patch(recompile_limit=FORMS, accumulated_recompile_limit=FORMS):
+            with _ONE_AT_A_TIME, config.patch(recompile_limit=FORMS, accumulated_recompile_limit=FORMS):
                 return _compiler(self.compiler)(self.core, *args)
         except Exception as problem:
             said = str(problem).strip().splitlines()[:2]  # the first names the compiler, where it is the compiler that failed
