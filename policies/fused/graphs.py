@@ -6,7 +6,8 @@ broadcast a smaller batch, or overwrote results that the caller still held (FAUL
 * one capture per description of everything but tensors' values (``trees``), and per ambient state (default dtype,
   TF32 ...);
 * at most ``limit`` captures, the least recently used goes first;
-* inputs are copied in, nested ones too, and must fit exactly; outputs are copied out;
+* inputs are copied in, nested ones too, and must fit exactly; outputs are copied out; a static cache is written to where it
+  is, by captures made for that place;
 * captures are dropped where a module that the function uses is no longer what it was: a parameter or buffer exchanged
   or moved, a submodule or attribute set. Updates in place are seen, because the graph reads the same memory;
 * what a graph cannot repeat (``inspection``) runs eagerly and is counted, by reason;
@@ -18,7 +19,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,18 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from .attributes import AttributeWatch
 from .capture import CaptureBackend, Recording, storage_id
 from .inspection import NotRepeatable, TrialRun
-from .trees import NotCapturableError, Spec, StaticTensor, TensorSpec, clone_leaves, fits, flatten, unflatten
+from .preallocated import Preallocated, form_of
+from .trees import (
+    NotCapturableError,
+    Spec,
+    StaticTensor,
+    TensorSpec,
+    clone_leaves,
+    fits,
+    flatten,
+    preallocated_in,
+    unflatten,
+)
 
 DEFAULT_LIMIT = 8
 _SETS_ATTRIBUTES = "attributes of its module are set by the call"
@@ -204,21 +216,25 @@ class Graphed:
                 static.fill(leaf)
             tensors = [static.tensor for static in inputs]
             protected = [*tensors, *self._weights()]
-            with TrialRun(protected):
+        caches = preallocated_in(spec)
+        with _mode_of(caches):
+            with _undone(caches), TrialRun(protected):
                 self.backend.warm_up(lambda: _run_once(self.function, spec, tensors))
             if self._watch.changed():
                 # A replay would not set them again, and the eager call that follows must find them as they were.
                 self._watch.restore()
                 self._sets_attributes = True
                 raise NotCapturableError(_SETS_ATTRIBUTES)
-            result = self.backend.warm_up(lambda: _run_once(self.captured, spec, tensors))
-            _check_own(result, protected)
+            foreign = [*protected, *(tensor for cache in caches for tensor in cache.tensors)]
+            with _undone(caches):
+                _check_own(self.backend.warm_up(lambda: _run_once(self.captured, spec, tensors)), foreign)
             try:
-                recording = self.backend.capture(lambda: _run_once(self.captured, spec, tensors))
+                with _undone(caches):
+                    recording = self.backend.capture(lambda: _run_once(self.captured, spec, tensors))
             except RuntimeError as problem:
                 # It has just run twice: this is about capturing (a library that waits for the device, a stream of its own).
                 raise NotCapturableError(f"cannot be captured: {str(problem).partition(chr(10))[0]}") from problem
-        outputs, output_spec = _check_own(recording.output, protected)
+        outputs, output_spec = _check_own(recording.output, foreign)
         self.captures += 1
         return Capture(inputs, recording, outputs, output_spec)
 
@@ -237,13 +253,32 @@ def _run_once(function: Callable[..., Any], spec: Spec, tensors: list[Tensor]) -
     return result
 
 
-def _check_own(result: Any, protected: list[Tensor]) -> tuple[list[Tensor], Spec]:
-    """The tensors of a result and its description. Raises ``NotCapturableError`` where one is an input's or a weight's memory."""
+def _check_own(result: Any, foreign: list[Tensor]) -> tuple[list[Tensor], Spec]:
+    """The tensors of a result and its description. Raises ``NotCapturableError`` where one lies in the memory of ``foreign``."""
     leaves, spec = flatten(result)
-    memory = {storage_id(one) for one in protected}
+    memory = {storage_id(one) for one in foreign}
     if any(storage_id(one) in memory for one in leaves):
-        raise NotCapturableError("inputs or weights are returned")
+        raise NotCapturableError("inputs, weights or what a cache holds are returned")
     return leaves, spec
+
+
+@contextmanager
+def _undone(caches: list[Preallocated]) -> Iterator[None]:
+    """Runs that come before the one that counts leave caches as they were. Raises ``NotCapturableError`` where they change by
+    more than tensors' values, which a replay would not repeat."""
+    with ExitStack() as stack:
+        for cache in caches:
+            stack.enter_context(cache.undone())
+        yield
+        if any(form_of(cache.layer) != cache.form for cache in caches):
+            raise NotCapturableError("its cache changes by more than values")
+
+
+@contextmanager
+def _mode_of(caches: list[Preallocated]) -> Iterator[None]:
+    """What was made in inference mode can be written to in no other."""
+    with torch.inference_mode(any(tensor.is_inference() for cache in caches for tensor in cache.tensors)), torch.no_grad():
+        yield
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from .gate import Gate
 from .graphs import DEFAULT_LIMIT, Graphed
 from .linear import Emit, by_columns, by_rows, could_pack
 from .packed import release_all
+from .preallocated import preallocated
 from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
 from .transforms import not_plain, tracing
@@ -200,6 +201,9 @@ class FusedLayer(nn.Module):
         core = state.core
         core.emit = state.emit
         graph = None if compiling else state.graph
+        if graph is not None and arguments.call.cache is not None:
+            index = core.attention.attention.cache_index
+            arguments.call.cache = preallocated(arguments.call.cache, index) or arguments.call.cache
         hidden = (core if graph is None else graph)(arguments.hidden, arguments.call, arguments.encoder)
         if self._fused_policy.call.sequence_first:
             hidden = hidden.transpose(0, 1).contiguous()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import functools
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from .preallocated import Preallocated
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None), type(...), torch.dtype, torch.device)
 _VALUES_OF_TORCH = (torch.memory_format, torch.layout, torch.Size)
@@ -69,13 +72,29 @@ class ContainerSpec(NamedTuple):
     children: tuple[Spec, ...]
 
 
-Spec = TensorSpec | ValueSpec | ContainerSpec
+@dataclass(frozen=True)
+class PreallocatedSpec:
+    """A layer of a static cache, which is not kept alive by what was captured of it."""
+
+    form: tuple[Any, ...]
+    layer: weakref.ref[Any] = field(compare=False)
+
+
+Spec = TensorSpec | ValueSpec | ContainerSpec | PreallocatedSpec
 
 
 def flatten(tree: Any) -> tuple[list[Tensor], Spec]:
     """The tensors of ``tree`` in order, and its description. Raises ``NotCapturableError`` for what has none."""
     leaves: list[Tensor] = []
     return leaves, _describe(tree, leaves)
+
+
+def preallocated_in(spec: Spec) -> list[Preallocated]:
+    """The layers of static caches that a call brings."""
+    if isinstance(spec, PreallocatedSpec):
+        return [Preallocated(spec.layer(), spec.form)]
+    children = spec.children if isinstance(spec, ContainerSpec) else ()
+    return [one for child in children for one in preallocated_in(child)]
 
 
 def fits(tree: Any, spec: Spec, leaves: list[Tensor]) -> bool:
@@ -95,6 +114,8 @@ def fits(tree: Any, spec: Spec, leaves: list[Tensor]) -> bool:
             and tree.device == spec.device
             and tree.layout is torch.strided
         )
+    if kind is Preallocated:
+        return type(spec) is PreallocatedSpec and bool(tree.form == spec.form)
     if type(spec) is ContainerSpec:
         if kind is not spec.kind:
             return False
@@ -110,6 +131,8 @@ def unflatten(spec: Spec, leaves: Iterator[Tensor]) -> Any:
         return next(leaves)
     if isinstance(spec, ValueSpec):
         return spec.value
+    if isinstance(spec, PreallocatedSpec):
+        return Preallocated(spec.layer(), spec.form)
     children = [unflatten(child, leaves) for child in spec.children]
     if spec.kind in (list, tuple):
         return spec.kind(children)
@@ -140,6 +163,8 @@ def _describe(tree: Any, leaves: list[Tensor]) -> Spec:
         return TensorSpec.of(tree)
     if kind in _VALUES or kind in _VALUES_OF_TORCH or isinstance(tree, enum.Enum):
         return ValueSpec(kind, repr(tree) if kind in _BY_WORD else tree, tree)
+    if kind is Preallocated:
+        return PreallocatedSpec(tree.form, weakref.ref(tree.layer))
     names, items = _items(tree, kind)
     return ContainerSpec(kind, names, tuple([_describe(item, leaves) for item in items]))
 
