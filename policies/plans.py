@@ -11,10 +11,10 @@ packed  as onednn, with Transformer layers' weights held in oneDNN's own layout 
         faster than a packed one (by a quarter to a half), so that onednn is the better plan for a process that only
         decodes so; on AMD's the packed one is faster there too
 graphed on CUDA: as plain, with each call of a Transformer layer that brings no cache, or transformers' static one, and is not
-        differentiated captured as a graph and replayed (see ``fused.graphs``); every other call runs plain. A layer of a few kernels takes a tenth of the
-        time it takes to launch them one by one. Inputs are copied into the graph and outputs out of it, and for each form of call
-        (shapes, dtypes; the last eight) both are kept. A layer whose calls are seldom of one form twice soon runs plain.
-        Diffusion models are captured as a whole, by every plan
+        differentiated captured as a graph and replayed (see ``fused.graphs``); every other call runs plain. A layer of a few
+        kernels takes a tenth of the time it takes to launch them one by one. Inputs are copied into the graph and outputs out of
+        it, and for each form of call (shapes, dtypes, the static cache; the last eight) both are kept. A layer whose calls are
+        seldom of one form twice soon runs plain. Diffusion models are captured as a whole, by every plan
 compiled as graphed, and what is captured are kernels that ``torch.compile`` made of the fused layer for this form of call, which
         takes seconds at the first one; layers that are alike share them (see ``fused.compiled``)
 auto    onednn where this torch has it, else plain

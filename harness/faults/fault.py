@@ -49,6 +49,8 @@ class Traits:
     """Whether any replacement has parameters of its layer as views of one tensor, which depends on its plan too."""
     by_onednn: bool
     """Whether any replacement computes by oneDNN's linears, which its plan decides."""
+    by_graphs: bool
+    """Whether any replacement captures the calls of its layers, which its plan decides."""
 
     @cached_property
     def blocks(self) -> tuple[Attention, ...]:

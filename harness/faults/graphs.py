@@ -13,7 +13,7 @@ from unittest import mock
 
 from torch import Tensor
 
-from policies.fused import diffusion, trees
+from policies.fused import diffusion, layer, preallocated, trees
 from policies.fused import graphs as fused_graphs
 from policies.fused.capture import EmulatorBackend, captured_by
 from policies.fused.graphs import Capture, Graphed
@@ -35,7 +35,7 @@ def _behind(graphed: type[Graphed]) -> Inject:
 
     @contextlib.contextmanager
     def inject(replacer: Replacer) -> Iterator[Replacer]:
-        with mock.patch.object(diffusion, "Graphed", graphed):
+        with mock.patch.object(diffusion, "Graphed", graphed), mock.patch.object(layer, "Graphed", graphed):
             yield replacer
 
     return inject
@@ -112,6 +112,9 @@ class _Blind:
     def changed(self) -> bool:
         return False
 
+    def hooked(self) -> str | None:
+        return None
+
 
 class _StaleWeights(Graphed):
     """Captures stay when a weight is exchanged or moved."""
@@ -149,13 +152,36 @@ def _fault(id: str, rows: str, source: str, breaks: str, graphed: type[Graphed],
         seam="graphs",
         applies=applies,
         inject=_behind(graphed),
-        expects=("captured graphs",),
+        expects=("captured graphs", "call twice"),
     )
 
 
 def captures(traits: Traits) -> bool:
-    """Whether the case's replacement can be captured as a graph."""
+    """Whether the case's replacement is captured as a whole, by whatever plan."""
     return traits.has_policy("UNetPolicy", "VAEPolicy")
+
+
+def _replays(traits: Traits) -> bool:
+    return captures(traits) or traits.by_graphs
+
+
+def _nests(traits: Traits) -> bool:
+    """Whether calls that are captured bring tensors inside of something else: a layer's masks and positions, as we call it."""
+    return _is_unet(traits) or traits.by_graphs
+
+
+@contextlib.contextmanager
+def _wherever_the_cache_is(replacer: Replacer) -> Iterator[Replacer]:
+    """Of a static cache everything tells graphs apart but where it is."""
+
+    honest = preallocated.form_of
+
+    def without_places(cache: Any) -> Any:
+        form = honest(cache)
+        return form and tuple((name, value[1:] if isinstance(value, tuple) else value) for name, value in form)
+
+    with mock.patch.object(preallocated, "form_of", without_places), mock.patch.object(fused_graphs, "form_of", without_places):
+        yield replacer
 
 
 def _is_unet(traits: Traits) -> bool:
@@ -169,7 +195,7 @@ GRAPHS = (
         "DeepSpeed-MII #132",
         "One graph serves every shape, and smaller batches are broadcast into it.",
         _OneGraph,
-        applies=captures,
+        applies=_replays,
     ),
     _fault(
         "F74 shallow",
@@ -177,7 +203,7 @@ GRAPHS = (
         "DeepSpeed PR #8488",
         "Tensors in nested arguments keep the first call's values.",
         _ShallowRefresh,
-        applies=_is_unet,
+        applies=_nests,
     ),
     _fault(
         "M22 inputs",
@@ -185,7 +211,7 @@ GRAPHS = (
         "stable-fast #141",
         "The first call's tensors are the graph's inputs.",
         _InputsNotCopied,
-        applies=captures,
+        applies=_replays,
     ),
     _fault(
         "F78 outputs",
@@ -193,7 +219,7 @@ GRAPHS = (
         "TransformerEngine #2937",
         "A result is overwritten by the next call.",
         _OutputsNotCopied,
-        applies=captures,
+        applies=_replays,
     ),
     _fault(
         "M22 two buffers",
@@ -201,7 +227,7 @@ GRAPHS = (
         "sglang #31852",
         "A result is overwritten by the next call but one.",
         _TwoBuffers,
-        applies=captures,
+        applies=_replays,
     ),
     _fault(
         "M22 weights",
@@ -225,7 +251,17 @@ GRAPHS = (
         "DeepSpeed #2717",
         "Two levels capture, and the call raises.",
         _NestedCapture,
-        applies=captures,
+        applies=_replays,
+    ),
+    Fault(
+        id="F77 static cache",
+        rows=("F77", "F78"),
+        source="sglang #31852",
+        breaks="A step of decoding goes on with the cache of the prompt that was there when it was captured.",
+        seam="graphs",
+        applies=lambda traits: traits.by_graphs and traits.case.static_cache,
+        inject=_wherever_the_cache_is,
+        expects=("static cache",),
     ),
 )
 """Wrong graphs."""

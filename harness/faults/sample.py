@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 
 from policies.fused.linear import Projection
-from policies.plans import Plan
+from policies.plans import CAPTURED, Plan
 
 from ..case import Case, Example
 from ..covering import covering_examples
@@ -56,11 +56,12 @@ def together(case: Case, parts: tuple[Traits, ...]) -> Traits:
         calls=tuple(dict.fromkeys(call for one in parts for call in one.calls)),
         joins=any(one.joins for one in parts),
         by_onednn=any(one.by_onednn for one in parts),
+        by_graphs=any(one.by_graphs for one in parts),
     )
 
 
 def _traits(case: Case, example: Example, replacer: Replacer) -> Traits:
-    policies, layers, anatomies, calls, joins, by_onednn = set(), [], [], [], False, False
+    policies, layers, anatomies, calls, joins, by_onednn, by_graphs = set(), [], [], [], False, False, False
     model = case.build(example)
     for one in replacer(model).replaced:
         policies.add(one.policy)
@@ -72,6 +73,7 @@ def _traits(case: Case, example: Example, replacer: Replacer) -> Traits:
             calls.append(state.policy.call)
             joins = joins or _joins(state.core.attention.packed)
             by_onednn = by_onednn or state.execution in (Plan.ONEDNN, Plan.PACKED)
+            by_graphs = by_graphs or state.execution in CAPTURED
     return Traits(
         case=case,
         policies=frozenset(policies),
@@ -80,6 +82,7 @@ def _traits(case: Case, example: Example, replacer: Replacer) -> Traits:
         calls=tuple(dict.fromkeys(calls)),
         joins=joins,
         by_onednn=by_onednn,
+        by_graphs=by_graphs,
     )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -90,7 +91,8 @@ def _steps(model: nn.Module, kwargs: dict[str, Any], ids: Tensor, cache: Any) ->
 
 
 def _static(trial: Trial) -> None:
-    """A prompt in chunks on a preallocated cache; then the cache is emptied and serves another prompt."""
+    """A prompt in chunks on a preallocated cache; then the cache is emptied and serves another prompt, and the first is
+    served by another cache, while the emptied one is alive."""
     trial = cached_trial(trial)
     first = trial.inputs
     batch, tokens = first.kwargs["input_ids"].shape
@@ -107,13 +109,13 @@ def _static(trial: Trial) -> None:
             expected = _reused(trial.original, prompts, lengths, size)
     with fused_path(trial.replaced.model):
         actual = _reused(trial.replaced.model, prompts, lengths, size)
-    for inputs, kwargs, one, other in zip((first, second), prompts, expected, actual, strict=True):
+    for inputs, kwargs, one, other in zip((first, second, first), (*prompts, prompts[0]), expected, actual, strict=True):
         what = f"static cache, calls of {lengths} tokens"
         same_outputs(trial, {OUTPUT: one}, {OUTPUT: other}, valid_in(inputs, kwargs), what)
 
 
 def _reused(model: nn.Module, prompts: list[dict[str, Any]], lengths: list[int], size: int) -> list[Tensor]:
-    """Outputs for each prompt, all on one preallocated cache that is emptied in between.
+    """Outputs for each prompt, all on one preallocated cache that is emptied in between, and for the first on another.
 
     What cross-attention keeps of the encoder grows with its source and starts anew with each prompt: emptying a cache of
     both kinds leaves it as it was in transformers 5.4.
@@ -123,11 +125,12 @@ def _reused(model: nn.Module, prompts: list[dict[str, Any]], lengths: list[int],
     config = model.config
     crosses = getattr(config, "add_cross_attention", False)
     preallocated = StaticCache(config=config, max_cache_len=size)
+    another = StaticCache(config=config, max_cache_len=size)
     outputs = []
-    for kwargs in prompts:
-        cache = EncoderDecoderCache(preallocated, DynamicCache(config=config)) if crosses else preallocated
+    for kwargs, static in zip((*prompts, prompts[0]), (*repeat(preallocated, len(prompts)), another), strict=True):
+        cache = EncoderDecoderCache(static, DynamicCache(config=config)) if crosses else static
         outputs.append(in_chunks(model, kwargs, lengths, cache)[0])
-        preallocated.reset()
+        static.reset()
     return outputs
 
 
@@ -183,7 +186,7 @@ EDITED_CACHE = Property(
 
 STATIC_CACHE = Property(
     name="static cache",
-    statement="A preallocated cache serves one prompt and, emptied, the next, as with the original.",
+    statement="A preallocated cache serves one prompt and, emptied, the next, and a second cache another, as with the original.",
     check=_static,
     applies=lambda case: case.static_cache,
     share=0.05,

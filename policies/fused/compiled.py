@@ -18,8 +18,9 @@ from torch._dynamo import config
 from .transformer import FusedTransformerLayer
 from .trees import NotCapturableError
 
-FORMS = 256
-"""Compiled forms of all layers in the process; torch's own bound, for one model called in changing forms, is 8."""
+FORMS = 4096
+"""Compiled forms of all layers in the process, more than any program has. torch's own bound is 8, for one model called in changing
+forms."""
 
 _ONE_AT_A_TIME = threading.RLock()
 """The bound is the whole process's: of two threads, one would put back the other's."""
