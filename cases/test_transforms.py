@@ -138,3 +138,15 @@ def test_a_packed_model_cannot_be_traced_and_says_what_can() -> None:
     _, replaced = two("packed")
     with pytest.raises(PlanUnavailable, match=r"packed cannot be traced: .* replace with plan='auto'"):
         torch.jit.trace(Of(replaced, lambda one, x: one(input_ids=x).last_hidden_state), IDS)
+
+
+def test_a_call_made_while_another_thread_compiles_is_a_call_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says of every thread's calls that they are being compiled for as long as one thread compiles anything."""
+    _, replaced = two("auto")
+    seen: list[Any] = []
+    replaced.layers[0].mlp.up_proj.register_forward_hook(lambda *args: seen.append(args))
+    monkeypatch.setattr(torch.compiler, "_is_compiling_flag", True)
+    with torch.no_grad():
+        replaced(IDS)
+    assert len(seen) == 1
+    assert dict(replaced.layers[0].fused.fallbacks) == {"a forward hook on Linear": 1}

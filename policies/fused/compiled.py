@@ -7,28 +7,21 @@ Layers that are alike, as those of one model are, share what was compiled.
 
 from __future__ import annotations
 
-import functools
-import threading
+import itertools
+import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._dynamo import config
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from .transformer import FusedTransformerLayer
 from .trees import NotCapturableError
 
-FORMS = 4096
-"""Compiled forms of all layers in the process, more than any program has. torch's own bound is 8, for one model called in changing
-forms."""
-
-_ONE_AT_A_TIME = threading.RLock()
-"""The bound is the whole process's: of two threads, one would put back the other's."""
-
-
-@functools.cache
-def _compiler(name: str) -> Callable[..., Any]:
-    return torch.compile(FusedTransformerLayer.__call__, fullgraph=True, dynamic=False, backend=name)
+_current: dict[Any, Callable[..., Any]] = {}
+"""By compiler, what compiles until it has met as many forms as torch keeps of one function. Forms that are captured need it no
+more, and the next ones are compiled of another function."""
+_numbers = itertools.count()
 
 
 class CompiledLayer:
@@ -40,11 +33,31 @@ class CompiledLayer:
     def __init__(self, core: FusedTransformerLayer, compiler: str) -> None:
         self.core = core
         self.compiler = compiler
+        self._used: set[Callable[..., Any]] = set()
+        """Graphs launch kernels, and keep none of them."""
 
     def __call__(self, *args: Any) -> Any:
         try:
-            with _ONE_AT_A_TIME, config.patch(recompile_limit=FORMS, accumulated_recompile_limit=FORMS):
-                return _compiler(self.compiler)(self.core, *args)
+            try:
+                return self._by(_current.get(self.compiler) or _another(self.compiler), args)
+            except FailOnRecompileLimitHit:
+                return self._by(_another(self.compiler), args)
         except Exception as problem:
             said = str(problem).strip().splitlines()[:2]  # the first names the compiler, where it is the compiler that failed
             raise NotCapturableError(f"cannot be compiled: {' '.join(said) or type(problem).__name__}") from problem
+
+    def _by(self, compiled: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        self._used.add(compiled)
+        return compiled(self.core, *args)
+
+
+def _another(compiler: str) -> Callable[..., Any]:
+    """torch counts the forms of a function by its code."""
+    code = _call.__code__.replace(co_name=f"call_{next(_numbers)}")
+    function = types.FunctionType(code, globals())
+    _current[compiler] = torch.compile(function, fullgraph=True, dynamic=False, backend=compiler)
+    return _current[compiler]
+
+
+def _call(core: FusedTransformerLayer, *args: Any) -> Any:
+    return core(*args)

@@ -34,6 +34,7 @@ from .diffusion_blocks import (
 from .graphs import Graphed
 from .memory import in_strides
 from .swapped import Swapped, restore_class, swapped_class
+from .transforms import compiling
 from .watch import Watch
 
 PARTS: Mapping[str, type[Swapped]] = {
@@ -145,7 +146,7 @@ class DiffusionState:
 
     def graph(self, name: str, module: nn.Module, function: Any, sample: Tensor) -> Any:
         """``function`` behind captured graphs where the backend takes ``sample``'s device, else ``function``."""
-        if self.backend is None or torch.compiler.is_compiling():
+        if self.backend is None or compiling():
             return function
         if self._made is None:
             self._made = self.backend.made()

@@ -20,7 +20,7 @@ from ..plans import Plan
 from .linear import Projection, can_pack, held_by_nobody_else, pack, unpack
 from .products import scaled_dot_product_attention
 from .swapped import Swapped, apply, differentiated, is_plain, linear
-from .transforms import not_plain
+from .transforms import compiling, not_plain
 
 _SDPA = "diffusers.models.attention_processor:AttnProcessor2_0"
 _EAGER = "diffusers.models.attention_processor:AttnProcessor"
@@ -67,7 +67,7 @@ class FusedAttention(Swapped):
         reason = self._fused_why_not(hidden_states, encoder_hidden_states, cross_attention_kwargs)
         if reason is None:
             return self._fused_attend(hidden_states, encoder_hidden_states, attention_mask)
-        if not torch.compiler.is_compiling():
+        if not compiling():
             self._fused_state.fallbacks[f"attention: {reason}"] += 1
         result: Tensor = super().forward(
             hidden_states,
@@ -177,7 +177,7 @@ class FusedAttention(Swapped):
             return None
         if differentiated(*(one for module in modules for one in (module.weight, module.bias))):
             return None
-        if torch.compiler.is_compiling():
+        if compiling():
             return self._fused_packed
         if self._fused_packed is not None and self._fused_packed.stale(self):
             with torch.inference_mode(False), torch.no_grad():

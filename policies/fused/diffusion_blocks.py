@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 from .boundary import suggests_channels_last
 from .memory import alone, may_move
 from .swapped import Swapped, apply, differentiated, linear
-from .transforms import transforming
+from .transforms import compiling, transforming
 
 CHANNELS_LAST = torch.channels_last
 HALVES = (torch.float16, torch.bfloat16)
@@ -65,7 +65,7 @@ class FusedConv2d(Swapped):
             or isinstance(self.padding, str)
             or differentiated(x, weight, self.bias)
             or torch.is_autocast_enabled("cpu")
-            or torch.compiler.is_compiling()
+            or compiling()
             or not weight.is_contiguous(memory_format=CHANNELS_LAST)
             or not x.is_contiguous(memory_format=CHANNELS_LAST)
             or not suggests_channels_last(x)
@@ -150,7 +150,7 @@ class FusedGroupNorm(Swapped):
             and self.weight.dtype is x.dtype
             and x.shape[1] == self.num_channels
             and x.is_contiguous(memory_format=CHANNELS_LAST)
-            and not torch.compiler.is_compiling()
+            and not compiling()
             and not torch.is_autocast_enabled("cuda")
             and not differentiated(x, self.weight, self.bias)
             and not transforming()

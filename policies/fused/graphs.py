@@ -32,6 +32,7 @@ from .attributes import AttributeWatch
 from .capture import CaptureBackend, Recording, storage_id
 from .inspection import NotRepeatable, TrialRun
 from .preallocated import Preallocated, form_of
+from .transforms import compiling
 from .trees import (
     NotCapturableError,
     Spec,
@@ -124,7 +125,7 @@ class Graphed:
         return sum({storage_id(one): one.untyped_storage().nbytes() for one in tensors}.values())
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if compiling():
             return self.function(*args, **kwargs)
         with self._lock:
             try:

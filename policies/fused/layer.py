@@ -29,6 +29,7 @@ from ..base import AnatomyPolicy, Swap, UnsupportedLayer
 from ..calls import Returns
 from ..plans import CAPTURED, Plan, PlanUnavailable, settle
 from ..structure import patched
+from . import transforms
 from .arguments import Arguments, read_arguments
 from .capture import CaptureBackend, CudaGraphBackend, backend
 from .compiled import CompiledLayer
@@ -159,7 +160,7 @@ class FusedLayer(nn.Module):
         return self._fused_forward(args, kwargs)
 
     def _fused_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        compiling = torch.compiler.is_compiling()
+        compiling = transforms.compiling()
         if self._fused_plan is Plan.PACKED:
             if torch.compiler.is_exporting():
                 raise PlanUnavailable("plan packed cannot be exported: its weights are no tensors; replace with plan='auto'")

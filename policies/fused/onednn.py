@@ -22,6 +22,7 @@ from ..anatomy import ActivationKind
 from . import traced
 from .activations import KERNELS, QUICK_GELU_SLOPE
 from .memory import alone
+from .transforms import compiling
 
 DTYPES = frozenset({torch.float32, torch.bfloat16})
 POST_OPERATIONS: dict[ActivationKind, tuple[str, str]] = {
@@ -183,13 +184,13 @@ def activate(x: Tensor, weight: Tensor, bias: Tensor | None, kind: ActivationKin
 
 def add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
     """The linear plus ``residual``, which is not changed."""
-    if torch.compiler.is_compiling():
+    if compiling():
         return traced.linear_add(x, weight, bias, residual)
     return _kernels()[1](x, residual, weight, bias, "add")
 
 
 def _pointwise(x: Tensor, weight: Tensor, bias: Tensor | None, attribute: str, algorithm: str) -> Tensor:
-    if torch.compiler.is_compiling():
+    if compiling():
         return traced.linear(x, weight, bias, attribute, algorithm)
     return _kernels()[0](x, weight, bias, attribute, [], algorithm)
 

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from . import emulated, onednn
+from .transforms import compiling
 
 SCORES_AT_ONCE = 2**22
 """Elements of scores that are alive together; more of them fall out of the cache, and the products are no faster."""
@@ -100,7 +101,7 @@ def _faster() -> bool:
 def _suit(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     if query.dtype is torch.bfloat16:
         # Compiled, torch's kernel was the faster in five layers of six, by 1 to 14 %.
-        able = not torch.compiler.is_compiling() and _faster()
+        able = not compiling() and _faster()
         able = able and onednn.suits(query, key, value, mask) and value.dtype is query.dtype
     else:
         able = emulated.active() and query.dtype in emulated.DTYPES and not torch.is_grad_enabled()

@@ -21,6 +21,12 @@ _innermost = torch._C._functorch.peek_interpreter_stack
 _tracing_state = torch._C._get_tracing_state
 
 
+def compiling() -> bool:
+    """Whether this call is traced by a compiler, or exported. ``torch.compiler.is_compiling()`` is true of every thread's calls
+    for as long as one of them compiles."""
+    return torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting()
+
+
 def tracing() -> bool:
     """Whether ``torch.jit.trace`` (or ONNX's exporter, by way of it) is watching."""
     return _tracing_state() is not None
@@ -29,14 +35,14 @@ def tracing() -> bool:
 def transforming() -> bool:
     """Whether this call is made under ``torch.func`` (``jvp``, ``grad``, ``vmap`` ...), with dual tensors alive, or traced. A
     compiler asks what it traced by itself."""
-    if torch.compiler.is_compiling():
+    if compiling():
         return False
     return forward_ad._current_level >= 0 or _innermost() is not None or tracing()
 
 
 def not_plain(hidden: object) -> str | None:
     """Why a call with ``hidden`` is the original's, or None."""
-    if torch.compiler.is_compiling():
+    if compiling():
         return None
     if transforming():
         return TRACE if tracing() else TRANSFORM

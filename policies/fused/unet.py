@@ -11,7 +11,7 @@ from ..base import DSPolicy
 from .boundary import original_gives_channels_last, unet_keeps_channels_last
 from .capture import backend
 from .diffusion import DiffusionSwap, FusedRoot
-from .transforms import not_plain
+from .transforms import compiling, not_plain
 
 if TYPE_CHECKING:
     from ..unet import UNetPolicy
@@ -30,7 +30,7 @@ class FusedUNet(FusedRoot):
         original = super().forward
         state = self.fused
         sample = args[0] if args else kwargs.get("sample")
-        if not isinstance(sample, Tensor) or sample.dim() != 4 or torch.compiler.is_compiling():
+        if not isinstance(sample, Tensor) or sample.dim() != 4 or compiling():
             return original(*args, **kwargs)
         strange = not_plain(sample)
         if strange is not None:

@@ -12,7 +12,7 @@ from .boundary import coder_keeps_channels_last, original_gives_channels_last
 from .capture import backend
 from .diffusion import PARTS, DiffusionSwap, FusedRoot
 from .swapped import Swapped
-from .transforms import not_plain
+from .transforms import compiling, not_plain
 
 if TYPE_CHECKING:
     from ..vae import VAEPolicy
@@ -34,7 +34,7 @@ class FusedCoder(Swapped):
     def forward(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         original = super().forward
         state = self._fused_state
-        if sample.dim() != 4 or torch.compiler.is_compiling():
+        if sample.dim() != 4 or compiling():
             return original(sample, *args, **kwargs)
         strange = not_plain(sample)
         if strange is not None:
