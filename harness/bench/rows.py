@@ -98,7 +98,7 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
 
 
 def _plans(job: Job, device: Device) -> tuple[Plan, ...]:
-    """Plans beside the automatic one that a layer can run by here. No call with a cache is captured."""
+    """Plans beside the automatic one that a layer can run by here. The cache of a workload grows: no call with it is captured."""
     if not job.layer:
         return ()
     if device.kind == "cpu":
