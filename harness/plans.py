@@ -19,7 +19,8 @@ from .trial import Replacer
 @contextlib.contextmanager
 def by_plan(plan: str, device: str = "cpu") -> Iterator[Replacer]:
     """The replacer for ``plan``. Inside, plan ``packed`` packs float64 weights as well, by an emulator: exact properties
-    would else never meet a packed weight; and on a CPU plan ``graphed`` captures by an emulator. Raises ``PlanUnavailable``."""
+    would else never meet a packed weight; and on a CPU plans ``graphed`` and ``compiled`` capture by an emulator. Raises
+    ``PlanUnavailable``."""
     settle(plan)
     with contextlib.ExitStack() as surroundings:
         if Plan(plan) is Plan.PACKED:

@@ -166,7 +166,7 @@ def _replays(traits: Traits) -> bool:
 
 
 def _nests(traits: Traits) -> bool:
-    """Whether calls that are captured bring tensors inside of something else: a layer's masks and positions, as we call it."""
+    """Whether calls that are captured bring tensors inside of something else; a layer's are its masks and positions."""
     return _is_unet(traits) or traits.by_graphs
 
 

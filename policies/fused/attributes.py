@@ -6,7 +6,7 @@ identity, in one pass over dictionaries that were found once; values inside list
 
 from __future__ import annotations
 
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from operator import is_
 from typing import Any
 
@@ -31,6 +31,7 @@ class AttributeWatch:
         self._sizes = [len(owner) for owner in self._owners]
         self._values = [value for owner in self._owners for value in owner.values()]
         self._names = [name for owner in self._owners for name in owner]
+        self._newest = self._newest_names()
         tensors = {id(one): one for one in self._values if isinstance(one, Tensor)}.values()
         self._places = [asked for one in tensors for asked in (one.data_ptr, one.stride)]
         self._at = [place() for place in self._places]
@@ -42,9 +43,14 @@ class AttributeWatch:
         """True where anything is another object than it was, or lies elsewhere."""
         return (
             [*map(len, self._owners)] != self._sizes
+            or self._newest_names() != self._newest
             or not all(map(is_, chain.from_iterable(map(dict.values, self._owners)), self._values))
             or [place() for place in self._places] != self._at
         )
+
+    def _newest_names(self) -> list[str | None]:
+        """A dictionary puts what has another name than before at its end."""
+        return [*map(next, map(reversed, self._owners), repeat(None))]
 
     def hooked(self) -> str | None:
         """Why hooks, or forwards put on instances, keep a graph from standing for the modules, or None. To be asked of what has

@@ -41,12 +41,14 @@ class Preallocated:
     @contextlib.contextmanager
     def undone(self) -> Iterator[None]:
         """What calls inside write to the layer is taken back at the end."""
-        attributes = dict(vars(self.layer))
+        own = vars(self.layer)
+        attributes = dict(own)
         saved = [(one, one.clone()) for one in self.tensors]
         try:
             yield
         finally:
-            vars(self.layer).update(attributes)
+            own.clear()
+            own.update(attributes)
             for tensor, values in saved:
                 tensor.copy_(values)
 
