@@ -6,8 +6,12 @@ from collections.abc import Iterable
 
 import pytest
 
+from cases import CASES
 from harness.properties import PROPERTIES
 from harness.registry import CaseEntry
+
+LAYERED = [entry for entry in CASES if entry.unavailable is None and entry.load().layered]
+"""Cases of Transformer layers that can be judged here."""
 
 
 def table(entries: Iterable[CaseEntry], *, without: tuple[str, ...] = ()) -> list[object]:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases import CASES
 from harness.case import Case
 from harness.placed import placed
 from harness.plans import by_plan
@@ -26,8 +25,7 @@ from policies.fused.trees import NotCapturableError
 
 from .bert import BertCase
 from .graph_calls import NEEDS_GPU
-
-LAYERED = [entry for entry in CASES if entry.unavailable is None and entry.load().layered]
+from .table import LAYERED
 
 
 @pytest.fixture(autouse=True)

@@ -26,10 +26,9 @@ from policies.plans import CAPTURED, PlanUnavailable
 from .bert import BertCase
 from .graph_calls import DEVICES
 from .llama import LlamaCase
-from .table import table
+from .table import LAYERED, table
 
 FEW = depth("quick", 8)
-LAYERED = [entry for entry in CASES if entry.unavailable is None and entry.load().layered]
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import policies
-from cases import CASES, memory
+from cases import memory
 from cases.bert import BertCase
 from cases.gpt2 import GPT2Case
 from cases.llama import LlamaCase
@@ -36,10 +36,9 @@ from policies.fused.packed import PackedParameter, held_bytes
 from policies.plans import Plan, PlanUnavailable
 
 from .packed_models import output, packed, ready
-from .table import table
+from .table import LAYERED, table
 
 FEW = depth("quick", 16)
-LAYERED = [entry for entry in CASES if entry.unavailable is None and entry.load().layered]
 
 
 @pytest.mark.parametrize(("entry", "prop"), table(LAYERED, without=("refusal",)))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from transformers import StaticCache
 
-from cases import CASES
 from harness.placed import placed
 from harness.plans import by_plan
 from harness.registry import CaseEntry
@@ -24,10 +23,11 @@ from policies.plans import CAPTURED
 
 from .graph_calls import DEVICES
 from .llama import LlamaCase
+from .table import LAYERED
 
 STEPS = 5
 PLANS = [plan.value for plan in CAPTURED]
-CACHING = [entry for entry in CASES if entry.unavailable is None and entry.load().layered and entry.load().static_cache]
+CACHING = [entry for entry in LAYERED if entry.load().static_cache]
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,6 @@ import contextlib
 import functools
 from collections.abc import Iterator
 
-import torch
-
 from policies import replace_module
 from policies.fused.capture import BY_DEVICE, captured_by
 from policies.fused.emulated import emulation
@@ -25,8 +23,6 @@ def by_plan(plan: str, device: str = "cpu") -> Iterator[Replacer]:
     with contextlib.ExitStack() as surroundings:
         if Plan(plan) is Plan.PACKED:
             surroundings.enter_context(emulation())
-        if Plan(plan) is Plan.COMPILED:
-            torch.compiler.reset()  # each example is another form
         if Plan(plan) in CAPTURED:
             surroundings.enter_context(captured_by(BY_DEVICE[device]))
         yield functools.partial(replace_module, plan=plan)

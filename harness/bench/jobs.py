@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from policies.plans import CAPTURED, Plan
+
 from ..case import Workload
 from ..registry import CaseEntry
 
@@ -31,7 +33,7 @@ COMPILED_RANK = 2
 first workload: every run with time for them says something of compilers."""
 COMPILE_SECONDS = 10.0
 """What compiling a layer is taken to cost; for estimates only."""
-PLANS = {"cpu": 1, "cuda": 2}
+PLANS: dict[str, tuple[Plan, ...]] = {"cpu": (Plan.PACKED,), "cuda": CAPTURED}
 """Plans beside the automatic one by which a Transformer layer is timed."""
 CLOCKS = {"cpu": 1, "cuda": 2}
 """Times that a comparison is made: end to end, and where that differs by the device's own clock."""
@@ -61,7 +63,7 @@ class Job:
         """Comparisons that it makes on ``device``, at most: with the eager and the sdpa original, the only one, or two compiled
         ones; beside those as graphs, and of what was compiled with the original as it comes."""
         baselines = 2 if self.layer or self.compiled else 1
-        plans = 1 + PLANS[device] * self.layer
+        plans = 1 + len(PLANS[device]) * self.layer
         return baselines * plans + self.compiled + (device == "cuda")
 
     @property

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from policies import replace_module
 from policies.fused import onednn
 from policies.fused.packed import held_bytes
-from policies.plans import CAPTURED, Plan
+from policies.plans import Plan
 from reports.record import Timing
 
 from ..case import Case
@@ -37,7 +37,7 @@ from .columns import (
     replaced_column,
 )
 from .gate import NotTimed, kind_of_equality, show_equal
-from .jobs import Job
+from .jobs import PLANS, Job
 from .products import products_fraction
 
 
@@ -99,11 +99,8 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
 
 def _plans(job: Job, device: Device) -> tuple[Plan, ...]:
     """Plans beside the automatic one that a layer can run by here. The cache of a workload grows: no call with it is captured."""
-    if not job.layer:
-        return ()
-    if device.kind == "cpu":
-        return (Plan.PACKED,) if onednn.packs() else ()
-    return () if job.workload.past else CAPTURED
+    cannot = not onednn.packs() if device.kind == "cpu" else job.workload.past
+    return () if cannot or not job.layer else PLANS[device.kind]
 
 
 def _as_graphs(job: Job, original: Column, replaced: Column, device: Device) -> tuple[Column, Column]:

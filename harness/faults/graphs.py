@@ -173,14 +173,13 @@ def _nests(traits: Traits) -> bool:
 @contextlib.contextmanager
 def _wherever_the_cache_is(replacer: Replacer) -> Iterator[Replacer]:
     """Of a static cache everything tells graphs apart but where it is."""
-
     honest = preallocated.form_of
 
     def without_places(cache: Any) -> Any:
         form = honest(cache)
         return form and tuple((name, value[1:] if isinstance(value, tuple) else value) for name, value in form)
 
-    with mock.patch.object(preallocated, "form_of", without_places), mock.patch.object(fused_graphs, "form_of", without_places):
+    with mock.patch.object(preallocated, "form_of", without_places):
         yield replacer
 
 

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from .attributes import AttributeWatch
 from .capture import CaptureBackend, Recording, storage_id
 from .inspection import NotRepeatable, TrialRun
-from .preallocated import Preallocated, form_of
+from .preallocated import Preallocated
 from .transforms import compiling
 from .trees import (
     NotCapturableError,
@@ -271,7 +271,7 @@ def _undone(caches: list[Preallocated]) -> Iterator[None]:
         for cache in caches:
             stack.enter_context(cache.undone())
         yield
-        if any(form_of(cache.layer) != cache.form for cache in caches):
+        if any(cache.changed() for cache in caches):
             raise NotCapturableError("its cache changes by more than values")
 
 

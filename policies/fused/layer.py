@@ -29,7 +29,6 @@ from ..base import AnatomyPolicy, Swap, UnsupportedLayer
 from ..calls import Returns
 from ..plans import CAPTURED, Plan, PlanUnavailable, settle
 from ..structure import patched
-from . import transforms
 from .arguments import Arguments, read_arguments
 from .capture import CaptureBackend, CudaGraphBackend, backend
 from .compiled import CompiledLayer
@@ -40,7 +39,7 @@ from .packed import release_all
 from .preallocated import preallocated
 from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
-from .transforms import not_plain, tracing
+from .transforms import compiling, not_plain, tracing
 from .watch import Watch, inner_hooks
 
 _MAKING = threading.RLock()
@@ -160,11 +159,11 @@ class FusedLayer(nn.Module):
         return self._fused_forward(args, kwargs)
 
     def _fused_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        compiling = transforms.compiling()
+        compiled = compiling()
         if self._fused_plan is Plan.PACKED:
             if torch.compiler.is_exporting():
                 raise PlanUnavailable("plan packed cannot be exported: its weights are no tensors; replace with plan='auto'")
-            if compiling:
+            if compiled:
                 return self._fused_untraced(args, kwargs)
             if tracing():
                 raise PlanUnavailable("plan packed cannot be traced: its weights are no tensors; replace with plan='auto'")
@@ -176,9 +175,9 @@ class FusedLayer(nn.Module):
         if self._fused_plan is Plan.PACKED:
             with state.gate.inside(state.stale, functools.partial(state.bind, self)):
                 return self._fused_call(state, args, kwargs, compiling=False)
-        if state.watch.exchanged() if compiling else state.stale():
+        if state.watch.exchanged() if compiled else state.stale():
             state.bind(self)
-        return self._fused_call(state, args, kwargs, compiling=compiling)
+        return self._fused_call(state, args, kwargs, compiling=compiled)
 
     def _fused_strange(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The original's call, of a layer that is not even looked at: parameters may be wrappers of others, for this call

@@ -38,6 +38,10 @@ class Preallocated:
     def tensors(self) -> list[Tensor]:
         return [one for one in vars(self.layer).values() if isinstance(one, Tensor)]
 
+    def changed(self) -> bool:
+        """Whether an attribute is another than it was, or a tensor elsewhere."""
+        return form_of(self.layer) != self.form
+
     @contextlib.contextmanager
     def undone(self) -> Iterator[None]:
         """What calls inside write to the layer is taken back at the end."""
