@@ -74,5 +74,5 @@ class BloomCase(common.TransformersCase):
 
     def layer_extras(self, config: Any, workload: Workload, hidden: Tensor) -> dict[str, Any]:
         build = common.load("transformers.models.bloom.modeling_bloom:build_alibi_tensor")
-        mask = torch.ones(workload.batch, workload.past + workload.tokens)
+        mask = torch.ones(workload.batch, workload.keys)
         return {"alibi": build(mask, config.n_head, torch.float32)}

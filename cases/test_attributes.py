@@ -50,6 +50,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "another module": lambda one: one.__setitem__(1, nn.Linear(2, 2)),
     "values elsewhere": lambda one: setattr(one[1].weight, "data", one[1].weight.data.clone()),
     "other strides": transpose,
+    "fewer rows": lambda one: setattr(one[0].weight, "data", one[0].weight.data[:1]),
     "a tensor elsewhere": lambda one: setattr(one[1].table, "data", torch.ones(3)),
 }
 

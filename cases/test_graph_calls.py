@@ -13,8 +13,8 @@ import torch
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from policies.fused import graphs as graphs_module
-from policies.fused.graphs import Capture, Graphed
+from harness.faults import graphs as faults
+from policies.fused.graphs import Graphed
 
 from .graph_calls import DEPTH, DEVICES, Calls
 
@@ -28,93 +28,6 @@ def _no_gradients() -> Any:
 @pytest.mark.parametrize("device", DEVICES)
 def test_any_sequence_of_calls_and_changes_gives_what_the_function_gives(device: str) -> None:
     run_state_machine_as_test(type("CallsThere", (Calls,), {"device": device}), settings=DEPTH)
-
-
-class NoKey(Graphed):
-    """M22, F73: one graph for all calls, inputs broadcast into it."""
-
-    def _replayed(self, args: Any, kwargs: Any) -> Any:
-        if self._kept:
-            (capture,) = self._kept.values()
-            leaves, _ = graphs_module.flatten((args, {name: kwargs[name] for name in sorted(kwargs)}))
-            for static, leaf in zip(capture.inputs, leaves):
-                static._base.copy_(leaf)
-            capture.recording.replay()
-            return graphs_module.unflatten(capture.spec, iter(graphs_module.clone_leaves(capture.leaves)))
-        return super()._replayed(args, kwargs)
-
-
-class ShallowRefresh(Graphed):
-    """M22, F74: tensors inside containers keep the first call's values."""
-
-    def _make(self, key: Any, leaves: Any, spec: Any) -> Any:
-        made = super()._make(key, leaves, spec)
-        if isinstance(made, Capture):
-            for static in made.inputs[len(_top_level(spec)) :]:
-                static.fill = lambda source: None
-        return made
-
-
-def _top_level(spec: Any) -> list[Any]:
-    args, kwargs = spec.children
-    return [one for one in (*args.children, *kwargs.children) if type(one).__name__ == "TensorSpec"]
-
-
-class InputsAliased(Graphed):
-    """M22: the first call's own tensors are the graph's inputs, and later calls write into them."""
-
-    def _make(self, key: Any, leaves: Any, spec: Any) -> Any:
-        made = super()._make(key, leaves, spec)
-        if isinstance(made, Capture) and not hasattr(self, "_first"):
-            self._first = leaves
-        for first, leaf in zip(getattr(self, "_first", ()), leaves):
-            if first is not leaf and first.shape == leaf.shape and first.dtype == leaf.dtype:
-                leaf.copy_(first)
-        return made
-
-
-class OutputsAliased(Graphed):
-    """M22, F78: results are the graph's own memory."""
-
-    def _replayed(self, args: Any, kwargs: Any) -> Any:
-        before = graphs_module.clone_leaves
-        graphs_module.clone_leaves = lambda leaves: leaves
-        try:
-            return super()._replayed(args, kwargs)
-        finally:
-            graphs_module.clone_leaves = before
-
-
-class ParitySlots(Graphed):
-    """M22: two output buffers by turns, so that the last but one result is overwritten."""
-
-    def _replayed(self, args: Any, kwargs: Any) -> Any:
-        leaves, spec = graphs_module.flatten(super()._replayed(args, kwargs))
-        self._calls = getattr(self, "_calls", 0) + 1
-        slots = self.__dict__.setdefault("_slots", {})
-        kept = slots.setdefault((spec, self._calls % 2), leaves)
-        for slot, leaf in zip(kept, leaves):
-            slot.copy_(leaf)
-        return graphs_module.unflatten(spec, iter(kept))
-
-
-class _Blind:
-    def __init__(self, modules: Any) -> None:
-        pass
-
-    def changed(self) -> bool:
-        return False
-
-    def hooked(self) -> str | None:
-        return None
-
-
-class StaleWeights(Graphed):
-    """M22: captures are kept when a weight is exchanged or moved."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._watch = _Blind(())
 
 
 class Unbounded(Graphed):
@@ -153,12 +66,12 @@ class ValuesByEquality(Graphed):
 
 
 MUTANTS = (
-    NoKey,
-    ShallowRefresh,
-    InputsAliased,
-    OutputsAliased,
-    ParitySlots,
-    StaleWeights,
+    faults.OneGraph,
+    faults.ShallowRefresh,
+    faults.InputsNotCopied,
+    faults.OutputsNotCopied,
+    faults.TwoBuffers,
+    faults.StaleWeights,
     Unbounded,
     DropsKeywords,
     ExceptionSticks,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from policies.fused.capture import BY_DEVICE
+from policies.fused.capture import BY_DEVICE, EmulatorBackend, Recording
 from policies.fused.graphs import Graphed
 
 from .graph_calls import DEVICES, NEEDS_GPU, Model, same
@@ -197,6 +197,48 @@ def test_weights_on_another_device_keep_a_call_from_being_captured() -> None:
     wrapped = graphed(lambda x: x * 2, modules=(nn.Linear(3, 3, device="meta").requires_grad_(False),))
     assert torch.equal(wrapped(torch.ones(3)), torch.full((3,), 2.0))
     assert (wrapped.captures, dict(wrapped.eager)) == (0, {"a tensor on meta": 1})
+
+
+class _Counting(EmulatorBackend):
+    """Says what the model's scale was at each replay."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.scales: list[float] = []
+
+    def capture(self, run: Any) -> Recording:
+        recording = super().capture(run)
+
+        def replay() -> None:
+            self.scales.append(self.model.scale)
+            recording.replay()
+
+        return Recording(recording.output, replay)
+
+
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
+def test_a_replay_is_launched_before_attributes_are_looked_at_and_not_believed_where_one_is_another(device: str) -> None:
+    """The device works meanwhile. What it worked out is thrown away, and the second replay is that of another capture."""
+    model = Model()
+    backend = _Counting(model)
+    wrapped = Graphed(model.forward, backend=backend, modules=(model,))
+    wrapped(torch.ones(1, 3))
+    model.scale = 2.0
+    assert same(wrapped(torch.ones(1, 3)), model(torch.ones(1, 3)))
+    assert (backend.scales, wrapped.captures, wrapped.replays) == ([1.0, 2.0, 2.0], 2, 2)
+
+
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
+def test_nothing_is_launched_that_would_read_memory_that_is_gone(device: str) -> None:
+    model = Model()
+    backend = _Counting(model)
+    wrapped = Graphed(model.forward, backend=backend, modules=(model,))
+    wrapped(torch.ones(1, 3))
+    model.linear.weight.data = model.linear.weight.data * 2
+    model.scale = 2.0
+    assert same(wrapped(torch.ones(1, 3)), model(torch.ones(1, 3)))
+    assert backend.scales == [1.0, 2.0]
 
 
 def test_inference_mode_and_plain_calls_share_no_trouble() -> None:

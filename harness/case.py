@@ -89,6 +89,8 @@ class Workload:
     """Tokens a call; for images the side in latent pixels."""
     past: int = 0
     """Tokens already in the cache (decode)."""
+    room: int = 0
+    """Tokens that a static cache has room for; 0 for a cache that grows."""
     config: Mapping[str, Any] = field(default_factory=dict)
     weight_bytes: int = 0
     """Rough size of the module's fp32 weights, to fit a memory budget."""
@@ -104,7 +106,13 @@ class Workload:
     def shape(self) -> str:
         what = "px latents" if self.phase == "image" else "tokens"
         past = f" after {self.past}" if self.past else ""
-        return f"batch {self.batch}, {self.tokens} {what}{past}"
+        room = f" in a static cache of {self.room}" if self.room else ""
+        return f"batch {self.batch}, {self.tokens} {what}{past}{room}"
+
+    @property
+    def keys(self) -> int:
+        """Keys that a query meets, those that are masked among them."""
+        return self.room or self.past + self.tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +181,10 @@ class Case(ABC):
         """Models with a feature that this case's policy has to refuse by name."""
         return ()
 
+    def workloads_on(self, device: str) -> tuple[Workload, ...]:
+        """What is timed on a device of this type, the most telling first."""
+        return self.workloads
+
     def workload_module(self, workload: Workload) -> nn.Module:
         """The layer or module of ``workload``, float32, eval mode, random weights."""
         raise NotImplementedError(f"{self.name} lists workloads but builds none")
@@ -180,6 +192,10 @@ class Case(ABC):
     def workload_call(self, module: nn.Module, workload: Workload) -> dict[str, Any]:
         """Keyword arguments for one timed call of ``module``, float32."""
         raise NotImplementedError(f"{self.name} lists workloads but builds none")
+
+    def workload_step(self, module: nn.Module, call: dict[str, Any]) -> Callable[[], Any]:
+        """What is timed: ``module`` called with ``call``, the same at every time."""
+        return lambda: module(**call)
 
     @contextlib.contextmanager
     def surroundings(self) -> Iterator[None]:

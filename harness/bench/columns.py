@@ -138,7 +138,8 @@ def _column(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         kwargs = cast(case.workload_call(module, workload), weight.dtype)
-    return Column(name=name, module=module, call=lambda: module(**kwargs), prepare_seconds=seconds, replaced=replaced)
+    step = case.workload_step(module, kwargs)
+    return Column(name=name, module=module, call=step, prepare_seconds=seconds, replaced=replaced)
 
 
 def _compiled(

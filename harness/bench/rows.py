@@ -37,7 +37,7 @@ from .columns import (
     replaced_column,
 )
 from .gate import NotTimed, kind_of_equality, show_equal
-from .jobs import PLANS, Job
+from .jobs import Job
 from .products import products_fraction
 
 
@@ -98,9 +98,8 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
 
 
 def _plans(job: Job, device: Device) -> tuple[Plan, ...]:
-    """Plans beside the automatic one that a layer can run by here. The cache of a workload grows: no call with it is captured."""
-    cannot = not onednn.packs() if device.kind == "cpu" else job.workload.past
-    return () if cannot or not job.layer else PLANS[device.kind]
+    """Plans beside the automatic one that can run here."""
+    return () if device.kind == "cpu" and not onednn.packs() else job.plans(device.kind)
 
 
 def _as_graphs(job: Job, original: Column, replaced: Column, device: Device) -> tuple[Column, Column]:

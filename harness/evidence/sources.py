@@ -17,8 +17,8 @@ from .literals import CannotWriteError
 
 ROOMS = ("harness", "cases")
 DROPPED = frozenset(
-    {"strategy", "refusals", "workloads", "workload_module", "workload_call", "workload_config", "filled_cache"}
-    | {"layer_extras"}
+    {"strategy", "refusals", "layer_extras", "filled_cache"}
+    | {"workloads", "workloads_on", "workload_module", "workload_call", "workload_step", "workload_config"}
 )
 """Members of a case that no example needs."""
 

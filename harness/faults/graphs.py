@@ -15,6 +15,7 @@ from torch import Tensor
 
 from policies.fused import diffusion, layer, preallocated, trees
 from policies.fused import graphs as fused_graphs
+from policies.fused.attributes import AttributeWatch
 from policies.fused.capture import EmulatorBackend, captured_by
 from policies.fused.graphs import Capture, Graphed
 from policies.fused.trees import ContainerSpec, TensorSpec
@@ -41,7 +42,7 @@ def _behind(graphed: type[Graphed]) -> Inject:
     return inject
 
 
-class _OneGraph(Graphed):
+class OneGraph(Graphed):
     """The first capture serves every call; inputs are broadcast into it."""
 
     def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -55,7 +56,7 @@ class _OneGraph(Graphed):
         return trees.unflatten(capture.spec, iter(trees.clone_leaves(capture.leaves)))
 
 
-class _ShallowRefresh(Graphed):
+class ShallowRefresh(Graphed):
     """Tensors inside containers keep the values of the first call."""
 
     def _make(self, key: Any, leaves: list[Tensor], spec: Any) -> Any:
@@ -75,7 +76,7 @@ def _depths(spec: Any, depth: int = 0) -> list[int]:
     return [one for child in children for one in _depths(child, depth + 1)]
 
 
-class _InputsNotCopied(Graphed):
+class InputsNotCopied(Graphed):
     """The tensors of the first call are the graph's inputs: later calls write into them."""
 
     def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -88,7 +89,7 @@ class _InputsNotCopied(Graphed):
         return result
 
 
-class _OutputsNotCopied(Graphed):
+class OutputsNotCopied(Graphed):
     """Results are the graph's own memory, which the next call overwrites."""
 
     def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -96,7 +97,7 @@ class _OutputsNotCopied(Graphed):
             return super()._replayed(args, kwargs)
 
 
-class _TwoBuffers(Graphed):
+class TwoBuffers(Graphed):
     """Results lie in two buffers by turns: the last but one is overwritten."""
 
     def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -108,23 +109,20 @@ class _TwoBuffers(Graphed):
         return trees.unflatten(spec, iter(kept))
 
 
-class _Blind:
+class _Blind(AttributeWatch):
     def changed(self) -> bool:
         return False
 
-    def hooked(self) -> str | None:
-        return None
 
-
-class _StaleWeights(Graphed):
+class StaleWeights(Graphed):
     """Captures stay when a weight is exchanged or moved."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._watch = _Blind()  # type: ignore[assignment]
+        self._watch = _Blind(())
 
 
-class _FrozenTime(Graphed):
+class FrozenTime(Graphed):
     """Tensors of fewer than two dimensions are taken for constants."""
 
     def _make(self, key: Any, leaves: list[Tensor], spec: Any) -> Any:
@@ -136,7 +134,7 @@ class _FrozenTime(Graphed):
         return made
 
 
-class _NestedCapture(Graphed):
+class NestedCapture(Graphed):
     """A wrapper that finds another graph at work gives up."""
 
     def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -193,7 +191,7 @@ GRAPHS = (
         "F73 M22",
         "DeepSpeed-MII #132",
         "One graph serves every shape, and smaller batches are broadcast into it.",
-        _OneGraph,
+        OneGraph,
         applies=_replays,
     ),
     _fault(
@@ -201,7 +199,7 @@ GRAPHS = (
         "F74 M22",
         "DeepSpeed PR #8488",
         "Tensors in nested arguments keep the first call's values.",
-        _ShallowRefresh,
+        ShallowRefresh,
         applies=_nests,
     ),
     _fault(
@@ -209,7 +207,7 @@ GRAPHS = (
         "M22",
         "stable-fast #141",
         "The first call's tensors are the graph's inputs.",
-        _InputsNotCopied,
+        InputsNotCopied,
         applies=_replays,
     ),
     _fault(
@@ -217,7 +215,7 @@ GRAPHS = (
         "F78 M22",
         "TransformerEngine #2937",
         "A result is overwritten by the next call.",
-        _OutputsNotCopied,
+        OutputsNotCopied,
         applies=_replays,
     ),
     _fault(
@@ -225,7 +223,7 @@ GRAPHS = (
         "M22 F78",
         "sglang #31852",
         "A result is overwritten by the next call but one.",
-        _TwoBuffers,
+        TwoBuffers,
         applies=_replays,
     ),
     _fault(
@@ -233,7 +231,7 @@ GRAPHS = (
         "M22 F78",
         "pytorch #114844",
         "A graph goes on with weights that the model has no more.",
-        _StaleWeights,
+        StaleWeights,
         applies=captures,
     ),
     _fault(
@@ -241,7 +239,7 @@ GRAPHS = (
         "F74 M22",
         "DeepSpeed PR #8488",
         "Small tensors, a timestep among them, are frozen into the graph.",
-        _FrozenTime,
+        FrozenTime,
         applies=_is_unet,
     ),
     _fault(
@@ -249,7 +247,7 @@ GRAPHS = (
         "F77",
         "DeepSpeed #2717",
         "Two levels capture, and the call raises.",
-        _NestedCapture,
+        NestedCapture,
         applies=_replays,
     ),
     Fault(

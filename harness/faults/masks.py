@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from policies.anatomy import Attention, Causality
+from policies.fused import arguments as fused_arguments
 from policies.fused import attention as fused_attention
 from policies.fused.attention import AttentionCall
 from policies.fused.transformer import FusedTransformerLayer
@@ -204,6 +205,15 @@ MASKS = (
         "A bool mask is added to the scores as zeros and ones.",
         _resolved(_added),
         applies=lambda traits: _masked(traits) and traits.bool_masks,
+    ),
+    miscomputing(
+        "M14 truth",
+        "M14 F46",
+        "DeepSpeed PR #4338",
+        "A bool mask hides keys from an attention that adds it to the scores.",
+        (fused_arguments, "not_a_mask", lambda honest: lambda state, mask: None),
+        applies=lambda traits: _masked(traits) and traits.case.speaks_transformers,
+        expects=("call forms",),
     ),
     miscomputing(
         "F50 no mask",

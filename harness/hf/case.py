@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -17,7 +18,15 @@ from ..randomise import randomise
 from .inputs import VOCABULARY, attention_mask, valid_positions
 from .tampered import other_attention, tampered_layers
 from .unusual import make_unusual
-from .workloads import FilledCache, causal_mask, make_layer
+from .workloads import (
+    FilledCache,
+    allowed_keys,
+    causal_mask,
+    make_layer,
+    on_static_cache,
+    static_cache,
+    steps_by_itself,
+)
 
 
 class TransformersCase(Case):
@@ -94,6 +103,12 @@ class TransformersCase(Case):
         config._attn_implementation = "sdpa" if self.sdpa else "eager"
         return config
 
+    def workloads_on(self, device: str) -> tuple[Workload, ...]:
+        """See ``Case.workloads_on``. A step of decoding on a static cache is what graphs can replay."""
+        if device != "cuda" or not self.static_cache or not steps_by_itself():
+            return self.workloads
+        return tuple(one for each in self.workloads for one in ((each, on_static_cache(each)) if each.past else (each,)))
+
     def workload_module(self, workload: Workload) -> nn.Module:
         return make_layer(load(self.layer), self.workload_config(workload), indexed=self.indexed)
 
@@ -103,14 +118,33 @@ class TransformersCase(Case):
         call: dict[str, Any] = {"hidden_states": hidden, "attention_mask": None}
         if self.causal and attention_implementation(module) == "eager":
             call["attention_mask"] = causal_mask(workload)
+        elif workload.room:
+            call["attention_mask"] = allowed_keys(workload)
         if workload.past:
-            call[self._cache_argument()] = self.filled_cache(config, workload)
+            call[self._cache_argument()] = self.filled_cache(module, config, workload)
         return call | self.layer_extras(config, workload, hidden)
 
-    def filled_cache(self, config: Any, workload: Workload) -> FilledCache:
+    def workload_step(self, module: nn.Module, call: dict[str, Any]) -> Callable[[], Any]:
+        """See ``Case.workload_step``. A static cache goes on by itself: before each call it is taken back, which is timed too."""
+        cache = next((call[name] for name in CACHE_NAMES if name in call), None)
+        if cache is None or isinstance(cache, FilledCache):
+            return super().workload_step(module, call)
+        length = cache.layers[0].cumulative_length
+        past = int(length)
+
+        def step() -> Any:
+            length.fill_(past)
+            return module(**call)
+
+        return step
+
+    def filled_cache(self, module: nn.Module, config: Any, workload: Workload) -> Any:
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return FilledCache(workload.batch, heads, workload.past, size)
+        if not workload.room:
+            return FilledCache(workload.batch, heads, workload.past, size)
+        keys = torch.randn(workload.batch, heads, workload.past, size)
+        return static_cache(config, workload, keys.to(next(module.parameters())))
 
     def _cache_argument(self) -> str:
         """What this release of the layer calls its cache."""

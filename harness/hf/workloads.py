@@ -1,10 +1,12 @@
 """Timing one transformers layer at published dimensions: building it, and what to call it with.
 
-Shapes: B batch, T tokens, P tokens already in the cache, D hidden size, H key/value heads, E head size.
+Shapes: B batch, T tokens, P tokens already in the cache, S keys (P + T, or a static cache's room), D hidden size, H key/value
+heads, E head size.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -38,9 +40,34 @@ def make_layer(layer_class: Any, config: Any, *, indexed: bool) -> nn.Module:
     return randomise(layer.eval(), 0)
 
 
+def allowed_keys(workload: Workload) -> Tensor:
+    """(B, 1, T, S), true where a query may see a key: what sdpa is given where some of a cache's places are empty."""
+    allowed = torch.ones(workload.tokens, workload.keys, dtype=torch.bool).tril(workload.past)
+    return allowed.expand(workload.batch, 1, -1, -1)
+
+
 def causal_mask(workload: Workload, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(B, 1, T, P + T) additive: what eager attention is given where sdpa is given none."""
-    total = workload.past + workload.tokens
-    allowed = torch.ones(workload.tokens, total, dtype=torch.bool).tril(workload.past)
-    mask = torch.zeros(workload.tokens, total, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
-    return mask.expand(workload.batch, 1, -1, -1)
+    """(B, 1, T, S) additive: what eager attention is given, always."""
+    allowed = allowed_keys(workload)
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def on_static_cache(workload: Workload) -> Workload:
+    """The same step on a static cache that is half full."""
+    return dataclasses.replace(workload, room=2 * workload.past)
+
+
+def steps_by_itself() -> bool:
+    """Whether a static cache of this release counts its tokens itself, and is not told by each call where to write."""
+    from transformers.cache_utils import StaticLayer
+
+    return "cumulative_length" in StaticLayer.__annotations__
+
+
+def static_cache(config: Any, workload: Workload, keys: Tensor) -> Any:
+    """transformers' own static cache with room for S tokens, of which ``keys`` (B, H, P, E) are there, on their device."""
+    from transformers import StaticCache
+
+    cache = StaticCache(config=config, max_cache_len=workload.room)
+    cache.update(keys, torch.randn_like(keys), 0)
+    return cache

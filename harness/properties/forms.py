@@ -1,12 +1,14 @@
-"""Forms of a call: the same layer, its arguments by position or by name, laid out otherwise in memory, without a mask, told
-whether to be causal."""
+"""Forms of a call: the same layer, its arguments by position or by name, laid out otherwise in memory, a mask of another
+kind or none, told whether to be causal."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..trial import Trial, Vacuous, fused_path, original_side
 from .base import Property, layered, same_tensor
@@ -34,6 +36,9 @@ def _forms(trial: Trial) -> None:
         same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called {words}")
     for words, layout in LAYOUTS.items():
         _laid_out(trial, path, mine, its, Recorded(mapped(call.args, layout), mapped(call.kwargs, layout), None), words)
+    args, kwargs = _by_name(mine, call)
+    for words, mask in _masks(kwargs.get(MASK)):
+        _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), words)
     if MASK in call.kwargs and trial.case.speaks_transformers:
         for told in ({}, {"is_causal": bool(trial.example.seed & 2)}):
             _without_mask(trial, path, mine, its, Recorded(call.args, {**call.kwargs, MASK: None, **told}, None))
@@ -48,6 +53,29 @@ def _laid_out(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Re
     with fused_path(its):
         actual = main_output(its(*call.args, **call.kwargs))
     same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with tensors {words}")
+
+
+def _masks(mask: Any) -> Iterator[tuple[str, Tensor]]:
+    """A mask (B, 1, T, S) in the other forms that torch or transformers have for one. What an original makes of them depends
+    on its attention: sdpa takes truth for a key that is seen, eager adds whatever number it is."""
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
+        return
+    seen = mask if mask.dtype is torch.bool else mask == 0
+    yield "as truth values", seen
+    yield "as integers", seen.long()
+    for dtype in (torch.get_default_dtype(), torch.float16):
+        added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
+        yield f"in {dtype}", added.masked_fill(~seen, torch.finfo(dtype).min)
+
+
+def _masked(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
+    """A call with a mask of another kind; not every original takes it, and what one takes the replacement may leave to it."""
+    try:
+        expected = main_output(mine(*call.args, **call.kwargs))
+    except (TypeError, ValueError, RuntimeError):
+        return
+    actual = main_output(its(*call.args, **call.kwargs))
+    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with a mask {words}")
 
 
 def _without_mask(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded) -> None:
@@ -79,8 +107,8 @@ def _by_name(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[st
 
 FORMS = Property(
     name="call forms",
-    statement="A replaced layer takes its arguments by position and by name, however they lie in memory, a mask or none, "
-    "and a word on causality, as the original does.",
+    statement="A replaced layer takes its arguments by position and by name, however they lie in memory, a mask of "
+    "any kind or none, and a word on causality, as the original does.",
     check=_forms,
     applies=layered,
     share=0.05,

@@ -67,6 +67,8 @@ def read_arguments(
             unknown = str(missing)
     if convention.true_means_masked and mask is not None:
         mask, problem = (~mask, None) if mask.dtype is torch.bool else (mask, f"a mask of dtype {mask.dtype}")
+    elif mask is not None and not mask.is_floating_point():
+        problem = not_a_mask(state, mask)
     call = AttentionCall(
         mask=mask,
         cache=getattr(cache, "self_attention_cache", cache),
@@ -80,6 +82,8 @@ def read_arguments(
     if "encoder_hidden_states" in given:
         encoder = EncoderStates(states=given.pop("encoder_hidden_states"), call=AttentionCall(mask=encoder_mask, cache=cache))
         problem = _no_encoder(state, cache) or problem
+        if encoder_mask is not None and not encoder_mask.is_floating_point():
+            problem = problem or not_a_mask(state, encoder_mask)
     if given.pop("output_attentions", False):
         problem = "attention weights asked for"
     context = given.pop("context", None)
@@ -147,8 +151,20 @@ def _causal(state: FusedState, causal: Any) -> bool | None:
     reads only the mask."""
     if state.refusal is not None or "is_causal" in state.policy.call.ignored:
         return None
+    return bool(causal) if _by_sdpa(state) else None
+
+
+def _by_sdpa(state: FusedState) -> bool:
     config = getattr(state.core.anatomy.attention.module, "config", None)
-    return bool(causal) if getattr(config, "_attn_implementation", None) == "sdpa" else None
+    return getattr(config, "_attn_implementation", None) == "sdpa"
+
+
+def not_a_mask(state: FusedState, mask: Tensor) -> str | None:
+    """Why ``mask``, which holds no numbers to add, is none here: only sdpa reads truth values as keys that are seen. Eager
+    attention adds 0 and 1, and torch has no integer masks."""
+    if state.refusal is not None or (mask.dtype is torch.bool and _by_sdpa(state)):
+        return None
+    return f"a mask of dtype {mask.dtype}"
 
 
 def _no_encoder(state: FusedState, cache: Any) -> str | None:

@@ -33,19 +33,24 @@ class AttributeWatch:
         self._names = [name for owner in self._owners for name in owner]
         self._newest = self._newest_names()
         tensors = {id(one): one for one in self._values if isinstance(one, Tensor)}.values()
-        self._places = [asked for one in tensors for asked in (one.data_ptr, one.stride)]
+        self._places = [asked for one in tensors for asked in (one.data_ptr, one.stride, one.size)]
         self._at = [place() for place in self._places]
         self._inside = [module for module in every if not any(module is one for one in modules)]
         self._hooks = [getattr(module, name) for module in self._inside for name in HOOKS]
         self._own_forward = next((module for module in self._inside if patched(module)), None)
 
+    def moved(self) -> bool:
+        """True where a tensor lies elsewhere than it did, or looks otherwise. Where none does, all the memory that was there is
+        still held, because the tensors are held here: much less to ask than ``changed``."""
+        return [place() for place in self._places] != self._at
+
     def changed(self) -> bool:
-        """True where anything is another object than it was, or lies elsewhere."""
+        """True where anything is another object than it was, or has ``moved``."""
         return (
-            [*map(len, self._owners)] != self._sizes
+            self.moved()
+            or [*map(len, self._owners)] != self._sizes
             or self._newest_names() != self._newest
             or not all(map(is_, chain.from_iterable(map(dict.values, self._owners)), self._values))
-            or [place() for place in self._places] != self._at
         )
 
     def _newest_names(self) -> list[str | None]:

@@ -61,14 +61,16 @@ class Capture:
     inputs: list[StaticTensor]
     recording: Recording
     leaves: list[Tensor]
+    """Of its output: overwritten by the next run."""
     spec: Spec
+    """Of its output."""
+    writes_caches: bool
 
-    def run(self, values: list[Tensor]) -> list[Tensor]:
-        """Replay with ``values`` in the inputs. Returns the outputs' tensors, which are overwritten by the next run."""
+    def run(self, values: list[Tensor]) -> None:
+        """Replay with ``values`` in the inputs."""
         for static, value in zip(self.inputs, values, strict=True):
             static.fill(value)
         self.recording.replay()
-        return self.leaves
 
 
 class Graphed:
@@ -139,18 +141,33 @@ class Graphed:
         around = (*_ambient(), self.backend.place())
         leaves, key = self._like_the_last(tree, around) or _described(tree, around)
         self._check_call(leaves)
+        launched = self._launched(key, leaves)
         if self._watch.changed():
+            launched = None
             self._kept.clear()
             self._watch = AttributeWatch(self.watched)
         hooked = self._watch.hooked()
         if hooked is not None:
             raise NotCapturableError(hooked)
-        capture = self._for(key, leaves)
+        capture = launched or self._for(key, leaves)
         if isinstance(capture, str):
             raise NotCapturableError(capture)
-        outputs = capture.run(leaves)
+        if capture is not launched:
+            capture.run(leaves)
         self.replays += 1
-        return unflatten(capture.spec, iter(clone_leaves(outputs)))
+        return unflatten(capture.spec, iter(clone_leaves(capture.leaves)))
+
+    def _launched(self, key: Key, leaves: list[Tensor]) -> Capture | None:
+        """The capture of the last call, replayed with ``leaves``, where it is for this one too and all it reads is in memory.
+
+        The device is at work while the host looks for what else has changed, which of a model takes longer than to launch
+        it. What turns out to be old is left where it is: it lies in the graph's own memory. Caches do not, so they wait.
+        """
+        last, capture = next(reversed(self._kept.items()), (None, None))
+        if key is not last or not isinstance(capture, Capture) or capture.writes_caches or self._watch.moved():
+            return None
+        capture.run(leaves)
+        return capture
 
     def _like_the_last(self, tree: Any, around: tuple[Any, ...]) -> tuple[list[Tensor], Key] | None:
         """The tensors of ``tree`` and its signature, where that is the last call's."""
@@ -237,7 +254,7 @@ class Graphed:
                 raise NotCapturableError(f"cannot be captured: {str(problem).partition(chr(10))[0]}") from problem
         outputs, output_spec = _check_own(recording.output, foreign)
         self.captures += 1
-        return Capture(inputs, recording, outputs, output_spec)
+        return Capture(inputs, recording, outputs, output_spec, writes_caches=bool(caches))
 
 
 def _described(tree: Any, around: tuple[Any, ...]) -> tuple[list[Tensor], Key]:
