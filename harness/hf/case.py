@@ -116,10 +116,11 @@ class TransformersCase(Case):
         config = self.workload_config(workload)
         hidden = torch.randn(workload.batch, workload.tokens, config.hidden_size)
         call: dict[str, Any] = {"hidden_states": hidden, "attention_mask": None}
-        if self.causal and attention_implementation(module) == "eager":
+        by_sdpa = self.sdpa and attention_implementation(module) != "eager"
+        if workload.room:
+            call["attention_mask"] = allowed_keys(workload) if by_sdpa else causal_mask(workload)
+        elif self.causal and attention_implementation(module) == "eager":
             call["attention_mask"] = causal_mask(workload)
-        elif workload.room:
-            call["attention_mask"] = allowed_keys(workload)
         if workload.past:
             call[self._cache_argument()] = self.filled_cache(module, config, workload)
         return call | self.layer_extras(config, workload, hidden)

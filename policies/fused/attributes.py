@@ -33,24 +33,27 @@ class AttributeWatch:
         self._names = [name for owner in self._owners for name in owner]
         self._newest = self._newest_names()
         tensors = {id(one): one for one in self._values if isinstance(one, Tensor)}.values()
-        self._places = [asked for one in tensors for asked in (one.data_ptr, one.stride, one.size)]
+        self._places = [one.data_ptr for one in tensors]
         self._at = [place() for place in self._places]
+        self._forms = [asked for one in tensors for asked in (one.stride, one.size)]
+        self._formed = [form() for form in self._forms]
         self._inside = [module for module in every if not any(module is one for one in modules)]
         self._hooks = [getattr(module, name) for module in self._inside for name in HOOKS]
         self._own_forward = next((module for module in self._inside if patched(module)), None)
 
     def moved(self) -> bool:
-        """True where a tensor lies elsewhere than it did, or looks otherwise. Where none does, all the memory that was there is
-        still held, because the tensors are held here: much less to ask than ``changed``."""
+        """True where a tensor lies elsewhere than it did. Where none does, all the memory that was there is still held, because
+        the tensors are held here: much less to ask than ``changed``."""
         return [place() for place in self._places] != self._at
 
     def changed(self) -> bool:
-        """True where anything is another object than it was, or has ``moved``."""
+        """True where anything is another object than it was, or a tensor has ``moved`` or looks otherwise."""
         return (
             self.moved()
             or [*map(len, self._owners)] != self._sizes
             or self._newest_names() != self._newest
             or not all(map(is_, chain.from_iterable(map(dict.values, self._owners)), self._values))
+            or [form() for form in self._forms] != self._formed
         )
 
     def _newest_names(self) -> list[str | None]:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from typing_extensions import Self
 
 
@@ -197,7 +197,8 @@ class EmulatorBackend(CaptureBackend):
 
 @dataclass(frozen=True, eq=False)
 class _Call:
-    """One aten call. ``results`` pairs the index of an output tensor with the tensor whose memory it goes to."""
+    """One aten call on the memory that its tensors had, whatever becomes of them. ``results`` pairs the index of an output tensor
+    with the tensor whose memory it goes to."""
 
     function: Any
     args: tuple[Any, ...]
@@ -243,6 +244,7 @@ class _Recorder(TorchDispatchMode):
         made = enumerate(tree_leaves(output))
         results = tuple((i, one) for i, one in made if isinstance(one, Tensor) and storage_id(one) not in read)
         if results or func._schema.is_mutable:
+            args, kwargs = tree_map_only(Tensor, Tensor.detach, (args, kwargs))
             self.calls.append(_Call(func, args, kwargs, results))
         return output
 

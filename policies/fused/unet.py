@@ -40,14 +40,13 @@ class FusedUNet(FusedRoot):
         if self.training:
             state.fallbacks["training mode"] += 1
             return original(*args, **kwargs)
-        channels_last = original_gives_channels_last(self, state.strides, "", sample, unet_keeps_channels_last)
         args, kwargs = _with(args, kwargs, 0, "sample", sample.contiguous(memory_format=torch.channels_last))
         run = state.graph("forward", self, original, sample)
         if run is not original:
             args, kwargs = _timestep_as_tensor(args, kwargs, sample.device)
         result = run(*args, **kwargs)
         state.calls += 1
-        return _with_sample(result, channels_last)
+        return _with_sample(result, original_gives_channels_last(self, state.strides, "", sample, unet_keeps_channels_last))
 
 
 def unet_swap(module: nn.Module, policy: type[DSPolicy], *, enable_graph: bool) -> DiffusionSwap:

@@ -46,10 +46,10 @@ class FusedCoder(Swapped):
             state.fallbacks["training mode"] += 1
             return original(sample, *args, **kwargs)
         name = self._fused_original.__name__.lower()  # the VAE's for it, whether or not it is still there
-        channels_last = original_gives_channels_last(self, state.strides, f"{name}.", sample, coder_keeps_channels_last)
         run = original if state.detached else state.graph(name, self, original, sample)
         result = run(sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
         state.calls += 1
+        channels_last = original_gives_channels_last(self, state.strides, f"{name}.", sample, coder_keeps_channels_last)
         return result if channels_last else result.contiguous()
 
 
