@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -190,6 +192,28 @@ def test_waiting_for_the_device_while_capturing_leaves_it_as_it_was(device: str)
     other = Graphed(lambda x: x * 3, backend=wrapped.backend)
     assert torch.equal(other(torch.ones(4)), torch.full((4,), 3.0))
     assert other.captures == 1
+
+
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
+def test_while_one_thread_captures_the_calls_of_others_run_eagerly(device: str) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(x: Tensor) -> Tensor:
+        inside.set()
+        assert go_on.wait(60)
+        return x * 2
+
+    first, second = graphed(slow), graphed(lambda x: x * 3)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(first, torch.ones(3))
+        assert inside.wait(60)
+        meanwhile = second(torch.ones(3))
+        go_on.set()
+        assert torch.equal(waiting.result(), torch.full((3,), 2.0))
+    assert torch.equal(meanwhile, torch.full((3,), 3.0))
+    assert (second.captures, dict(second.eager)) == (0, {"another call is being captured": 1})
+    second(torch.ones(3))
+    assert (first.captures, second.captures) == (1, 1)
 
 
 def test_weights_on_another_device_keep_a_call_from_being_captured() -> None:

@@ -95,6 +95,8 @@ def interrupted(layers: list[nn.Module], first: Thunk, second: Thunk, chosen: ra
             mode = _Stopped(chosen.randrange(mode.seen), meanwhile)
             with _watched(layers, mode):
                 outputs = first()
+                # torch notes for all threads at once whether a mode is active: the other's must end before this one does.
+                wait(made)
     return outputs, made[0].result()
 
 

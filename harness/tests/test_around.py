@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode, is_in_torch_dispatch_mode
 
 from cases import CASES
 from harness.case import Case
@@ -101,6 +102,26 @@ def test_what_the_other_thread_raises_is_raised() -> None:
 
     with pytest.raises(ValueError, match="the other thread"):
         interrupted([], lambda: {"x": torch.ones(2) + 1}, second, random.Random(1))
+
+
+def test_a_mode_of_the_other_thread_ends_before_the_first_s_does() -> None:
+    """torch notes for all threads whether one is active, and would note it for good."""
+    inside, unset = threading.Event(), threading.Event()
+
+    def second() -> dict[str, Tensor]:
+        with TorchDispatchMode():
+            inside.set()
+            unset.wait(0.1)
+            return {}
+
+    def first() -> dict[str, Tensor]:
+        torch.ones(2)
+        inside.wait(0.1)
+        return {}
+
+    with mock.patch.object(threads, "PATIENCE", 0.0):
+        interrupted([], first, second, random.Random(1))
+    assert not is_in_torch_dispatch_mode(include_infra_modes=True)
 
 
 def test_layers_that_are_never_called_show_nothing() -> None:

@@ -47,8 +47,11 @@ from .trees import (
 
 DEFAULT_LIMIT = 8
 _SETS_ATTRIBUTES = "attributes of its module are set by the call"
+_MEANWHILE = "another call is being captured"
 _NEVER_ALIKE = "calls are seldom of one form twice"
-
+_capturing = threading.Lock()
+"""Held by the one call in the process that is being captured: torch notes for all threads whether a dispatch mode is active, and
+what two of them note crosswise stays. Nobody waits for it, a form of call may take seconds to compile."""
 
 Key = tuple[Spec, tuple[Any, ...]]
 """What a capture is found by: the description of a call, and what else decides which work it is."""
@@ -184,7 +187,12 @@ class Graphed:
         if capture is None:
             if self.patience is not None and self.captures >= self.patience and self.replays < 2 * self.captures:
                 raise NotCapturableError(_NEVER_ALIKE)
-            capture = self._make(key, leaves, key[0])
+            if not _capturing.acquire(blocking=False):
+                raise NotCapturableError(_MEANWHILE)
+            try:
+                capture = self._make(key, leaves, key[0])
+            finally:
+                _capturing.release()
         self._kept.move_to_end(key)
         return capture
 
