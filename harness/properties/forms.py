@@ -55,12 +55,13 @@ def _laid_out(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Re
     same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with tensors {words}")
 
 
-def _masks(mask: Any) -> Iterator[tuple[str, Tensor]]:
+def _masks(mask: Any) -> Iterator[tuple[str, Any]]:
     """A mask (B, 1, T, S) in the other forms that torch or transformers have for one. What an original makes of them depends
     on its attention: sdpa takes truth for a key that is seen, eager adds whatever number it is."""
     if not isinstance(mask, Tensor) or mask.dim() != 4:
         return
     seen = mask if mask.dtype is torch.bool else mask == 0
+    yield "as False", False
     yield "as truth values", seen
     yield "as integers", seen.long()
     for dtype in (torch.get_default_dtype(), torch.float16):

@@ -67,7 +67,7 @@ def read_arguments(
             unknown = str(missing)
     if convention.true_means_masked and mask is not None:
         mask, problem = (~mask, None) if mask.dtype is torch.bool else (mask, f"a mask of dtype {mask.dtype}")
-    elif mask is not None and not mask.is_floating_point():
+    elif not _added(mask):
         problem = not_a_mask(state, mask)
     call = AttentionCall(
         mask=mask,
@@ -82,7 +82,7 @@ def read_arguments(
     if "encoder_hidden_states" in given:
         encoder = EncoderStates(states=given.pop("encoder_hidden_states"), call=AttentionCall(mask=encoder_mask, cache=cache))
         problem = _no_encoder(state, cache) or problem
-        if encoder_mask is not None and not encoder_mask.is_floating_point():
+        if not _added(encoder_mask):
             problem = problem or not_a_mask(state, encoder_mask)
     if given.pop("output_attentions", False):
         problem = "attention weights asked for"
@@ -159,12 +159,18 @@ def _by_sdpa(state: FusedState) -> bool:
     return getattr(config, "_attn_implementation", None) == "sdpa"
 
 
-def not_a_mask(state: FusedState, mask: Tensor) -> str | None:
+def _added(mask: Any) -> bool:
+    """Whether ``mask`` is none, or of numbers that are added to scores."""
+    return mask is None or (isinstance(mask, Tensor) and mask.is_floating_point())
+
+
+def not_a_mask(state: FusedState, mask: Any) -> str | None:
     """Why ``mask``, which holds no numbers to add, is none here: only sdpa reads truth values as keys that are seen. Eager
     attention adds 0 and 1, and torch has no integer masks."""
-    if state.refusal is not None or (mask.dtype is torch.bool and _by_sdpa(state)):
+    dtype = getattr(mask, "dtype", None)
+    if state.refusal is not None or (dtype is torch.bool and _by_sdpa(state)):
         return None
-    return f"a mask of dtype {mask.dtype}"
+    return f"a mask of class {type(mask).__name__}" if dtype is None else f"a mask of dtype {dtype}"
 
 
 def _no_encoder(state: FusedState, cache: Any) -> str | None:
