@@ -12,7 +12,7 @@ from torch import nn
 
 from cases import CASES
 from cases.bert import BertCase
-from harness.bench.columns import EAGER, GRAPHED, ORIGINAL, REPLACED, SDPA, Column, original_columns
+from harness.bench.columns import EAGER, GRAPHED, ORIGINAL, REPLACED, SDPA, Column, original_columns, planned_column
 from harness.bench.gate import NotTimed, kind_of_equality, show_equal
 from harness.bench.jobs import Job, JobPlan, plan_jobs
 from harness.bench.products import products_fraction, products_of
@@ -23,7 +23,10 @@ from harness.placed import placed
 from harness.registry import CaseEntry, choose
 from harness.timing.cpu import CpuDevice
 from harness.timing.devices import Call, open_device
+from harness.trial import graphs_of
 from policies import replace_module
+from policies.fused.capture import EmulatorBackend, captured_by
+from policies.plans import CAPTURED, Plan
 
 RATES = {"layer float32": 1e11, "layer bfloat16": 2e11, "image float32": 1e11, "image bfloat16": 2e11}
 TINY = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 12}
@@ -43,6 +46,12 @@ class Bench:
 
     def workload_call(self, module: nn.Module, workload: Workload) -> dict[str, Any]:
         return {"input": torch.ones(2, 3)}
+
+    def workload_step(self, module: nn.Module, call: dict[str, Any]) -> Any:
+        return lambda: module(**call)
+
+    def workloads_on(self, device: str) -> tuple[Workload, ...]:
+        return self.workloads
 
 
 def workload(name: str = "w", tokens: int = 1, weight_bytes: int = 4) -> Workload:
@@ -203,6 +212,29 @@ def test_a_timed_call_is_made_where_its_module_lies(entry: CaseEntry) -> None:
             if one.weight_bytes < LIGHT:
                 module = case.workload_module(one)
                 assert original_columns(case, module, one)[0].output().device.type == "meta"
+
+
+@pytest.mark.parametrize(("name", "config"), [("llama", TINY), ("bloom", {"hidden_size": 8, "n_head": 2})])
+def test_a_step_on_a_static_cache_is_the_same_at_every_time_and_replayed_from_a_graph(name: str, config: dict[str, int]) -> None:
+    (entry,) = choose(CASES, (name,))
+    case = entry.load()
+    step = Workload(name="tiny", phase="decode", batch=2, tokens=1, past=3, room=6, config=config)
+    with case.surroundings(), torch.no_grad(), captured_by(EmulatorBackend):
+        module = case.workload_module(step)
+        eager, *others = original_columns(case, module, step)
+        graphed = planned_column(case, module, step, Plan.GRAPHED)
+        expected = eager.output()
+        for one in (*others, graphed, graphed, eager, graphed):
+            torch.testing.assert_close(one.output(), expected)
+    (graph,) = graphs_of(graphed.module)
+    assert (graph.captures, graph.replays, dict(graph.eager)) == (1, 3, {})
+
+
+def test_on_a_gpu_steps_of_decoding_are_timed_on_a_static_cache_too_and_there_alone_by_plans_that_capture() -> None:
+    (entry,) = choose(CASES, ("llama",))
+    steps = [one for one in entry.load().workloads_on("cuda") if one.past]
+    assert [(one.room, Job(entry, one, "bfloat16").plans("cuda")) for one in steps] == [(0, ()), (1024, CAPTURED)]
+    assert not any(one.room for one in entry.load().workloads_on("cpu"))
 
 
 def test_a_run_that_goes_on_times_what_it_was_begun_with_whatever_time_and_memory_are_left() -> None:
