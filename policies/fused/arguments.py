@@ -66,7 +66,7 @@ def read_arguments(
         except _NotGivenError as missing:
             unknown = str(missing)
     if convention.true_means_masked and mask is not None:
-        mask, problem = (~mask, None) if mask.dtype is torch.bool else (mask, f"a mask of dtype {mask.dtype}")
+        mask, problem = (~mask, None) if getattr(mask, "dtype", None) is torch.bool else (mask, _kind(mask))
     elif not _added(mask):
         problem = not_a_mask(state, mask)
     call = AttentionCall(
@@ -167,10 +167,13 @@ def _added(mask: Any) -> bool:
 def not_a_mask(state: FusedState, mask: Any) -> str | None:
     """Why ``mask``, which holds no numbers to add, is none here: only sdpa reads truth values as keys that are seen. Eager
     attention adds 0 and 1, and torch has no integer masks."""
-    dtype = getattr(mask, "dtype", None)
-    if state.refusal is not None or (dtype is torch.bool and _by_sdpa(state)):
+    if state.refusal is not None or (getattr(mask, "dtype", None) is torch.bool and _by_sdpa(state)):
         return None
-    return f"a mask of class {type(mask).__name__}" if dtype is None else f"a mask of dtype {dtype}"
+    return _kind(mask)
+
+
+def _kind(mask: Any) -> str:
+    return f"a mask of dtype {mask.dtype}" if isinstance(mask, Tensor) else f"a mask of class {type(mask).__name__}"
 
 
 def _no_encoder(state: FusedState, cache: Any) -> str | None:
