@@ -73,7 +73,7 @@ def _masked(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Reco
     """A call with a mask of another kind; not every original takes it, and what one takes the replacement may leave to it."""
     try:
         expected = main_output(mine(*call.args, **call.kwargs))
-    except (TypeError, ValueError, RuntimeError):
+    except (AttributeError, TypeError, ValueError, RuntimeError):
         return
     actual = main_output(its(*call.args, **call.kwargs))
     same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with a mask {words}")
