@@ -241,13 +241,19 @@ class _Counting(EmulatorBackend):
         return Recording(recording.output, replay)
 
 
-@pytest.mark.parametrize("device", ["cpu"], indirect=True)
-def test_a_replay_is_launched_before_attributes_are_looked_at_and_not_believed_where_one_is_another(device: str) -> None:
-    """The device works meanwhile. What it worked out is thrown away, and the second replay is that of another capture."""
+def _called_once() -> tuple[Model, _Counting, Graphed]:
+    """A model, what counts its replays, and its calls by graphs."""
     model = Model()
     backend = _Counting(model)
     wrapped = Graphed(model.forward, backend=backend, modules=(model,))
     wrapped(torch.ones(1, 3))
+    return model, backend, wrapped
+
+
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
+def test_a_replay_is_launched_before_attributes_are_looked_at_and_not_believed_where_one_is_another(device: str) -> None:
+    """The device works meanwhile. What it worked out is thrown away, and the second replay is that of another capture."""
+    model, backend, wrapped = _called_once()
     model.scale = 2.0
     assert same(wrapped(torch.ones(1, 3)), model(torch.ones(1, 3)))
     assert (backend.scales, wrapped.captures, wrapped.replays) == ([1.0, 2.0, 2.0], 2, 2)
@@ -255,10 +261,7 @@ def test_a_replay_is_launched_before_attributes_are_looked_at_and_not_believed_w
 
 @pytest.mark.parametrize("device", ["cpu"], indirect=True)
 def test_nothing_is_launched_that_would_read_memory_that_is_gone(device: str) -> None:
-    model = Model()
-    backend = _Counting(model)
-    wrapped = Graphed(model.forward, backend=backend, modules=(model,))
-    wrapped(torch.ones(1, 3))
+    model, backend, wrapped = _called_once()
     model.linear.weight.data = model.linear.weight.data * 2
     model.scale = 2.0
     assert same(wrapped(torch.ones(1, 3)), model(torch.ones(1, 3)))
