@@ -135,6 +135,20 @@ def test_with_code_generated_for_a_cpu_every_layer_computes_the_same(entry: Case
     assert torch.allclose(core(*call), CompiledLayer(core, "inductor")(*call), atol=1e-5)
 
 
+def test_kernels_are_chosen_by_rule_and_not_by_what_is_faster_just_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a layer and its copy differ in their last bits."""
+    asked = []
+
+    def compiles(inductor: Any, module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        asked.append(inductor.config)
+        return module.forward
+
+    monkeypatch.setattr(torch._TorchCompileInductorWrapper, "__call__", compiles)
+    core, call = _core_and_call(BertCase(), "cpu")
+    CompiledLayer(core, "inductor")(*call)
+    assert asked == [{"deterministic": True}]
+
+
 def test_what_is_raised_while_compiling_is_a_reason_not_to_capture() -> None:
     core, call = _core_and_call(BertCase(), "cpu")
     with pytest.raises(NotCapturableError, match=r"^cannot be compiled: .*nothing of this name"):

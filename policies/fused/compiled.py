@@ -3,6 +3,9 @@ kernel where plain operators need several. Made for one form of call, to be capt
 what they save, and nobody pays for looking up which kernels belong to a call.
 
 Layers that are alike, as those of one model are, share what was compiled.
+
+Kernels are chosen by rule: left to itself, Inductor times on the spot how the rows of a norm are cut and whether products are
+padded, and a layer and its copy, compiled for other strides or in another process, then differ in their last bits.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from .transformer import FusedTransformerLayer
 from .trees import NotCapturableError
 
+_OPTIONS: dict[str, dict[str, Any]] = {"inductor": {"deterministic": True}}
 _current: dict[Any, Callable[..., Any]] = {}
 """By compiler, what compiles until it has met as many forms as torch keeps of one function. Forms that are captured need it no
 more, and the next ones are compiled of another function."""
@@ -55,7 +59,8 @@ def _another(compiler: str) -> Callable[..., Any]:
     """torch counts the forms of a function by its code."""
     code = _call.__code__.replace(co_name=f"call_{next(_numbers)}")
     function = types.FunctionType(code, globals())
-    _current[compiler] = torch.compile(function, fullgraph=True, dynamic=False, backend=compiler)
+    options = _OPTIONS.get(compiler)
+    _current[compiler] = torch.compile(function, fullgraph=True, dynamic=False, backend=compiler, options=options)
     return _current[compiler]
 
 
