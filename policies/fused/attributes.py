@@ -47,10 +47,9 @@ class AttributeWatch:
         return [place() for place in self._places] != self._at
 
     def changed(self) -> bool:
-        """True where anything is another object than it was, or a tensor has ``moved`` or looks otherwise."""
+        """True where anything is another object than it was, or a tensor has another form where it lies."""
         return (
-            self.moved()
-            or [*map(len, self._owners)] != self._sizes
+            [*map(len, self._owners)] != self._sizes
             or self._newest_names() != self._newest
             or not all(map(is_, chain.from_iterable(map(dict.values, self._owners)), self._values))
             or [form() for form in self._forms] != self._formed

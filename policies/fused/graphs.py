@@ -144,8 +144,9 @@ class Graphed:
         around = (*_ambient(), self.backend.place())
         leaves, key = self._like_the_last(tree, around) or _described(tree, around)
         self._check_call(leaves)
-        launched = self._launched(key, leaves)
-        if self._watch.changed():
+        moved = self._watch.moved()
+        launched = None if moved else self._launched(key, leaves)
+        if moved or self._watch.changed():
             launched = None
             self._kept.clear()
             self._watch = AttributeWatch(self.watched)
@@ -161,28 +162,32 @@ class Graphed:
         return unflatten(capture.spec, iter(clone_leaves(capture.leaves)))
 
     def _launched(self, key: Key, leaves: list[Tensor]) -> Capture | None:
-        """The capture of the last call, replayed with ``leaves``, where it is for this one too and all it reads is in memory.
+        """The capture of the last call, replayed with ``leaves``, where it is for this one too. All it reads must be in memory.
 
         The device is at work while the host looks for what else has changed, which of a model takes longer than to launch
         it. What turns out to be old is left where it is: it lies in the graph's own memory. Caches do not, so they wait.
         """
-        last, capture = next(reversed(self._kept.items()), (None, None))
-        if key is not last or not isinstance(capture, Capture) or capture.writes_caches or self._watch.moved():
+        last, capture = self._latest()
+        if key is not last or not isinstance(capture, Capture) or capture.writes_caches:
             return None
         capture.run(leaves)
         return capture
 
     def _like_the_last(self, tree: Any, around: tuple[Any, ...]) -> tuple[list[Tensor], Key] | None:
         """The tensors of ``tree`` and its signature, where that is the last call's."""
-        key = next(reversed(self._kept), None)
+        key, _ = self._latest()
         leaves: list[Tensor] = []
         return (leaves, key) if key is not None and around == key[1] and fits(tree, key[0], leaves) else None
 
+    def _latest(self) -> tuple[Key | None, Capture | str | None]:
+        """The last call's signature and what is kept for it: to look that up by its hash would take longer than all else."""
+        return next(reversed(self._kept.items()), (None, None))
+
     def _for(self, key: Key, leaves: list[Tensor]) -> Capture | str:
         """The capture for a signature, made if there is none, or why there is none."""
-        last, capture = next(reversed(self._kept.items()), (None, None))
+        last, capture = self._latest()
         if key is last and capture is not None:
-            return capture  # to look it up by its hash would take longer than all else
+            return capture
         capture = self._kept.get(key)
         if capture is None:
             if self.patience is not None and self.captures >= self.patience and self.replays < 2 * self.captures:
@@ -246,7 +251,7 @@ class Graphed:
         with _mode_of(caches):
             with _undone(caches), TrialRun(protected):
                 self.backend.warm_up(lambda: _run_once(self.function, spec, tensors))
-            if self._watch.changed():
+            if self._watch.moved() or self._watch.changed():
                 # A replay would not set them again, and the eager call that follows must find them as they were.
                 self._watch.restore()
                 self._sets_attributes = True
