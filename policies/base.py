@@ -219,6 +219,7 @@ class AnatomyPolicy(TransformerPolicy):
         structure = Structure(client_module)
         structure.nothing_patched()
         anatomy = self.read(structure)
+        structure.all_modules_read()
         structure.all_parameters_read(anatomy)
         self.anatomy = anatomy
         qkv = anatomy.attention.qkv

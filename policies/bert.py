@@ -25,6 +25,8 @@ class HFBertLayerPolicy(AnatomyPolicy):
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:
         crossing = layer.has("crossattention")
+        if crossing and not layer.get("is_decoder"):
+            raise layer.refuse("cross-attention in a layer that is no decoder, which leaves it out")
         layer.module("intermediate", *_classes("Intermediate"))
         layer.module("output", *_classes("Output"))
         return LayerAnatomy(
@@ -44,7 +46,9 @@ class HFBertLayerPolicy(AnatomyPolicy):
 
 
 def _attention(layer: Any, path: str, kind: str) -> Attention:
-    layer.module(path, *_classes("Attention"))
+    crossing = kind == "CrossAttention"
+    if getattr(layer.module(path, *_classes("Attention")), "is_cross_attention", crossing) is not crossing:
+        raise layer.refuse(f"{path}.is_cross_attention is {not crossing}, and what attends is a {kind}")
     own = layer.transformers_attention(f"{path}.self", *_classes(kind))
     layer.module(f"{path}.output", *_classes("SelfOutput"))
     causal = own.is_causal and own.config._attn_implementation == "sdpa"

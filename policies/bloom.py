@@ -18,10 +18,10 @@ class BLOOMLayerPolicy(AnatomyPolicy):
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:
         own = layer.module("self_attention", f"{_MODELING}:BloomAttention")
-        layer.module("mlp", f"{_MODELING}:BloomMLP")
-        if own.slow_but_exact and own.pretraining_tp > 1:
-            # In this mode the original leaves out two biases that its usual mode adds.
-            raise layer.refuse(f"slow_but_exact with pretraining_tp={own.pretraining_tp}")
+        for part in (own, layer.module("mlp", f"{_MODELING}:BloomMLP")):
+            if part.slow_but_exact and part.pretraining_tp > 1:
+                # In this mode the original leaves out a bias that its usual mode adds.
+                raise layer.refuse(f"slow_but_exact with pretraining_tp={part.pretraining_tp}")
         return LayerAnatomy(
             attention=_attention(layer, own),
             mlp=MLP(

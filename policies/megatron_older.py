@@ -184,8 +184,10 @@ def _attention(layer: Any, path: str, layout: QKVLayout, causality: Causality) -
 
 def _scale(layer: Any, path: str, head_size: int) -> float:
     """Scores are divided by a factor that may hold the layer's number, which the softmax then takes out again."""
-    core = layer.get(f"{path}.core_attention" if layer.has(f"{path}.core_attention") else path)
-    softmax = getattr(core, "scale_mask_softmax", None)
+    within = f"{path}.core_attention" if layer.has(f"{path}.core_attention") else path
+    core, softmax = layer.get(within), None
+    if layer.has(f"{within}.scale_mask_softmax"):
+        softmax = layer.get(f"{within}.scale_mask_softmax")
     no_kernel_without_mask(layer, softmax)
     return float(getattr(softmax, "scale", None) or 1.0) / float(getattr(core, "norm_factor", math.sqrt(head_size)))
 

@@ -36,12 +36,17 @@ _RMS_NORMS = {"LlamaRMSNorm": "variance_epsilon"}
 """RMS norms by class name, with the attribute that holds eps."""
 
 
+_NEUTRAL = (nn.Dropout, nn.Identity)
+"""Modules that need not be read: in eval mode they compute nothing."""
+
+
 class Structure:
     """A layer being read. Paths are dotted attribute names from the layer."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
         self.name = type(layer).__name__
+        self._read: set[nn.Module] = {layer}
 
     def refuse(self, feature: str) -> UnsupportedLayer:
         return UnsupportedLayer(feature, layer=self.name)
@@ -54,6 +59,8 @@ class Structure:
                 found = getattr(found, part)
             except AttributeError:
                 raise self.refuse(f"has no {path}: not the structure this policy knows") from None
+        if isinstance(found, nn.Module):
+            self._read.add(found)
         return found
 
     def has(self, path: str) -> bool:
@@ -134,6 +141,8 @@ class Structure:
         found = self.get(path)
         if not callable(found):
             raise self.refuse(f"{path} is not callable")
+        if isinstance(found, nn.Module):
+            self._read.update(found.modules())
         kind = _KERNELS.get(qualified_name(type(found)), ActivationKind.OWN)
         if kind is ActivationKind.RELU and found.inplace:
             kind = ActivationKind.OWN
@@ -152,6 +161,12 @@ class Structure:
         for path, module in self.layer.named_modules():
             if patched(module):
                 raise self.refuse(f"a forward of its own on {path or 'the layer'}, not its class's")
+
+    def all_modules_read(self) -> None:
+        """Match or refuse, in general: raise unless each module of the layer was read, or computes nothing."""
+        for path, module in self.layer.named_modules():
+            if module not in self._read and type(module) not in _NEUTRAL:
+                raise self.refuse(f"{path} is a {type(module).__name__}, which this policy does not read")
 
     def all_parameters_read(self, anatomy: LayerAnatomy) -> None:
         """Match or refuse, in general: raise unless the anatomy accounts for each of the layer's parameters."""

@@ -12,6 +12,7 @@ from .engine import ENGINE
 from .fault import Fault
 from .graphs import GRAPHS
 from .harness_own import HARNESS_OWN
+from .later import LATER
 from .layout import LAYOUT
 from .lower import LOWER, LOWER_DIFFUSION
 from .masks import MASKS
@@ -32,6 +33,7 @@ FAULTS: tuple[Fault, ...] = (
     *WORKSPACE,
     *SIZES,
     *CALLING,
+    *LATER,
     *AROUND,
     *ROUNDING,
     *LOWER,

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from policies.calls import Returns
 from policies.fused import layer as fused_layer
 from policies.fused import linear as fused_linear
 from policies.fused.layer import FusedLayer, FusedState
 from policies.fused.transformer import FusedTransformerLayer
-from policies.fused.watch import Watch
 
 from .fault import Traits, layered, miscomputing
 
@@ -95,17 +94,6 @@ def _original_if_cached(honest: Any) -> Any:
     return wrong
 
 
-def _even_in_training(honest: Any) -> Any:
-    def wrong(self: FusedLayer, *rest: Any) -> Any:
-        training, self.training = self.training, False
-        try:
-            return honest(self, *rest)
-        finally:
-            self.training = training
-
-    return wrong
-
-
 def _broken_fallback(honest: Any) -> Any:
     def wrong(self: FusedLayer, *rest: Any) -> Any:
         reason = honest(self, *rest)
@@ -138,24 +126,6 @@ def second_copy(honest: Any) -> Any:
 def _not_unpacked(honest: Any) -> Any:
     def wrong(self: FusedTransformerLayer) -> None:
         return None
-
-    return wrong
-
-
-def _never_bound_again(honest: Any) -> Any:
-    def wrong(self: FusedState, layer: Any) -> None:
-        if not hasattr(self, "watch"):
-            honest(self, layer)
-
-    return wrong
-
-
-def _other_modules_unseen(honest: Any) -> Any:
-    """Parameters are watched, and the modules that hold them are not."""
-
-    def wrong(self: Watch, *rest: Any) -> None:
-        honest(self, *rest)
-        self._members = [(own, held) for own, held in self._members if not any(isinstance(one, nn.Module) for one in held)]
 
     return wrong
 
@@ -228,14 +198,6 @@ CALLING = (
         expects=("cache",),
     ),
     miscomputing(
-        "F83 training",
-        "F83",
-        "DeepSpeed #3543",
-        "The fused path runs in training too, without dropout.",
-        (FusedLayer, "_why_not", _even_in_training),
-        expects=("training step", "gradients"),
-    ),
-    miscomputing(
         "F38 fallback",
         "F38",
         "DeepSpeed PR #8373",
@@ -277,22 +239,6 @@ CALLING = (
         (FusedTransformerLayer, "unpack", _not_unpacked),
         applies=lambda traits: traits.joins,
         expects=("revert", "storages"),
-    ),
-    miscomputing(
-        "F83 never again",
-        "F83 M22",
-        "DeepSpeed PR #3736",
-        "A parameter that is exchanged after the swap is not noticed.",
-        (FusedState, "bind", _never_bound_again),
-        expects=("parameter accounting",),
-    ),
-    miscomputing(
-        "F83 another module",
-        "F83",
-        "DeepSpeed PR #3736",
-        "A module that is put in the place of a layer's own after the swap is not noticed.",
-        (Watch, "__init__", _other_modules_unseen),
-        expects=("parameter accounting",),
     ),
 )
 """Wrong forms and memories."""

@@ -56,6 +56,10 @@ def _moves_anything(honest: Any) -> Any:
     return lambda parameter: type(parameter) is nn.Parameter and not parameter.is_inference()
 
 
+def _drops(traits: Traits) -> bool:
+    return traits.layered and any(isinstance(one, nn.Dropout) for layer in traits.layers for one in layer.modules())
+
+
 def _moves_weights(traits: Traits) -> bool:
     return traits.joins or not traits.layered
 
@@ -213,6 +217,15 @@ ENGINE = (
         patched((Structure, "all_parameters_read", _accepts_anything)),
         applies=layered,
         expects=("refusal",),
+    ),
+    _fault(
+        "F25 unread module",
+        "F25",
+        "DeepSpeed PR #4511",
+        "Modules without parameters that the policy knows nothing of, somebody's own dropout, are passed over.",
+        patched((Structure, "all_modules_read", lambda honest: lambda self: None)),
+        applies=_drops,
+        expects=("refusal", "settings"),
     ),
     _fault(
         "F08 instance",

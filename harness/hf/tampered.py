@@ -65,17 +65,21 @@ def _tampered(build: Callable[[], nn.Module], layer_class: str, tamper: Callable
 
 def _with_other_parts(build: Callable[[], nn.Module], layer_class: str) -> Callable[[], nn.Module]:
     """Layers by the name of the part that is somebody's subclass in each, with a forward that may do more. Parts are what has
-    parameters: a policy may take others as they are, such as activations."""
+    parameters, and dropouts: a policy may take others as they are, such as activations."""
 
     def made() -> nn.Module:
         layer = _layers(build(), layer_class)[0]
-        parts = [name for name, part in layer.named_modules() if name and next(part.parameters(), None) is not None]
+        parts = [name for name, part in layer.named_modules() if name and _has_to_be_known(part)]
         layers = {name.replace(".", " "): copy.deepcopy(layer) for name in parts}
         for name, one in zip(parts, layers.values(), strict=True):
             _subclass(one.get_submodule(name))
         return nn.ModuleDict(layers)
 
     return made
+
+
+def _has_to_be_known(part: nn.Module) -> bool:
+    return isinstance(part, nn.Dropout) or next(part.parameters(), None) is not None
 
 
 def _layers(model: nn.Module, layer_class: str) -> list[nn.Module]:

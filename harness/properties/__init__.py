@@ -29,6 +29,7 @@ from .moves import MOVES
 from .outputs import OUTPUTS
 from .refusal import REFUSAL
 from .rounding import ROUNDING
+from .settings import SETTINGS
 from .sharing import SHARING
 from .sizes import LARGE, LONG
 from .threads import THREADS
@@ -42,6 +43,7 @@ PROPERTIES: tuple[Property, ...] = (
     FORMS,
     OUTPUTS,
     HOOKS,
+    SETTINGS,
     ACCOUNTING,
     CACHE,
     EDITED_CACHE,

@@ -17,7 +17,8 @@ SCALE = 1.25
 """What a hook multiplies floats by, so that it shows whether it had its effect."""
 
 
-def _scaled(value: Any) -> Any:
+def scaled(value: Any) -> Any:
+    """``value`` as a hook here leaves it, tensors within containers too."""
     return mapped(value, lambda one: one * SCALE if one.is_floating_point() else one)
 
 
@@ -59,11 +60,11 @@ class Hook:
 
     def _count(self, output: Any) -> Any:
         self.calls += 1
-        return _scaled(output)
+        return scaled(output)
 
     def _count_first(self, args: tuple[Any, ...]) -> Any:
         self.calls += 1
-        return (_scaled(args[0]), *args[1:]) if args else None
+        return (scaled(args[0]), *args[1:]) if args else None
 
 
 KINDS = {

@@ -12,6 +12,7 @@ from torch import nn
 
 from harness.case import Example
 from harness.exact import exact_mode
+from harness.faults.bank import find_faults
 from harness.properties import BY_NAME, PROPERTIES, Property
 from harness.properties.rounding import ROUNDING
 from harness.search import quiet
@@ -56,7 +57,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "storages": tiny.edited(tiny.keeps_a_copy),
     "refusal": tiny.counts_twice,
 }
-BY_MONKEYPATCH = {"hooks"}
+BY_MONKEYPATCH = {"hooks", "settings"}
 CASE = tiny.TinyLlama()
 
 
@@ -109,6 +110,12 @@ def test_every_property_is_shown_to_bite() -> None:
 def test_hooks_that_are_passed_over_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_layer, "inner_hooks", lambda modules: None)
     assert isinstance(first_failure(BY_NAME["hooks"], replace_module, count=20), Disagreement)
+
+
+@pytest.mark.parametrize("fault", ["F83 one part", "F83 another class", "F83 settings"])
+def test_what_is_set_later_and_passed_over_is_noticed(fault: str) -> None:
+    with find_faults((fault,))[0].opened(replace_module) as faulty:
+        assert isinstance(first_failure(BY_NAME["settings"], faulty, count=20), Disagreement)
 
 
 def test_accounting_names_the_parameter_that_does_not_arrive() -> None:

@@ -212,7 +212,7 @@ class FusedLayer(nn.Module):
     def _why_not(self, state: FusedState, arguments: Arguments, compiling: bool) -> str | None:
         if state.refusal is not None:
             return state.refusal
-        if self.training:
+        if self.training or any(module.training for module in state.watch.modules):
             return "training mode"
         if arguments.unknown is not None:
             return arguments.unknown

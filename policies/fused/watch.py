@@ -1,7 +1,7 @@
 """Noticing that a layer is no longer the one a replacement was derived from.
 
-This runs at every call, so it compares identities and storage addresses only; it never looks at values (an update in
-place is seen by itself, because a replacement holds the layer's own tensors). One token at a time, with a model's weights
+This runs at every call, so it compares identities and storage addresses only; it never looks at a tensor's values (an update
+in place is seen by itself, because a replacement holds the layer's own tensors). One token at a time, with a model's weights
 streaming through the caches between two calls of a layer, each object that is looked at is a miss: it is as few as will do.
 """
 
@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from itertools import chain
 from operator import is_
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,8 +22,9 @@ from .packed import PackedParameter
 
 
 class Watch:
-    """Remembers every submodule and parameter of a layer, its attention implementation, and where in memory its
-    parameters are: all, or those of ``placed`` where the replacement depends on no other's place."""
+    """Remembers every submodule and parameter of a layer, what else was set on its modules (a norm's epsilon, a scale, a
+    flag), its attention implementation, and where in memory its parameters are: all, or those of ``placed`` where the
+    replacement depends on no other's place."""
 
     def __init__(self, layer: nn.Module, placed: Iterable[Tensor] | None = None) -> None:
         self.modules = [module for module in layer.modules() if module is not layer]
@@ -30,15 +32,18 @@ class Watch:
         self._owners: list[dict[str, Any]] = [own for one in every for own in (one._modules, one._parameters) if own]
         self._sizes = [len(own) for own in self._owners]
         self._members = [member for own in self._owners for member in own.values()]
+        self._classes = [*map(type, self.modules)]
+        self._settings = [(module, name) for module in (layer, *self.modules) for name in _settings_of(module)]
+        self._set_to = [getattr(module, name) for module, name in self._settings]
         watched = layer.parameters() if placed is None else placed
         self._placed = tuple(watched)
         self._at = self._addresses()
         self._config = next((m.config for m in self.modules if hasattr(m, "config")), None)
-        self._settings: dict[str, Any] = {} if self._config is None else vars(self._config)
+        self._configured: dict[str, Any] = {} if self._config is None else vars(self._config)
         self._implementation = self._asked_for()
 
     def stale(self) -> bool:
-        """True where a submodule or parameter was exchanged, or a parameter has another storage."""
+        """True where the layer was edited, or a parameter has another storage."""
         if self.exchanged():
             return True
         return self._addresses() != self._at
@@ -48,23 +53,38 @@ class Watch:
         return [None if type(one) is PackedParameter else one.data_ptr() for one in self._placed]
 
     def exchanged(self) -> bool:
-        """True where a submodule or parameter is another object. This much a compiler can trace, and guards on."""
+        """True where a submodule or parameter is another object, a submodule is of another class, or something is set to
+        another value. This much a compiler can trace, and guards on."""
         members = chain.from_iterable([own.values() for own in self._owners])
         return (
             [*map(len, self._owners)] != self._sizes
             or not all(map(is_, members, self._members))
+            or [*map(type, self.modules)] != self._classes
+            or not all(map(is_, [getattr(module, name, None) for module, name in self._settings], self._set_to))
             or self._asked_for() != self._implementation
         )
 
     def _asked_for(self) -> Any:
         """The attention implementation that the configuration names. To ask it costs as much as all else here together:
         where it keeps the answer under the name that transformers has for it, that is read."""
-        if _KEPT in self._settings:
-            return self._settings[_KEPT]
+        if _KEPT in self._configured:
+            return self._configured[_KEPT]
         return getattr(self._config, "_attn_implementation", None)
 
 
 _KEPT = "_attn_implementation_internal"
+_PLAIN = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType)
+_UNREAD = (nn.Linear, nn.Dropout)
+"""Modules that compute with none of their settings, in eval mode."""
+
+
+def _settings_of(module: nn.Module) -> list[str]:
+    """Names of what was set on ``module`` besides what every module has: numbers, flags, functions."""
+    if type(module) in _UNREAD:
+        return []
+    return [
+        name for name, value in vars(module).items() if type(value) in _PLAIN and not name.startswith("_") and name != "training"
+    ]
 
 
 def inner_hooks(modules: list[nn.Module]) -> str | None:

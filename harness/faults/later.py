@@ -1,0 +1,120 @@
+"""Faults of a replacement that does not notice what is done to its layer later: mode, parts, settings."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+from torch import nn
+
+from policies.fused.layer import FusedLayer, FusedState
+from policies.fused.watch import Watch
+
+from .fault import miscomputing
+
+
+def _even_in_training(honest: Any) -> Any:
+    def wrong(self: FusedLayer, *rest: Any) -> Any:
+        reason = honest(self, *rest)
+        return None if reason == "training mode" else reason
+
+    return wrong
+
+
+def _by_its_own_mode(honest: Any) -> Any:
+    def wrong(self: FusedLayer, *rest: Any) -> Any:
+        reason = honest(self, *rest)
+        return None if reason == "training mode" and not self.training else reason
+
+    return wrong
+
+
+def _never_bound_again(honest: Any) -> Any:
+    def wrong(self: FusedState, layer: Any) -> None:
+        if not hasattr(self, "watch"):
+            honest(self, layer)
+
+    return wrong
+
+
+def _other_modules_unseen(honest: Any) -> Any:
+    """Parameters are watched, and the modules that hold them are not."""
+
+    def wrong(self: Watch, *rest: Any) -> None:
+        honest(self, *rest)
+        self._owners = [own for own in self._owners if not any(isinstance(one, nn.Module) for one in own.values())]
+        self._sizes = [len(own) for own in self._owners]
+        self._members = [member for own in self._owners for member in own.values()]
+
+    return wrong
+
+
+def _classes_unseen(honest: Any) -> Any:
+    """Modules are known by identity alone, and what becomes of them is not looked at."""
+
+    def wrong(self: Watch, *rest: Any) -> None:
+        honest(self, *rest)
+        self._classes = mock.ANY
+
+    return wrong
+
+
+def _settings_unseen(honest: Any) -> Any:
+    def wrong(self: Watch, *rest: Any) -> None:
+        honest(self, *rest)
+        self._settings, self._set_to = [], []
+
+    return wrong
+
+
+LATER = (
+    miscomputing(
+        "F83 training",
+        "F83",
+        "DeepSpeed #3543",
+        "The fused path runs in training too, without dropout.",
+        (FusedLayer, "_why_not", _even_in_training),
+        expects=("training step", "gradients"),
+    ),
+    miscomputing(
+        "F83 one part",
+        "F83",
+        "DeepSpeed #3543",
+        "The fused path runs without dropout where a part of the layer alone is in training mode, as to sample from a model.",
+        (FusedLayer, "_why_not", _by_its_own_mode),
+        expects=("settings",),
+    ),
+    miscomputing(
+        "F83 never again",
+        "F83 M22",
+        "DeepSpeed PR #3736",
+        "A parameter that is exchanged after the swap is not noticed.",
+        (FusedState, "bind", _never_bound_again),
+        expects=("parameter accounting",),
+    ),
+    miscomputing(
+        "F83 another module",
+        "F83",
+        "DeepSpeed PR #3736",
+        "A module that is put in the place of a layer's own after the swap is not noticed.",
+        (Watch, "__init__", _other_modules_unseen),
+        expects=("parameter accounting",),
+    ),
+    miscomputing(
+        "F83 another class",
+        "F83 F08",
+        "Liger-Kernel #764",
+        "A module that becomes one of another class after the swap is taken for what it was.",
+        (Watch, "__init__", _classes_unseen),
+        expects=("settings",),
+    ),
+    miscomputing(
+        "F83 settings",
+        "F83 F04",
+        "DeepSpeed PR #791",
+        "A norm's epsilon, a scale, a flag that is set after the swap has no effect.",
+        (Watch, "__init__", _settings_unseen),
+        expects=("settings",),
+    ),
+)
+"""What is done later, unseen."""

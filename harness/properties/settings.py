@@ -1,0 +1,162 @@
+"""What is set on a module inside a layer: a number, a flag, another class, training mode for this one alone.
+
+A replacement reads such things when it is made. Set later, each has to have the effect that it has in the original (a norm's
+epsilon, a scale, the dropout that is left on to sample from a model), and none any more once it is taken back.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..numerics import alive
+from ..trial import Trial
+from .base import Property, same_outputs
+from .hooks import scaled
+
+Undo = Callable[[], None]
+Change = Callable[[nn.Module], Undo]
+"""Sets something on a module, of the original or of the replaced model, and returns how to take it back."""
+TRIES = 4
+"""Changes that are proposed until the original can run with one."""
+DROPPED = 0.5
+"""The share of elements that a dropout takes where one is left on."""
+
+
+@dataclass(frozen=True)
+class Later:
+    """What is set on the module at ``path``, in words, and how."""
+
+    path: str
+    what: str
+    change: Change
+
+
+def _settings(trial: Trial) -> None:
+    model = trial.replaced.model
+    trial.run_replaced(model, trial.fresh_inputs())
+    for later in _proposed(trial):
+        undo = later.change(trial.original.get_submodule(later.path))
+        expected = _outputs_of_original(trial)
+        undo()
+        if expected is not None:
+            _same_with(trial, model, later, expected)
+            return
+
+
+def _same_with(trial: Trial, model: nn.Module, later: Later, expected: dict[str, Tensor]) -> None:
+    undo = later.change(model.get_submodule(later.path))
+    actual = _outputs(trial, model)
+    same_outputs(trial, expected, actual, trial.inputs.valid, f"{later.what}, set after the replacement")
+    undo()
+    actual = trial.run_replaced(model, trial.fresh_inputs())
+    same_outputs(trial, trial.expected_outputs, actual, trial.inputs.valid, f"{later.what}, set and taken back")
+
+
+def _outputs(trial: Trial, model: nn.Module) -> dict[str, Tensor]:
+    """Outputs from one state of the random generator."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(trial.example.seed)
+        return trial.case.run(model, trial.fresh_inputs())
+
+
+def _outputs_of_original(trial: Trial) -> dict[str, Tensor] | None:
+    """None where the original cannot run with what was set, or gives nothing to compare with."""
+    try:
+        outputs = _outputs(trial, trial.original)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError):
+        return None
+    return outputs if alive(outputs, trial.inputs.valid) is None else None
+
+
+def _proposed(trial: Trial) -> Iterator[Later]:
+    chosen = random.Random(trial.example.seed)
+    layer = chosen.choice(trial.replaced.replaced).path
+    kinds: list[Callable[[nn.Module], list[tuple[str, Change]]]] = [_numbers, _flags, _class]
+    if trial.case.layered:  # the parts of a UNet drop by themselves, other elements where an image lies otherwise in memory
+        kinds.append(_mode)
+    parts = [(f"{layer}.{name}".strip("."), part) for name, part in trial.original.get_submodule(layer).named_modules()]
+    for _ in range(TRIES):
+        kind = chosen.choice(kinds)
+        found = [(path, *one) for path, part in parts if path != layer or kind in (_numbers, _flags) for one in kind(part)]
+        if found:
+            path, what, change = chosen.choice(found)
+            yield Later(path, f"{what} of {path or 'the model'}", change)
+
+
+def _numbers(part: nn.Module) -> list[tuple[str, Change]]:
+    return [(name, _to(name, value * 1.5 + 0.125)) for name, value in _set_on(part) if type(value) is float]
+
+
+def _flags(part: nn.Module) -> list[tuple[str, Change]]:
+    return [(name, _to(name, not value)) for name, value in _set_on(part) if type(value) is bool]
+
+
+def _set_on(part: nn.Module) -> list[tuple[str, Any]]:
+    return [(name, value) for name, value in vars(part).items() if not name.startswith("_") and name != "training"]
+
+
+def _to(name: str, value: Any) -> Change:
+    def change(part: nn.Module) -> Undo:
+        before = getattr(part, name)
+        setattr(part, name, value)
+        return lambda: setattr(part, name, before)
+
+    return change
+
+
+def _class(part: nn.Module) -> list[tuple[str, Change]]:
+    return [("the class", _of_another_class)]
+
+
+def _of_another_class(part: nn.Module) -> Undo:
+    """As this project replaces layers, and others cast or adapt them: a subclass of its own class, whose forward differs."""
+    own = type(part)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return scaled(own.forward(self, *args, **kwargs))
+
+    part.__class__ = type(f"Scaled{own.__name__}", (own,), {"forward": forward})
+
+    def undo() -> None:
+        part.__class__ = own
+
+    return undo
+
+
+def _mode(part: nn.Module) -> list[tuple[str, Change]]:
+    return [("training mode", _in_training)] if _shares_dropped(part) else []
+
+
+def _shares_dropped(part: nn.Module) -> list[str]:
+    """Names of the numbers on ``part`` that say how much it drops in training."""
+    if isinstance(part, nn.Dropout):
+        return ["p"]
+    return [name for name, value in _set_on(part) if type(value) is float and "dropout" in name]
+
+
+def _in_training(part: nn.Module) -> Undo:
+    """As whoever samples from a model leaves its dropouts on."""
+    undo = [_to(name, DROPPED)(part) for name in _shares_dropped(part)]
+    part.train()
+
+    def undo_all() -> None:
+        part.eval()
+        for one in undo:
+            one()
+
+    return undo_all
+
+
+SETTINGS = Property(
+    name="settings",
+    statement="A number, a flag, another class or training mode, set on a module inside a layer after the replacement, has the "
+    "effect that it has in the original, and none once it is taken back.",
+    check=_settings,
+    share=0.1,
+)
