@@ -148,6 +148,7 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _anatomy(layer: Any, path: str, layout: QKVLayout, causality: Causality, activation: Activation) -> LayerAnatomy:
+    layer.get("mlp")  # its class may be anybody's: the layer is asked what it computes
     return LayerAnatomy(
         attention=_attention(layer, path, layout, causality),
         mlp=MLP(

@@ -8,7 +8,7 @@ from unittest import mock
 from torch import nn
 
 from policies.fused.layer import FusedLayer, FusedState
-from policies.fused.watch import Watch
+from policies.fused.watch import Settings, Watch
 
 from .fault import miscomputing
 
@@ -52,7 +52,7 @@ def _other_modules_unseen(honest: Any) -> Any:
 def _classes_unseen(honest: Any) -> Any:
     """Modules are known by identity alone, and what becomes of them is not looked at."""
 
-    def wrong(self: Watch, *rest: Any) -> None:
+    def wrong(self: Settings, *rest: Any) -> None:
         honest(self, *rest)
         self._classes = mock.ANY
 
@@ -60,9 +60,9 @@ def _classes_unseen(honest: Any) -> Any:
 
 
 def _settings_unseen(honest: Any) -> Any:
-    def wrong(self: Watch, *rest: Any) -> None:
+    def wrong(self: Settings, *rest: Any) -> None:
         honest(self, *rest)
-        self._settings, self._set_to = [], []
+        self._own, self._inner, self._set_to = [], [], []
 
     return wrong
 
@@ -105,7 +105,7 @@ LATER = (
         "F83 F08",
         "Liger-Kernel #764",
         "A module that becomes one of another class after the swap is taken for what it was.",
-        (Watch, "__init__", _classes_unseen),
+        (Settings, "__init__", _classes_unseen),
         expects=("settings",),
     ),
     miscomputing(
@@ -113,7 +113,7 @@ LATER = (
         "F83 F04",
         "DeepSpeed PR #791",
         "A norm's epsilon, a scale, a flag that is set after the swap has no effect.",
-        (Watch, "__init__", _settings_unseen),
+        (Settings, "__init__", _settings_unseen),
         expects=("settings",),
     ),
 )

@@ -66,8 +66,8 @@ class Found:
     own_linears: dict[str, str] = field(default_factory=dict)
     """Class of each linear that is of the architecture's own and computes what ``nn.Linear`` does."""
     activation: str = ""
-    mlp_path: str = ""
-    mlp_class: str = ""
+    containers: dict[str, str] = field(default_factory=dict)
+    """Class of each module besides the attention that holds others."""
     attention_norm: NormFound | None = None
     mlp_norm: NormFound | None = None
     query_norm: NormFound | None = None
@@ -104,6 +104,7 @@ def inspect_layer(derivation: Derivation) -> Found:
     _mlp(found, layer, parts)
     _wiring(found, parts, call["hidden_states"])
     _numbers(found, layer, parts, example["head_size"])
+    found.containers = _containers(layer, (found.attention_path, found.activation))
     return found
 
 
@@ -241,9 +242,11 @@ def _mlp(found: Found, layer: nn.Module, parts: dict[str, Passed]) -> None:
         found.gate_up = rest[0]
     else:
         found.open.append(f"how {rest[0]} and the activation are joined")
-    found.mlp_path = found.down.rpartition(".")[0]
-    if found.mlp_path and any(path.startswith(f"{found.mlp_path}.") for path in rest[:-1]):
-        found.mlp_class = qualified_name(type(layer.get_submodule(found.mlp_path)))
+
+
+def _containers(layer: nn.Module, known: tuple[str, ...]) -> dict[str, str]:
+    holding = [(path, one) for path, one in layer.named_modules() if path and next(one.children(), None) is not None]
+    return {path: qualified_name(type(one)) for path, one in holding if path not in known}
 
 
 def _is_activation(layer: nn.Module, path: str) -> bool:

@@ -129,9 +129,10 @@ def _checks(found: Found, refuses: bool) -> list[str]:
         lines.append(f'own = layer.transformers_attention("{found.attention_path}", f"{{_MODELING}}:{cls}")')
     else:
         lines.append('own = TODO("layer.transformers_attention(path, class)")')
-    if found.mlp_class:
-        cls = found.mlp_class.partition(":")[2]
-        lines.append(f'layer.module("{found.mlp_path}", f"{{_MODELING}}:{cls}")')
+    for path, class_name in found.containers.items():
+        module, _, cls = class_name.partition(":")
+        named = f'f"{{_MODELING}}:{cls}"' if module == found.layer.partition(":")[0] else f'"{class_name}"'
+        lines.append(f'layer.module("{path}", {named})')
     if refuses:
         lines += [
             "for name, value in _PLAIN.items():",

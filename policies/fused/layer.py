@@ -6,8 +6,8 @@ that parents read, ``state_dict``; and the original computation is one ``super()
 technique for parametrisations and FSDP2.
 
 What was derived from the layer (its anatomy, packed weights) is a cache. It is made again whenever a parameter or a
-submodule of the layer is not the one it was made from, so that ``.to()``, ``load_state_dict(assign=True)``, assigning a
-parameter or swapping a submodule cannot leave it stale.
+submodule of the layer is not the one it was made from, or what is set on one is another value, so that ``.to()``,
+``load_state_dict(assign=True)``, assigning a parameter, swapping a submodule or setting an epsilon cannot leave it stale.
 
 A call that the fused path does not cover (training, a function transform, attention weights asked for, hooks on inner
 modules, an argument nobody knows) runs the original's own forward and is counted, by reason, in ``fallbacks``.
@@ -40,7 +40,7 @@ from .preallocated import preallocated
 from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
 from .transforms import compiling, not_plain, tracing
-from .watch import Watch, inner_hooks
+from .watch import Settings, Watch, inner_hooks
 
 _MAKING = threading.RLock()
 """Two threads may be the first to call a layer."""
@@ -65,6 +65,7 @@ class FusedState:
         self.graph: Graphed | None = None
         self.by_rows: bool
         self.watch: Watch
+        self.settings: Settings
         self.bind(layer)
 
     @torch.compiler.disable
@@ -90,6 +91,7 @@ class FusedState:
         # of them where it was.
         all_of_them = self.refusal is not None or self.execution in (Plan.PACKED, *CAPTURED)
         self.watch = Watch(layer, None if all_of_them else self.core.attention.joined)
+        self.settings = Settings(layer, self.watch.modules)
 
     def _graphed(self, layer: FusedLayer) -> Graphed:
         """The core behind captured graphs. What else it depends on, this state looks after: it is bound anew."""
@@ -119,9 +121,14 @@ class FusedState:
         graphs = "" if self.graph is None else f" by {self.graph.backend.name}"
         return f"{self.execution.value}{graphs}{held}{packed}{', weights by rows' if self.by_rows else ''}"
 
-    def stale(self) -> bool:
-        """True where the layer is not what the replacement was derived from, or more of its weights can be packed."""
-        return self.watch.stale() or (self.refusal is None and self.core.may_pack_more())
+    def edited(self, layer: FusedLayer) -> bool:
+        """True where ``layer`` is not what the replacement was derived from, as far as a compiler can trace it."""
+        return self.watch.exchanged() or self.settings.changed(layer)
+
+    def stale(self, layer: FusedLayer) -> bool:
+        """True where ``layer`` is not what the replacement was derived from, or more of its weights can be packed."""
+        more = self.refusal is None and self.core.may_pack_more()
+        return more or self.watch.stale() or self.settings.changed(layer)
 
 
 class FusedLayer(nn.Module):
@@ -173,9 +180,9 @@ class FusedLayer(nn.Module):
             return self._fused_strange(strange, args, kwargs)
         state = self.fused
         if self._fused_plan is Plan.PACKED:
-            with state.gate.inside(state.stale, functools.partial(state.bind, self)):
+            with state.gate.inside(functools.partial(state.stale, self), functools.partial(state.bind, self)):
                 return self._fused_call(state, args, kwargs, compiling=False)
-        if state.watch.exchanged() if compiled else state.stale():
+        if state.edited(self) if compiled else state.stale(self):
             state.bind(self)
         return self._fused_call(state, args, kwargs, compiling=compiled)
 

@@ -22,9 +22,8 @@ from .packed import PackedParameter
 
 
 class Watch:
-    """Remembers every submodule and parameter of a layer, what else was set on its modules (a norm's epsilon, a scale, a
-    flag), its attention implementation, and where in memory its parameters are: all, or those of ``placed`` where the
-    replacement depends on no other's place."""
+    """Remembers every submodule and parameter of a layer, its attention implementation, and where in memory its
+    parameters are: all, or those of ``placed`` where the replacement depends on no other's place."""
 
     def __init__(self, layer: nn.Module, placed: Iterable[Tensor] | None = None) -> None:
         self.modules = [module for module in layer.modules() if module is not layer]
@@ -32,18 +31,15 @@ class Watch:
         self._owners: list[dict[str, Any]] = [own for one in every for own in (one._modules, one._parameters) if own]
         self._sizes = [len(own) for own in self._owners]
         self._members = [member for own in self._owners for member in own.values()]
-        self._classes = [*map(type, self.modules)]
-        self._settings = [(module, name) for module in (layer, *self.modules) for name in _settings_of(module)]
-        self._set_to = [getattr(module, name) for module, name in self._settings]
         watched = layer.parameters() if placed is None else placed
         self._placed = tuple(watched)
         self._at = self._addresses()
         self._config = next((m.config for m in self.modules if hasattr(m, "config")), None)
-        self._configured: dict[str, Any] = {} if self._config is None else vars(self._config)
+        self._settings: dict[str, Any] = {} if self._config is None else vars(self._config)
         self._implementation = self._asked_for()
 
     def stale(self) -> bool:
-        """True where the layer was edited, or a parameter has another storage."""
+        """True where a submodule or parameter was exchanged, or a parameter has another storage."""
         if self.exchanged():
             return True
         return self._addresses() != self._at
@@ -53,26 +49,47 @@ class Watch:
         return [None if type(one) is PackedParameter else one.data_ptr() for one in self._placed]
 
     def exchanged(self) -> bool:
-        """True where a submodule or parameter is another object, a submodule is of another class, or something is set to
-        another value. This much a compiler can trace, and guards on."""
+        """True where a submodule or parameter is another object. This much a compiler can trace, and guards on."""
         members = chain.from_iterable([own.values() for own in self._owners])
         return (
             [*map(len, self._owners)] != self._sizes
             or not all(map(is_, members, self._members))
-            or [*map(type, self.modules)] != self._classes
-            or not all(map(is_, [getattr(module, name, None) for module, name in self._settings], self._set_to))
             or self._asked_for() != self._implementation
         )
 
     def _asked_for(self) -> Any:
         """The attention implementation that the configuration names. To ask it costs as much as all else here together:
         where it keeps the answer under the name that transformers has for it, that is read."""
-        if _KEPT in self._configured:
-            return self._configured[_KEPT]
+        if _KEPT in self._settings:
+            return self._settings[_KEPT]
         return getattr(self._config, "_attn_implementation", None)
 
 
 _KEPT = "_attn_implementation_internal"
+
+
+class Settings:
+    """Remembers what is set on a layer and on the modules inside it (a norm's epsilon, a scale, a flag), and their classes.
+
+    Not the layer itself, in which it is kept.
+    """
+
+    def __init__(self, layer: nn.Module, modules: list[nn.Module]) -> None:
+        self._modules = modules
+        self._classes = [*map(type, modules)]
+        self._own = _settings_of(layer)
+        self._inner = [(module, name) for module in modules for name in _settings_of(module)]
+        self._set_to = self._now(layer)
+
+    def changed(self, layer: nn.Module) -> bool:
+        """True where anything is set to another value, or a module is of another class. A compiler can trace it."""
+        return [*map(type, self._modules)] != self._classes or not all(map(is_, self._now(layer), self._set_to))
+
+    def _now(self, layer: nn.Module) -> list[Any]:
+        own = [getattr(layer, name, None) for name in self._own]
+        return own + [getattr(module, name, None) for module, name in self._inner]
+
+
 _PLAIN = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType)
 _UNREAD = (nn.Linear, nn.Dropout)
 """Modules that compute with none of their settings, in eval mode."""
@@ -82,9 +99,8 @@ def _settings_of(module: nn.Module) -> list[str]:
     """Names of what was set on ``module`` besides what every module has: numbers, flags, functions."""
     if type(module) in _UNREAD:
         return []
-    return [
-        name for name, value in vars(module).items() if type(value) in _PLAIN and not name.startswith("_") and name != "training"
-    ]
+    plain = [name for name, value in vars(module).items() if type(value) in _PLAIN]
+    return [name for name in plain if not name.startswith("_") and name not in ("training", "forward")]
 
 
 def inner_hooks(modules: list[nn.Module]) -> str | None:
