@@ -38,6 +38,9 @@ def _cross_attention(layer: Any) -> Attention:
 
 def _attention(layer: Any, path: str, qkv: FusedQKV | SplitCrossQKV) -> Attention:
     own = layer.transformers_attention(path, f"{_MODELING}:GPT2Attention")
+    crossing = isinstance(qkv, SplitCrossQKV)
+    if getattr(own, "is_cross_attention", crossing) is not crossing:
+        raise layer.refuse(f"{path}.is_cross_attention is {not crossing}, against its projections")
     return Attention(
         qkv=qkv,
         out=layer.linear(f"{path}.c_proj"),
@@ -62,9 +65,8 @@ def _scale(own: Any) -> float:
 
 
 def _causality(own: Any) -> Causality:
-    """Eager attention of transformers 5.0 has a causal buffer of its own."""
-    if not own.is_causal:
-        return Causality.NEVER
-    if own.config._attn_implementation == "sdpa":
-        return Causality.IF_NO_MASK
-    return Causality.ALWAYS if hasattr(own, "bias") else Causality.NEVER
+    """Eager attention of transformers 5.0 has a causal buffer of its own, and passes over the flag."""
+    by_sdpa = own.config._attn_implementation == "sdpa"
+    if not by_sdpa and hasattr(own, "bias"):
+        return Causality.NEVER if own.is_cross_attention else Causality.ALWAYS
+    return Causality.IF_NO_MASK if by_sdpa and own.is_causal else Causality.NEVER
