@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..numerics import alive
-from ..trial import Trial
+from ..trial import Trial, Vacuous
 from .base import Property, same_outputs
 from .hooks import scaled
 
@@ -23,7 +23,7 @@ Undo = Callable[[], None]
 Change = Callable[[nn.Module], Undo]
 """Sets something on a module, of the original or of the replaced model, and returns how to take it back."""
 TRIES = 4
-"""Changes that are proposed until the original can run with one."""
+"""Changes that are proposed until the original can run with one; then another class, with which it always can."""
 DROPPED = 0.5
 """The share of elements that a dropout takes where one is left on."""
 
@@ -47,6 +47,7 @@ def _settings(trial: Trial) -> None:
         if expected is not None:
             _same_with(trial, model, later, expected)
             return
+    raise Vacuous("the original runs with nothing that was set on its modules")
 
 
 def _same_with(trial: Trial, model: nn.Module, later: Later, expected: dict[str, Tensor]) -> None:
@@ -81,8 +82,7 @@ def _proposed(trial: Trial) -> Iterator[Later]:
     if trial.case.layered:  # the parts of a UNet drop by themselves, other elements where an image lies otherwise in memory
         kinds.append(_mode)
     parts = [(f"{layer}.{name}".strip("."), part) for name, part in trial.original.get_submodule(layer).named_modules()]
-    for _ in range(TRIES):
-        kind = chosen.choice(kinds)
+    for kind in (*(chosen.choice(kinds) for _ in range(TRIES)), _class):
         found = [(path, *one) for path, part in parts if path != layer or kind in (_numbers, _flags) for one in kind(part)]
         if found:
             path, what, change = chosen.choice(found)
