@@ -46,9 +46,8 @@ class HFBertLayerPolicy(AnatomyPolicy):
 
 
 def _attention(layer: Any, path: str, kind: str) -> Attention:
-    crossing = kind == "CrossAttention"
-    if getattr(layer.module(path, *_classes("Attention")), "is_cross_attention", crossing) is not crossing:
-        raise layer.refuse(f"{path}.is_cross_attention is {not crossing}, and what attends is a {kind}")
+    layer.module(path, *_classes("Attention"))
+    layer.flag(f"{path}.is_cross_attention", kind == "CrossAttention")
     own = layer.transformers_attention(f"{path}.self", *_classes(kind))
     layer.module(f"{path}.output", *_classes("SelfOutput"))
     causal = own.is_causal and own.config._attn_implementation == "sdpa"

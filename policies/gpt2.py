@@ -38,9 +38,7 @@ def _cross_attention(layer: Any) -> Attention:
 
 def _attention(layer: Any, path: str, qkv: FusedQKV | SplitCrossQKV) -> Attention:
     own = layer.transformers_attention(path, f"{_MODELING}:GPT2Attention")
-    crossing = isinstance(qkv, SplitCrossQKV)
-    if getattr(own, "is_cross_attention", crossing) is not crossing:
-        raise layer.refuse(f"{path}.is_cross_attention is {not crossing}, against its projections")
+    layer.flag(f"{path}.is_cross_attention", isinstance(qkv, SplitCrossQKV))
     return Attention(
         qkv=qkv,
         out=layer.linear(f"{path}.c_proj"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -10,23 +11,20 @@ from torch import nn
 from policies.fused.layer import FusedLayer, FusedState
 from policies.fused.watch import Settings, Watch
 
-from .fault import miscomputing
+from .fault import Patch, miscomputing
 
 
-def _even_in_training(honest: Any) -> Any:
-    def wrong(self: FusedLayer, *rest: Any) -> Any:
-        reason = honest(self, *rest)
-        return None if reason == "training mode" else reason
+def _in_training(fused: Callable[[FusedLayer], bool]) -> Patch:
+    """The fused path runs in training mode too, in layers that are ``fused`` then."""
 
-    return wrong
+    def make(honest: Any) -> Any:
+        def wrong(self: FusedLayer, *rest: Any) -> Any:
+            reason = honest(self, *rest)
+            return None if reason == "training mode" and fused(self) else reason
 
+        return wrong
 
-def _by_its_own_mode(honest: Any) -> Any:
-    def wrong(self: FusedLayer, *rest: Any) -> Any:
-        reason = honest(self, *rest)
-        return None if reason == "training mode" and not self.training else reason
-
-    return wrong
+    return FusedLayer, "_why_not", make
 
 
 def _never_bound_again(honest: Any) -> Any:
@@ -73,7 +71,7 @@ LATER = (
         "F83",
         "DeepSpeed #3543",
         "The fused path runs in training too, without dropout.",
-        (FusedLayer, "_why_not", _even_in_training),
+        _in_training(lambda layer: True),
         expects=("training step", "gradients"),
     ),
     miscomputing(
@@ -81,7 +79,7 @@ LATER = (
         "F83",
         "DeepSpeed #3543",
         "The fused path runs without dropout where a part of the layer alone is in training mode, as to sample from a model.",
-        (FusedLayer, "_why_not", _by_its_own_mode),
+        _in_training(lambda layer: not layer.training),
         expects=("settings",),
     ),
     miscomputing(

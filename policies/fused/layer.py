@@ -127,8 +127,9 @@ class FusedState:
 
     def stale(self, layer: FusedLayer) -> bool:
         """True where ``layer`` is not what the replacement was derived from, or more of its weights can be packed."""
-        more = self.refusal is None and self.core.may_pack_more()
-        return more or self.watch.stale() or self.settings.changed(layer)
+        if self.watch.stale() or self.settings.changed(layer):
+            return True
+        return self.refusal is None and self.core.may_pack_more()
 
 
 class FusedLayer(nn.Module):

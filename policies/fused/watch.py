@@ -35,7 +35,7 @@ class Watch:
         self._placed = tuple(watched)
         self._at = self._addresses()
         self._config = next((m.config for m in self.modules if hasattr(m, "config")), None)
-        self._settings: dict[str, Any] = {} if self._config is None else vars(self._config)
+        self._configured: dict[str, Any] = {} if self._config is None else vars(self._config)
         self._implementation = self._asked_for()
 
     def stale(self) -> bool:
@@ -60,8 +60,8 @@ class Watch:
     def _asked_for(self) -> Any:
         """The attention implementation that the configuration names. To ask it costs as much as all else here together:
         where it keeps the answer under the name that transformers has for it, that is read."""
-        if _KEPT in self._settings:
-            return self._settings[_KEPT]
+        if _KEPT in self._configured:
+            return self._configured[_KEPT]
         return getattr(self._config, "_attn_implementation", None)
 
 
