@@ -8,9 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from policies.fused.attributes import AttributeWatch
+
+
+class Doubled(nn.Linear):
+    """As replacements and adapters change a layer in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
 
 
 def model() -> Any:
@@ -47,6 +54,7 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "another mode": lambda one: one.eval(),
     "another parameter": lambda one: setattr(one[0], "bias", nn.Parameter(one[0].bias.detach().clone())),
     "no parameter": lambda one: setattr(one[0], "bias", None),
+    "another class": lambda one: setattr(one[1], "__class__", Doubled),
     "another module": lambda one: one.__setitem__(1, nn.Linear(2, 2)),
     "values elsewhere": lambda one: setattr(one[1].weight, "data", one[1].weight.data.clone()),
     "other strides": transpose,
@@ -79,8 +87,10 @@ def test_what_was_set_added_or_deleted_is_taken_back() -> None:
     watch = AttributeWatch((one,))
     one[1].scale = 5.0
     one[0].seen = []
+    one[1].__class__ = Doubled
     del one[1].table
     watch.restore()
+    assert type(one[1]) is nn.Linear
     assert {name: dict(module.__dict__) for name, module in one.named_modules()} == before
 
 

@@ -241,11 +241,11 @@ class _Counting(EmulatorBackend):
         return Recording(recording.output, replay)
 
 
-def _called_once() -> tuple[Model, _Counting, Graphed]:
+def _called_once(**kwargs: Any) -> tuple[Model, _Counting, Graphed]:
     """A model, what counts its replays, and its calls by graphs."""
     model = Model()
     backend = _Counting(model)
-    wrapped = Graphed(model.forward, backend=backend, modules=(model,))
+    wrapped = Graphed(model.forward, backend=backend, modules=(model,), **kwargs)
     wrapped(torch.ones(1, 3))
     return model, backend, wrapped
 
@@ -257,6 +257,27 @@ def test_a_replay_is_launched_before_attributes_are_looked_at_and_not_believed_w
     model.scale = 2.0
     assert same(wrapped(torch.ones(1, 3)), model(torch.ones(1, 3)))
     assert (backend.scales, wrapped.captures, wrapped.replays) == ([1.0, 2.0, 2.0], 2, 2)
+
+
+@pytest.mark.parametrize("device", ["cpu"], indirect=True)
+def test_a_model_is_made_ready_while_the_device_works_and_before_anything_else_runs(device: str) -> None:
+    """Where that changed something, even in place and unseen by a watch, what the device worked out is thrown away."""
+    biases: list[float] = []
+
+    def prepare() -> bool:
+        asked_for = bool(biases)
+        while biases:
+            model.linear.bias.fill_(biases.pop())
+        return asked_for
+
+    model, backend, wrapped = _called_once(prepare=prepare)
+    biases.append(3.0)
+    assert same(wrapped(torch.ones(1, 3)), model(torch.ones(1, 3)))
+    assert (float(model.linear.bias[0]), backend.scales, wrapped.captures) == (3.0, [1.0] * 3, 2)
+    biases.append(5.0)
+    with torch.autocast("cpu"):
+        wrapped(torch.ones(1, 3))
+    assert (float(model.linear.bias[0]), wrapped.captures, dict(wrapped.eager)) == (5.0, 2, {"autocast": 1})
 
 
 @pytest.mark.parametrize("device", ["cpu"], indirect=True)

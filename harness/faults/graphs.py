@@ -122,6 +122,19 @@ class StaleWeights(Graphed):
         self._watch = _Blind(())
 
 
+class _OfAnyClass(AttributeWatch):
+    def changed(self) -> bool:
+        self._classes = [*map(type, self._every)]
+        return super().changed()
+
+
+@contextlib.contextmanager
+def _whatever_the_class(replacer: Replacer) -> Iterator[Replacer]:
+    """Captures stay when a module becomes one of another class."""
+    with mock.patch.object(fused_graphs, "AttributeWatch", _OfAnyClass):
+        yield replacer
+
+
 class FrozenTime(Graphed):
     """Tensors of fewer than two dimensions are taken for constants."""
 
@@ -233,6 +246,16 @@ GRAPHS = (
         "A graph goes on with weights that the model has no more.",
         StaleWeights,
         applies=captures,
+    ),
+    Fault(
+        id="M22 class",
+        rows=("M22", "F83", "F08"),
+        source="Liger-Kernel #764",
+        breaks="A graph goes on as before when a part of the model becomes one of another class.",
+        seam="graphs",
+        applies=captures,
+        inject=_whatever_the_class,
+        expects=("captured graphs",),
     ),
     _fault(
         "F74 time",

@@ -13,9 +13,10 @@ from ..case import Case
 from ..trial import Trial, graphs_of
 from .base import Property, same_outputs
 from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES
+from .settings import SETTINGS
 from .weights import change_weights
 
-CALLS = (REPEAT, ORDER, SHAPES, INTERLEAVED)
+ASKED = (REPEAT, ORDER, SHAPES, INTERLEAVED, SETTINGS)
 
 
 def whole_models(case: Case) -> bool:
@@ -30,7 +31,7 @@ def captures(model: nn.Module) -> bool:
 
 def _captured(trial: Trial) -> None:
     with captured_by(BY_DEVICE[trial.case.device]):
-        for prop in CALLS:
+        for prop in ASKED:
             prop.check(trial)
     model = trial.replaced.model
     trial.evidence.replays += sum(one.replays for one in graphs_of(model))
@@ -43,7 +44,8 @@ def _captured(trial: Trial) -> None:
 
 CAPTURED = Property(
     name="captured graphs",
-    statement="Calls replayed from captured graphs give what they should in any order and shape, with the weights of now.",
+    statement="Calls replayed from captured graphs give what they should in any order and shape, with the weights and the "
+    "settings of now.",
     check=_captured,
     applies=whole_models,
     share=0.03,

@@ -70,7 +70,7 @@ def _outputs_of_original(trial: Trial) -> dict[str, Tensor] | None:
     """None where the original cannot run with what was set, or gives nothing to compare with."""
     try:
         outputs = _outputs(trial, trial.original)
-    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, AssertionError):
+    except Exception:  # whatever is raised says so: Megatron's, where a library that it can do without is missing, a NameError
         return None
     return outputs if alive(outputs, trial.inputs.valid) is None else None
 

@@ -20,11 +20,12 @@ _GLOBAL_HOOKS = tuple(f"_global{name}" for name in ("_forward_hooks", "_forward_
 
 
 class AttributeWatch:
-    """Remembers every attribute, submodule, parameter and buffer of ``modules`` and all modules inside them, and where their
-    hooks are kept."""
+    """Remembers every attribute, submodule, parameter and buffer of ``modules`` and all modules inside them, their classes, and
+    where their hooks are kept."""
 
     def __init__(self, modules: tuple[nn.Module, ...]) -> None:
-        every = tuple(dict.fromkeys(inner for one in modules for inner in one.modules()))
+        self._every = every = tuple(dict.fromkeys(inner for one in modules for inner in one.modules()))
+        self._classes = [*map(type, every)]
         self._owners: list[dict[str, Any]] = []
         for module in every:
             self._owners += (module.__dict__, module._modules, module._parameters, module._buffers)
@@ -47,9 +48,10 @@ class AttributeWatch:
         return [place() for place in self._places] != self._at
 
     def changed(self) -> bool:
-        """True where anything is another object than it was, or a tensor has another form where it lies."""
+        """True where anything is another object than it was or of another class, or a tensor has another form where it lies."""
         return (
             [*map(len, self._owners)] != self._sizes
+            or [*map(type, self._every)] != self._classes
             or self._newest_names() != self._newest
             or not all(map(is_, chain.from_iterable(map(dict.values, self._owners)), self._values))
             or [form() for form in self._forms] != self._formed
@@ -71,6 +73,8 @@ class AttributeWatch:
 
     def restore(self) -> None:
         """Undo what was set, added or deleted since."""
+        for module, own in zip(self._every, self._classes, strict=True):
+            module.__class__ = own
         remembered = zip(self._names, self._values, strict=True)
         for owner, size in zip(self._owners, self._sizes, strict=True):
             before = dict(islice(remembered, size))

@@ -34,7 +34,6 @@ from .diffusion_blocks import (
 from .graphs import Graphed
 from .memory import in_strides
 from .swapped import Swapped, restore_class, swapped_class
-from .transforms import compiling
 from .watch import Watch
 
 PARTS: Mapping[str, type[Swapped]] = {
@@ -108,11 +107,13 @@ class DiffusionState:
         form = "channels_last" if laid == len(convolutions) else f"channels_last in {laid} of {len(convolutions)} convolutions"
         return f"{self.execution.value}, {form}, {packed} of {len(attentions)} attentions packed{graphs}"
 
-    def refresh(self) -> None:
-        """Lay out and pack anew, where a parameter or submodule is not the one that this was done for."""
-        if self.watch is None or self.watch.stale():
-            with torch.inference_mode(False), torch.no_grad():
-                self.bind()
+    def refresh(self) -> bool:
+        """Lay out and pack anew, where a parameter or submodule is not the one that this was done for; True where one was not."""
+        if self.watch is not None and not self.watch.stale():
+            return False
+        with torch.inference_mode(False), torch.no_grad():
+            self.bind()
+        return True
 
     def bind(self) -> None:
         for name, module in self.root.named_modules():
@@ -145,15 +146,17 @@ class DiffusionState:
         self.graphs = {}
 
     def graph(self, name: str, module: nn.Module, function: Any, sample: Tensor) -> Any:
-        """``function`` behind captured graphs where the backend takes ``sample``'s device, else ``function``."""
-        if self.backend is None or compiling():
-            return function
-        if self._made is None:
+        """``function`` behind captured graphs, which refresh by themselves, where the backend takes ``sample``'s device; else
+        ``function``, all refreshed."""
+        if self.backend is not None and self._made is None:
             self._made = self.backend.made()
-        if self._made.refuses(sample) is not None:
+        if self._made is None or self._made.refuses(sample) is not None:
+            self.refresh()
             return function
         if name not in self.graphs:
-            self.graphs[name] = Graphed(function, backend=self._made, modules=(module,), veto=self._stateful)
+            self.graphs[name] = Graphed(
+                function, backend=self._made, modules=(module,), prepare=self.refresh, veto=self._stateful
+            )
         return self.graphs[name]
 
     def _stateful(self) -> str | None:

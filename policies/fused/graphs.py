@@ -82,9 +82,10 @@ class Graphed:
     ``modules`` are those whose parameters and buffers ``function`` uses, ``watched`` those whose attributes, hooks and
     submodules it uses as well: the same, unless whoever wraps a function looks after that. ``captured`` is what is captured in
     the place of ``function``, if another way of computing the same is faster to replay; what runs eagerly is ``function``.
-    ``veto`` may say, at each call, why this one must run eagerly. After ``patience`` captures, no more are made while they are
-    replayed less than twice each: calls that are never alike are faster eagerly. ``captures``, ``replays`` and ``eager`` (by
-    reason) count what has happened.
+    ``prepare`` makes ``modules`` ready for ``function`` and says whether it had to change any; ``veto`` may say, of what is
+    ready, why this call must run eagerly. Both are asked at each call, after a replay is launched. After ``patience`` captures,
+    no more are made while they are replayed less than twice each: calls that are never alike are faster eagerly. ``captures``,
+    ``replays`` and ``eager`` (by reason) count what has happened.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Graphed:
         watched: tuple[nn.Module, ...] | None = None,
         limit: int = DEFAULT_LIMIT,
         patience: int | None = None,
+        prepare: Callable[[], bool] = lambda: False,
         veto: Callable[[], str | None] = lambda: None,
     ) -> None:
         if limit < 1:
@@ -108,6 +110,7 @@ class Graphed:
         self.watched = modules if watched is None else watched
         self.limit = limit
         self.patience = patience
+        self.prepare = prepare
         self.veto = veto
         self.captures = 0
         self.replays = 0
@@ -137,6 +140,7 @@ class Graphed:
                 return self._replayed(args, kwargs)
             except NotCapturableError as refusal:
                 self.eager[str(refusal)] += 1
+                self.prepare()
         return self.function(*args, **kwargs)
 
     def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -146,13 +150,13 @@ class Graphed:
         self._check_call(leaves)
         moved = self._watch.moved()
         launched = None if moved else self._launched(key, leaves)
-        if moved or self._watch.changed():
+        if self.prepare() or moved or self._watch.changed():
             launched = None
             self._kept.clear()
             self._watch = AttributeWatch(self.watched)
-        hooked = self._watch.hooked()
-        if hooked is not None:
-            raise NotCapturableError(hooked)
+        reason = self.veto() or self._watch.hooked()
+        if reason is not None:
+            raise NotCapturableError(reason)
         capture = launched or self._for(key, leaves)
         if isinstance(capture, str):
             raise NotCapturableError(capture)
@@ -202,9 +206,7 @@ class Graphed:
         return capture
 
     def _check_call(self, leaves: list[Tensor]) -> None:
-        reason = self.veto()
-        if reason is None and (self._running or self.backend.busy()):
-            reason = "a call while capturing"
+        reason = "a call while capturing" if self._running or self.backend.busy() else None
         if reason is None and self._sets_attributes:
             reason = _SETS_ATTRIBUTES
         if reason is None and _get_current_dispatch_mode() is not None:

@@ -36,17 +36,25 @@ class FusedUNet(FusedRoot):
         if strange is not None:
             state.fallbacks[strange] += 1
             return original(*args, **kwargs)
-        state.refresh()
         if self.training:
+            state.refresh()
             state.fallbacks["training mode"] += 1
             return original(*args, **kwargs)
-        args, kwargs = _with(args, kwargs, 0, "sample", sample.contiguous(memory_format=torch.channels_last))
-        run = state.graph("forward", self, original, sample)
-        if run is not original:
+        eagerly = self._fused_forward
+        run = state.graph("forward", self, eagerly, sample)
+        if run is not eagerly:
             args, kwargs = _timestep_as_tensor(args, kwargs, sample.device)
         result = run(*args, **kwargs)
         state.calls += 1
-        return _with_sample(result, original_gives_channels_last(self, state.strides, "", sample, unet_keeps_channels_last))
+        return result
+
+    def _fused_forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's, in channels_last, with a result in the original's memory format."""
+        sample = args[0] if args else kwargs["sample"]
+        args, kwargs = _with(args, kwargs, 0, "sample", sample.contiguous(memory_format=torch.channels_last))
+        result = super().forward(*args, **kwargs)
+        strides = self._fused_state.strides
+        return _with_sample(result, original_gives_channels_last(self, strides, "", sample, unet_keeps_channels_last))
 
 
 def unet_swap(module: nn.Module, policy: type[DSPolicy], *, enable_graph: bool) -> DiffusionSwap:

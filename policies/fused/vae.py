@@ -40,17 +40,27 @@ class FusedCoder(Swapped):
         if strange is not None:
             state.fallbacks[strange] += 1
             return original(sample, *args, **kwargs)
-        if not state.detached:
-            state.refresh()
         if self.training:
+            if not state.detached:
+                state.refresh()
             state.fallbacks["training mode"] += 1
             return original(sample, *args, **kwargs)
-        name = self._fused_original.__name__.lower()  # the VAE's for it, whether or not it is still there
-        run = original if state.detached else state.graph(name, self, original, sample)
-        result = run(sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
+        run = self._fused_forward if state.detached else state.graph(self._fused_role, self, self._fused_forward, sample)
+        result: Tensor = run(sample, *args, **kwargs)
         state.calls += 1
-        channels_last = original_gives_channels_last(self, state.strides, f"{name}.", sample, coder_keeps_channels_last)
+        return result
+
+    def _fused_forward(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The original's, in channels_last, with a result in the original's memory format."""
+        result: Tensor = super().forward(sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
+        strides, prefix = self._fused_state.strides, f"{self._fused_role}."
+        channels_last = original_gives_channels_last(self, strides, prefix, sample, coder_keeps_channels_last)
         return result if channels_last else result.contiguous()
+
+    @property
+    def _fused_role(self) -> str:
+        """The VAE's for it, whether or not it is still there."""
+        return self._fused_original.__name__.lower()
 
 
 CODERS: dict[str, type[Swapped]] = {
