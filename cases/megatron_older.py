@@ -89,6 +89,7 @@ class OlderMegatronCase(Case):
             Refusal(name="a forward of its own", feature="its own forward", build=self._with_other_forward),
             Refusal(name="a tuple returned", feature="returns a tuple", build=self._with_tuple),
             Refusal(name="an adapted linear", feature="AdaptedLinear", build=self._with_adapted_linear),
+            Refusal(name="heads that contradict the projections", feature="heads", build=self._with_other_heads),
         )
 
     def _changed(self, name: str, value: Any) -> nn.Module:
@@ -108,6 +109,12 @@ class OlderMegatronCase(Case):
     def _with_adapted_linear(self) -> nn.Module:
         model = self.build(self.simplest)
         model.get_submodule("layers.0.mlp").dense_4h_to_h = AdaptedLinear(8, 8)
+        return model
+
+    def _with_other_heads(self) -> nn.Module:
+        model = self.build(self.simplest.with_value("groups", 2))
+        attention: Any = next(one for one in model.modules() if hasattr(one, "num_attention_heads_per_partition"))
+        attention.num_attention_heads_per_partition += 1
         return model
 
 

@@ -93,6 +93,10 @@ def _shard(layer: Any) -> None:
     layer.self_attention.linear_proj.input_size *= 2
 
 
+def _count_heads_otherwise(layer: Any) -> None:
+    layer.self_attention.num_attention_heads_per_partition += 1
+
+
 def _drop_bias(layer: Any) -> None:
     layer.self_attention.linear_qkv.skip_bias_add = True
 
@@ -137,6 +141,7 @@ def _exchange_activation(layer: Any) -> None:
 _CHANGES: tuple[tuple[str, str, Callable[[Any], None]], ...] = (
     ("an adapted linear", "AdaptedLinear", _adapt),
     ("a share of a linear", "tensor parallelism", _shard),
+    ("heads that contradict the projections", "heads", _count_heads_otherwise),
     ("a bias that is never added", "skip_bias_add", _drop_bias),
     ("a norm of the queries alone", "without its counterpart", _norm_queries_only),
     ("an MLP without residual", "mlp_bda", _leave_residual_out),

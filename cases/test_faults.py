@@ -15,7 +15,7 @@ from harness.faults import exam as exam_module
 from harness.faults import ledger as ledger_module
 from harness.faults.bank import FAULTS, UnknownFault, find_faults
 from harness.faults.exam import Exam, OutOfTime, examine
-from harness.faults.fault import Fault, always
+from harness.faults.fault import Fault, always, miscomputing
 from harness.faults.honest import HONEST
 from harness.faults.ledger import LEDGER, Entry
 from harness.faults.meaningless import MEANINGLESS
@@ -23,6 +23,7 @@ from harness.profiles import Profile
 from harness.properties import BY_NAME, PROPERTIES, Property
 from harness.registry import choose
 from policies import replace_module
+from policies.fused.layer import FusedState
 
 ROWS = (
     *(f"F{number:02}" for number in range(1, 84) if number not in (44, 49, 54)),
@@ -58,6 +59,13 @@ def opt() -> Any:
 
 def exam(*faults: Fault, **options: Any) -> CaseReport:
     return examine(opt(), faults=faults, profile=TINY, seed=1, honest=False, **options)
+
+
+def _takes_no_more(honest: Any) -> Any:
+    def wrong(self: FusedState) -> None:
+        honest(self)
+
+    return wrong
 
 
 def report(*cases: CaseReport) -> FaultReport:
@@ -110,6 +118,13 @@ def test_faults_of_every_kind_are_noticed_and_the_clean_policy_is_not() -> None:
     assert {one.fault: one.status for one in result.outcomes} == dict.fromkeys(OF_EVERY_KIND, "killed")
     assert all(alarm.property is None for alarm in result.control)
     assert report(result).passed
+
+
+def test_a_fault_whose_own_code_does_not_work_is_not_noticed_and_says_so() -> None:
+    result = exam(miscomputing("M99 gone", "M99", "nobody", "Nothing is broken.", (FusedState, "bind", _takes_no_more)))
+    (survivor,) = report(result).survivors
+    assert "the fault itself does not work: TypeError: " in survivor.message
+    assert not report(result).passed
 
 
 def test_a_fault_that_makes_no_difference_survives_and_fails_the_exam() -> None:

@@ -80,6 +80,12 @@ class Linear:
         return self.weight.t() if self.transposed else self.weight
 
     @property
+    def features(self) -> tuple[int, int]:
+        """(out, in), without touching the weight."""
+        first, second = self.weight.shape
+        return (second, first) if self.transposed else (first, second)
+
+    @property
     def parameters(self) -> dict[str, Tensor]:
         named = {f"{self.name}.weight": self.weight, f"{self.name}.bias": self.bias}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
@@ -182,6 +188,20 @@ class Attention:
     @property
     def linears(self) -> tuple[Linear, ...]:
         return (*self.qkv.linears, self.out)
+
+    @property
+    def features(self) -> tuple[tuple[Linear, tuple[int, int]], ...]:
+        """Each projection with (out, in) features as the heads make it give and take; in is -1 where they do not say."""
+        queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
+        match self.qkv:
+            case SplitQKV():
+                given: tuple[int, ...] = (queries, keys, keys)
+            case FusedQKV():
+                given = (queries + 2 * keys,)
+            case SplitCrossQKV():
+                given = (2 * keys, queries)
+        projections = zip(self.qkv.linears, given, strict=True)
+        return (*((linear, (rows, -1)) for linear, rows in projections), (self.out, (-1, queries)))
 
 
 class ActivationKind(Enum):

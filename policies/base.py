@@ -221,6 +221,7 @@ class AnatomyPolicy(TransformerPolicy):
         anatomy = self.read(structure)
         structure.all_modules_read()
         structure.all_parameters_read(anatomy)
+        structure.heads_agree(anatomy)
         self.anatomy = anatomy
         qkv = anatomy.attention.qkv
         super().__init__(

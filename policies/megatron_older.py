@@ -60,6 +60,7 @@ def read_parallel_layer(layer: Any) -> LayerAnatomy:
         for causality in (Causality.NEVER, Causality.IF_NO_MASK)
         for activation in _activations(layer)
     ]
+    layer.heads_agree(readings[0])
     question = _Question(layer, readings[0].attention.out.weight)
     for reading in readings:
         if question.answered_by(reading):
@@ -170,6 +171,8 @@ def _attention(layer: Any, path: str, layout: QKVLayout, causality: Causality) -
     qkv = _linear(layer, f"{path}.query_key_value", adds=True)
     heads = getattr(own, "num_attention_heads_per_partition", None) or layer.get(f"{path}.num_attention_heads")
     head_size = out.weight.shape[1] // heads
+    if not head_size:
+        raise layer.refuse(f"{heads} heads in {out.weight.shape[1]} features")
     return Attention(
         qkv=FusedQKV(linear=qkv, layout=layout),
         out=out,

@@ -184,6 +184,15 @@ class Structure:
         if any(not dtype.is_floating_point for dtype in dtypes) or any(_is_narrow(dtype) for dtype in dtypes):
             raise self.refuse(f"parameters of dtype {', '.join(sorted(map(str, dtypes)))}")
 
+    def heads_agree(self, anatomy: LayerAnatomy) -> None:
+        """Raise unless projections have as many features as the heads that were read make them give and take. An original may
+        get by with one of the numbers and never look at the others."""
+        for block in filter(None, (anatomy.attention, anatomy.cross_attention)):
+            for linear, asked in block.features:
+                if any(its not in (one, -1) for one, its in zip(linear.features, asked, strict=True)):
+                    heads = f"{block.heads} heads ({block.kv_heads} of keys) of {block.head_size}"
+                    raise self.refuse(f"{linear.name} of {linear.features} features, which {heads} contradict")
+
 
 def patched(module: nn.Module) -> bool:
     """Whether ``module`` has a forward of its own. transformers 5.0 leaves the class's own, bound, on modules whose

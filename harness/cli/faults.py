@@ -79,7 +79,8 @@ def _show(report: FaultReport, console: Console) -> None:
         )
     console.print(table)
     for one in report.survivors:
-        console.print(f"[bold red]survived[/] {escape(one.fault)} on {one.case}")
+        why = f": {one.message}" if one.message else ""
+        console.print(f"[bold red]survived[/] {escape(one.fault)} on {one.case}{escape(why)}")
     for one in report.stale:
         console.print(f"[bold red]stale ledger entry[/] {escape(one.fault)} on {one.case}: {escape(one.message)}")
     for alarm in report.false_alarms:

@@ -228,6 +228,15 @@ ENGINE = (
         expects=("refusal", "settings"),
     ),
     _fault(
+        "F39 heads",
+        "F39 M03",
+        "DeepSpeed PR #7443",
+        "The number of heads is read where the layer itself does not look, and nobody asks whether the projections agree.",
+        patched((Structure, "heads_agree", lambda honest: lambda self, anatomy: None)),
+        applies=layered,
+        expects=("refusal",),
+    ),
+    _fault(
         "F08 instance",
         "F08",
         "Liger-Kernel #739",

@@ -3,7 +3,7 @@
 The same examples serve all faults. Properties are asked in two rounds: a first look of a few examples each, the
 likeliest noticer first, then each to the depth of the profile. Examples are counted over all properties, so a fault that
 only the tenth property notices pays for the nine before it. A kill counts only if the clean policy holds on the same
-example.
+example, and not if the fault's own code is what does not work.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..properties import BY_NAME, PROPERTIES, Property
 from ..search import quiet, tell
 from ..trial import Replacer
 from .bank import FAULTS, find_faults
-from .fault import Fault
+from .fault import Fault, misfired
 from .honest import HONEST
 from .ledger import excuse
 from .report import Alarm, CaseReport, Outcome, Status
@@ -181,6 +181,9 @@ class Exam:
                 simplified = self._simplified(noticed, faulty)
                 departs = self._departs(simplified, faulty)
         example = simplified or (None if noticed is None else noticed.example)
+        misfire = None if noticed is None else misfired(noticed.problem)
+        if misfire is not None:
+            noticed = None
         outcome = Outcome(
             fault=fault.id,
             case=self.case.name,
@@ -188,7 +191,7 @@ class Exam:
             killer=None if noticed is None else noticed.prop.name,
             examples=count[0],
             seconds=time.perf_counter() - start,
-            message=(excused or "") if noticed is None else _one_line(noticed.problem),
+            message=misfire or ((excused or "") if noticed is None else _one_line(noticed.problem)),
             example=None if example is None else str(example),
             off_simplest=None if simplified is None else off_simplest(simplified, self.case.axes),
             places=() if simplified is None else self._places(fault, simplified),

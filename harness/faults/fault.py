@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
@@ -212,6 +215,31 @@ def miscomputing(
         expects=expects,
         places=lambda anatomy: computed_places(patch[0], anatomy),
     )
+
+
+_MISTAKES = (TypeError, NameError, AttributeError, ImportError)
+_LOOKS_UP = "__getattr__"
+_WRONGLY_CALLED = re.compile(r"\S+\.<locals>\.\S+\(\) (takes|got|missing) ")
+"""What Python says of a call that a wrong function, made inside of another, does not take."""
+
+
+def misfired(problem: BaseException) -> str | None:
+    """In one line, how the code that seeds a fault failed by itself, so that nothing was seeded: a call that it does not take, or
+    that the honest code takes no more, a name that is gone. None where ``problem`` is what the fault meant to raise, or what
+    came of its work."""
+    cause: BaseException | None = problem
+    while cause is not None:
+        frames = [one for one in traceback.extract_tb(cause.__traceback__) if one.name != _LOOKS_UP]
+        if isinstance(cause, _MISTAKES) and frames and (_seeds(frames[-1]) or _WRONGLY_CALLED.match(str(cause))):
+            where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+            return f"the fault itself does not work: {type(cause).__name__}: {cause} ({where})"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _seeds(frame: traceback.FrameSummary) -> bool:
+    """Whether a line of the fault bank was running, and not one that raises on purpose."""
+    return Path(frame.filename).parent == Path(__file__).parent and not (frame.line or "").startswith("raise ")
 
 
 def with_fields(part: Any, fields: Mapping[str, Any]) -> Any:

@@ -38,8 +38,8 @@ def _never_bound_again(honest: Any) -> Any:
 def _other_modules_unseen(honest: Any) -> Any:
     """Parameters are watched, and the modules that hold them are not."""
 
-    def wrong(self: Watch, *rest: Any) -> None:
-        honest(self, *rest)
+    def wrong(self: Watch, *rest: Any, **named: Any) -> None:
+        honest(self, *rest, **named)
         self._owners = [own for own in self._owners if not any(isinstance(one, nn.Module) for one in own.values())]
         self._sizes = [len(own) for own in self._owners]
         self._members = [member for own in self._owners for member in own.values()]
@@ -50,17 +50,25 @@ def _other_modules_unseen(honest: Any) -> Any:
 def _classes_unseen(honest: Any) -> Any:
     """Modules are known by identity alone, and what becomes of them is not looked at."""
 
-    def wrong(self: Settings, *rest: Any) -> None:
-        honest(self, *rest)
+    def wrong(self: Settings, *rest: Any, **named: Any) -> None:
+        honest(self, *rest, **named)
         self._classes = mock.ANY
 
     return wrong
 
 
+def _configurations_unseen(honest: Any) -> Any:
+    def wrong(self: Settings, *rest: Any, configured: bool) -> None:
+        honest(self, *rest, configured=False)
+
+    return wrong
+
+
 def _settings_unseen(honest: Any) -> Any:
-    def wrong(self: Settings, *rest: Any) -> None:
-        honest(self, *rest)
-        self._own, self._inner, self._set_to = [], [], []
+    def wrong(self: Settings, layer: nn.Module, *rest: Any, **named: Any) -> None:
+        honest(self, layer, *rest, **named)
+        self._own, self._inner = [], []
+        self._set_to = self._now(layer)
 
     return wrong
 
@@ -112,6 +120,15 @@ LATER = (
         "DeepSpeed PR #791",
         "A norm's epsilon, a scale, a flag that is set after the swap has no effect.",
         (Settings, "__init__", _settings_unseen),
+        expects=("settings",),
+    ),
+    miscomputing(
+        "F83 configuration",
+        "F83 F39",
+        "DeepSpeed PR #7443",
+        "What is set in the configuration after the swap has no effect, though the layer reads it at every call.",
+        (Settings, "__init__", _configurations_unseen),
+        applies=lambda traits: any(call.configured for call in traits.calls),
         expects=("settings",),
     ),
 )

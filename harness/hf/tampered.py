@@ -39,6 +39,7 @@ def tampered_layers(build: Callable[[], nn.Module], layer_class: str) -> tuple[R
             ("int8 weights", "int8", _int8),
             ("weights in 8 bits", "float8", _float8),
             ("a patched linear", "forward of its own", _patch),
+            ("heads that contradict the projections", "heads", _count_heads_otherwise),
         )
     )
     return (*tampered, part)
@@ -130,6 +131,18 @@ def _store(layer: nn.Module, dtype: torch.dtype) -> None:
     _, _, linear = _first_linear(layer)
     weight = linear.get_parameter("weight").to(dtype)
     linear.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
+
+
+_HEADS = ("num_heads", "num_attention_heads", "num_key_value_groups", "head_size")
+"""What attentions call the number of heads, or of queries to a key, or what they derive it from."""
+
+
+def _count_heads_otherwise(layer: nn.Module) -> None:
+    """Many an attention takes the number of heads from the shapes, and never looks at the number that is written down."""
+    for part in layer.modules():
+        for name in _HEADS:
+            if hasattr(part, name):
+                setattr(part, name, getattr(part, name) + 1)
 
 
 def _attend_otherwise(layer: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What is set on a module inside a layer: a number, a flag, another class, training mode for this one alone.
+"""What is set on a module inside a layer or in its configuration: a number, a flag, another class, training mode for it alone.
 
 A replacement reads such things when it is made. Set later, each has to have the effect that it has in the original (a norm's
 epsilon, a scale, the dropout that is left on to sample from a model), and none any more once it is taken back.
@@ -35,6 +35,8 @@ class Later:
     path: str
     what: str
     change: Change
+    must_matter: bool
+    """Whether it is asked about only where it makes a difference to the original."""
 
 
 def _settings(trial: Trial) -> None:
@@ -44,7 +46,7 @@ def _settings(trial: Trial) -> None:
         undo = later.change(trial.original.get_submodule(later.path))
         expected = _outputs_of_original(trial)
         undo()
-        if expected is not None:
+        if expected is not None and not (later.must_matter and _equal(expected, trial.expected_outputs)):
             _same_with(trial, model, later, expected)
             return
     raise Vacuous("the original runs with nothing that was set on its modules")
@@ -75,22 +77,55 @@ def _outputs_of_original(trial: Trial) -> dict[str, Tensor] | None:
     return outputs if alive(outputs, trial.inputs.valid) is None else None
 
 
+def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
+    return all(torch.equal(tensor, others[name]) for name, tensor in some.items())
+
+
 def _proposed(trial: Trial) -> Iterator[Later]:
     chosen = random.Random(trial.example.seed)
     layer = chosen.choice(trial.replaced.replaced).path
-    kinds: list[Callable[[nn.Module], list[tuple[str, Change]]]] = [_numbers, _flags, _class]
+    kinds: list[Callable[[nn.Module], list[tuple[str, Change]]]] = [_numbers, _counts, _flags, _configured, _class]
     if trial.case.layered:  # the parts of a UNet drop by themselves, other elements where an image lies otherwise in memory
         kinds.append(_mode)
     parts = [(f"{layer}.{name}".strip("."), part) for name, part in trial.original.get_submodule(layer).named_modules()]
     for kind in (*(chosen.choice(kinds) for _ in range(TRIES)), _class):
-        found = [(path, *one) for path, part in parts if path != layer or kind in (_numbers, _flags) for one in kind(part)]
-        if found:
-            path, what, change = chosen.choice(found)
-            yield Later(path, f"{what} of {path or 'the model'}", change)
+        found = [(path, *one) for path, part in parts if path != layer or kind is not _class for one in kind(part)]
+        configured = kind is _configured
+        if configured:  # which parts share, and most of which has no part in a call: all of it is proposed
+            found = [*{what: (path, what, change) for path, what, change in found}.values()]
+        for path, what, change in chosen.sample(found, len(found) if configured else min(len(found), 1)):
+            yield Later(path, f"{what} of {path or 'the model'}", change, must_matter=configured)
 
 
 def _numbers(part: nn.Module) -> list[tuple[str, Change]]:
     return [(name, _to(name, value * 1.5 + 0.125)) for name, value in _set_on(part) if type(value) is float]
+
+
+def _counts(part: nn.Module) -> list[tuple[str, Change]]:
+    """Numbers of heads, sizes: where the original can run with others, it computes something else."""
+    return [
+        (f"{name} = {count}", _to(name, count))
+        for name, value in _set_on(part)
+        if type(value) is int
+        for count in (2 * value, value // 2, value + 1)
+        if count != value
+    ]
+
+
+def _configured(part: nn.Module) -> list[tuple[str, Change]]:
+    """What a part may read of its configuration when it is called. Whole numbers, from which rotary positions are computed anew
+    and for good, are left alone."""
+    found = [(name, value) for name, value in getattr(getattr(part, "config", None), "__dict__", {}).items() if name[0] != "_"]
+    flags = [(name, not value) for name, value in found if type(value) is bool]
+    numbers = [(name, 1.5 * value + 0.125) for name, value in found if type(value) is float]
+    return [(f"config.{name} = {value}", _on_config(name, value)) for name, value in flags + numbers]
+
+
+def _on_config(name: str, value: Any) -> Change:
+    def change(part: nn.Module) -> Undo:
+        return _to(name, value)(part.config)  # type: ignore[arg-type]
+
+    return change
 
 
 def _flags(part: nn.Module) -> list[tuple[str, Change]]:
@@ -155,8 +190,8 @@ def _in_training(part: nn.Module) -> Undo:
 
 SETTINGS = Property(
     name="settings",
-    statement="A number, a flag, another class or training mode, set on a module inside a layer after the replacement, has the "
-    "effect that it has in the original, and none once it is taken back.",
+    statement="A number, a flag, another class or training mode, set on a module inside a layer (or in its configuration) after "
+    "the replacement, has the effect that it has in the original, and none once it is taken back.",
     check=_settings,
     share=0.1,
 )

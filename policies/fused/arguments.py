@@ -97,7 +97,7 @@ def read_arguments(
 
 
 class _NotGivenError(Exception):
-    """A call without something the layer needs: the original says so better."""
+    """A call without something the layer needs, or with another thing: the original says so better."""
 
 
 def _cos_sin(
@@ -125,6 +125,9 @@ def _cos_sin(
         if not isinstance(value, Tensor) or value.dim() != 4 or value.shape[2] != 1:
             raise _NotGivenError(f"{name} that is not one (T, B or 1, 1, R) tensor for queries and keys")
         cos, sin = _from_angles(value, hidden)
+    size = cos.shape[-1]
+    if rotary.size not in (None, size) or size > state.core.anatomy.attention.head_size:
+        raise _NotGivenError(f"rotary positions of {size} elements")
     return cos.unsqueeze(1), sin.unsqueeze(1)
 
 

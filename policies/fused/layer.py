@@ -91,7 +91,7 @@ class FusedState:
         # of them where it was.
         all_of_them = self.refusal is not None or self.execution in (Plan.PACKED, *CAPTURED)
         self.watch = Watch(layer, None if all_of_them else self.core.attention.joined)
-        self.settings = Settings(layer, self.watch.modules)
+        self.settings = Settings(layer, self.watch.modules, configured=self.policy.call.configured)
 
     def _graphed(self, layer: FusedLayer) -> Graphed:
         """The core behind captured graphs. What else it depends on, this state looks after: it is bound anew."""

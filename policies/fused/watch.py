@@ -69,25 +69,34 @@ _KEPT = "_attn_implementation_internal"
 
 
 class Settings:
-    """Remembers what is set on a layer and on the modules inside it (a norm's epsilon, a scale, a flag), and their classes.
+    """Remembers what is set on a layer and on the modules inside it (a norm's epsilon, a scale, a flag), and their classes;
+    of layers that are ``configured`` (``CallConvention``) also their configurations and all that is set there.
 
     Not the layer itself, in which it is kept.
     """
 
-    def __init__(self, layer: nn.Module, modules: list[nn.Module]) -> None:
+    def __init__(self, layer: nn.Module, modules: list[nn.Module], *, configured: bool) -> None:
         self._modules = modules
         self._classes = [*map(type, modules)]
         self._own = _settings_of(layer)
         self._inner = [(module, name) for module in modules for name in _settings_of(module)]
+        self._configured = [module for module in modules if configured and hasattr(module, "config")]
+        self._of_each = [*{id(module.config): module for module in self._configured}.values()]
         self._set_to = self._now(layer)
 
     def changed(self, layer: nn.Module) -> bool:
         """True where anything is set to another value, or a module is of another class. A compiler can trace it."""
-        return [*map(type, self._modules)] != self._classes or not all(map(is_, self._now(layer), self._set_to))
+        if [*map(type, self._modules)] != self._classes:
+            return True
+        now = self._now(layer)
+        return len(now) != len(self._set_to) or not all(map(is_, now, self._set_to))
 
     def _now(self, layer: nn.Module) -> list[Any]:
         own = [getattr(layer, name, None) for name in self._own]
-        return own + [getattr(module, name, None) for module, name in self._inner]
+        inner = [getattr(module, name, None) for module, name in self._inner]
+        configurations = [module.config for module in self._configured]
+        configured = [value for module in self._of_each for value in vars(module.config).values()]
+        return own + inner + configurations + configured
 
 
 _PLAIN = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType)
