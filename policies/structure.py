@@ -74,7 +74,7 @@ class Structure:
         """The module at ``path``, which must be exactly of one of these classes (``module:Class``)."""
         found = self.get(path)
         if qualified_name(type(found)) not in class_names:
-            raise self.refuse(f"{path} is a {type(found).__name__}, not {' or '.join(map(_short, class_names))}")
+            raise self.refuse(f"{path} is a {_told_from(class_names, found)}, not {' or '.join(map(_short, class_names))}")
         return found
 
     def linear(self, path: str) -> Linear:
@@ -84,7 +84,7 @@ class Structure:
             return Linear(name=path, weight=found.weight, bias=found.bias)
         if qualified_name(type(found)) == "transformers.pytorch_utils:Conv1D":
             return Linear(name=path, weight=found.weight, bias=found.bias, transposed=True)
-        raise self.refuse(f"{path} is a {type(found).__name__}, not a plain Linear or Conv1D")
+        raise self.refuse(f"{path} is a {_told_from((':Linear', ':Conv1D'), found)}, not a plain Linear or Conv1D")
 
     def own_linear(self, path: str, class_name: str) -> Linear:
         """The linear at ``path``, of a subclass of ``nn.Linear`` of the architecture's own (``module:Class``), which computes
@@ -174,12 +174,18 @@ class Structure:
                 raise self.refuse(f"{path} is a {type(module).__name__}, which this policy does not read")
 
     def all_parameters_read(self, anatomy: LayerAnatomy) -> None:
-        """Match or refuse, in general: raise unless the anatomy accounts for each of the layer's parameters."""
+        """Match or refuse, in general: raise unless the anatomy accounts for each of the layer's parameters, and each is a plain
+        one: a quantised or sharded tensor multiplies by a code of its own."""
+        from .fused.packed import PackedParameter
+
         own = dict(self.layer.named_parameters(remove_duplicate=False))
         read = anatomy.parameters
         if own.keys() != read.keys() or any(own[name] is not read[name] for name in own):
             unread = sorted(own.keys() ^ read.keys()) or sorted(n for n in own if own[n] is not read[n])
             raise self.refuse(f"parameters that this policy does not account for: {', '.join(unread)}")
+        for name, parameter in own.items():
+            if type(parameter) not in (nn.Parameter, PackedParameter, torch.Tensor):
+                raise self.refuse(f"{name} is a {type(parameter).__name__}, not a plain parameter")
         dtypes = {p.dtype for p in own.values()}
         if any(not dtype.is_floating_point for dtype in dtypes) or any(_is_narrow(dtype) for dtype in dtypes):
             raise self.refuse(f"parameters of dtype {', '.join(sorted(map(str, dtypes)))}")
@@ -203,6 +209,12 @@ def patched(module: nn.Module) -> bool:
 
 def _is_narrow(dtype: torch.dtype) -> bool:
     return torch.finfo(dtype).bits < 16
+
+
+def _told_from(class_names: tuple[str, ...], found: Any) -> str:
+    """The name of the class of ``found``, with its module where the name alone is one of ``class_names``."""
+    kind = type(found)
+    return f"{kind.__module__}.{kind.__name__}" if kind.__name__ in map(_short, class_names) else kind.__name__
 
 
 def _short(class_name: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from policies import replace as replace_engine
+from policies.anatomy import LayerAnatomy
 from policies.base import DSPolicy, UnsupportedLayer
 from policies.fused import diffusion_blocks, linear, packed
 from policies.replace import Left
@@ -18,6 +19,17 @@ from . import swaps
 from .edits import each_linear
 from .fault import Applies, Fault, Inject, Traits, always, layered, patched, wrapped
 from .layout import transposed
+
+
+def _of_any_kind(honest: Any) -> Any:
+    def wrong(self: Structure, anatomy: LayerAnatomy) -> None:
+        try:
+            honest(self, anatomy)
+        except UnsupportedLayer as refusal:
+            if "not a plain parameter" not in str(refusal):
+                raise
+
+    return wrong
 
 
 def _by_substring(honest: Any) -> Any:
@@ -58,6 +70,10 @@ def _moves_anything(honest: Any) -> Any:
 
 def _drops(traits: Traits) -> bool:
     return traits.layered and any(isinstance(one, nn.Dropout) for layer in traits.layers for one in layer.modules())
+
+
+def _from_transformers(traits: Traits) -> bool:
+    return traits.layered and all(type(layer).__module__.startswith("transformers.") for layer in traits.layers)
 
 
 def _moves_weights(traits: Traits) -> bool:
@@ -226,6 +242,15 @@ ENGINE = (
         patched((Structure, "all_modules_read", lambda honest: lambda self: None)),
         applies=_drops,
         expects=("refusal", "settings"),
+    ),
+    _fault(
+        "F67 wrapped",
+        "F67 F25",
+        "DeepSpeed #2876",
+        "A quantised weight, a tensor that multiplies by a code of its own, is taken for a plain one.",
+        patched((Structure, "all_parameters_read", _of_any_kind)),
+        applies=_from_transformers,
+        expects=("refusal",),
     ),
     _fault(
         "F39 heads",

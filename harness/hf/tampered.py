@@ -21,6 +21,18 @@ class AdaptedLinear(nn.Linear):
         return super().forward(x) * 2.0
 
 
+class ScaledTensor(torch.Tensor):
+    """Stands for every tensor that multiplies in a way of its own: quantised, compressed, sharded."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        return nn.Parameter(self.detach().clone(), requires_grad=self.requires_grad)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_function__(func, types, args, kwargs or {})
+        return 2.0 * result.as_subclass(torch.Tensor) if func in (nn.functional.linear, torch.addmm) else result
+
+
 class _Doubled(nn.Module):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         return 2.0 * weight
@@ -38,6 +50,7 @@ def tampered_layers(build: Callable[[], nn.Module], layer_class: str) -> tuple[R
             ("a subclass of the layer", "subclass", _subclass),
             ("int8 weights", "int8", _int8),
             ("weights in 8 bits", "float8", _float8),
+            ("a weight with a code of its own", "ScaledTensor", _wrap),
             ("a patched linear", "forward of its own", _patch),
             ("heads that contradict the projections", "heads", _count_heads_otherwise),
         )
@@ -125,6 +138,12 @@ def _int8(layer: nn.Module) -> None:
 
 def _float8(layer: nn.Module) -> None:
     _store(layer, torch.float8_e4m3fn)
+
+
+def _wrap(layer: nn.Module) -> None:
+    _, _, linear = _first_linear(layer)
+    weight = linear.get_parameter("weight").detach().as_subclass(ScaledTensor)
+    linear.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
 
 def _store(layer: nn.Module, dtype: torch.dtype) -> None:
