@@ -20,7 +20,7 @@ def _classes(part: str) -> tuple[str, ...]:
 
 class HFBertLayerPolicy(AnatomyPolicy):
     layer_classes = _classes("Layer")
-    call = CallConvention(ignored=HF_IGNORED)
+    call = CallConvention(ignored=HF_IGNORED, configured=False)
 
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:

@@ -13,7 +13,7 @@ _MODELING = "transformers.models.bloom.modeling_bloom"
 
 class BLOOMLayerPolicy(AnatomyPolicy):
     layer_classes = (f"{_MODELING}:BloomBlock",)
-    call = CallConvention(returns=Returns.TENSOR_AND_WEIGHTS, ignored=HF_IGNORED)
+    call = CallConvention(returns=Returns.TENSOR_AND_WEIGHTS, ignored=HF_IGNORED, configured=False)
 
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:

@@ -39,10 +39,10 @@ class CallConvention:
     """Names are those of the original's parameters.
 
     ``ignored`` are arguments that do not change the layer's result; any other argument that is not None and not
-    understood sends the call to the original's own forward. ``configured``: the original reads its configuration at each call,
-    and not the attention implementation alone. ``signature`` names the method whose parameters the call's
-    positional arguments follow, where ``forward`` itself only passes them on. ``autocast``: under autocast the fused layer
-    returns the dtype that the original does.
+    understood sends the call to the original's own forward. ``configured`` False: at a call the original reads nothing of its
+    configuration but the attention implementation, so that the rest need not be watched. ``signature`` names the method
+    whose parameters the call's positional arguments follow, where ``forward`` itself only passes them on. ``autocast``: under
+    autocast the fused layer returns the dtype that the original does.
     """
 
     returns: Returns = Returns.TENSOR
@@ -50,7 +50,7 @@ class CallConvention:
     sequence_first: bool = False
     true_means_masked: bool = False
     ignored: frozenset[str] = frozenset()
-    configured: bool = False
+    configured: bool = True
     signature: str = "forward"
     autocast: bool = True
 

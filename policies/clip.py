@@ -13,7 +13,7 @@ _MODELING = "transformers.models.clip.modeling_clip"
 
 class HFCLIPLayerPolicy(AnatomyPolicy):
     layer_classes = (f"{_MODELING}:CLIPEncoderLayer",)
-    call = CallConvention(ignored=HF_IGNORED)
+    call = CallConvention(ignored=HF_IGNORED, configured=False)
 
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:

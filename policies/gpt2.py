@@ -13,7 +13,7 @@ _MODELING = "transformers.models.gpt2.modeling_gpt2"
 
 class HFGPT2LayerPolicy(AnatomyPolicy):
     layer_classes = (f"{_MODELING}:GPT2Block",)
-    call = CallConvention(ignored=HF_IGNORED)
+    call = CallConvention(ignored=HF_IGNORED, configured=False)
 
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:

@@ -13,7 +13,7 @@ _MODELING = "transformers.models.gpt_neo.modeling_gpt_neo"
 
 class HFGPTNEOLayerPolicy(AnatomyPolicy):
     layer_classes = (f"{_MODELING}:GPTNeoBlock",)
-    call = CallConvention(returns=Returns.TENSOR_AND_WEIGHTS, ignored=HF_IGNORED)
+    call = CallConvention(returns=Returns.TENSOR_AND_WEIGHTS, ignored=HF_IGNORED, configured=False)
 
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:

@@ -23,7 +23,7 @@ _MODELING = "transformers.models.gpt_neox.modeling_gpt_neox"
 
 class GPTNEOXLayerPolicy(AnatomyPolicy):
     layer_classes = (f"{_MODELING}:GPTNeoXLayer",)
-    call = CallConvention(rotary=RotarySource.EMBEDDINGS, ignored=HF_IGNORED)
+    call = CallConvention(rotary=RotarySource.EMBEDDINGS, ignored=HF_IGNORED, configured=False)
 
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:

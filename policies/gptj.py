@@ -23,6 +23,7 @@ class HFGPTJLayerPolicy(AnatomyPolicy):
         returns=Returns.TENSOR if _HANDED_DOWN else Returns.TENSOR_AND_WEIGHTS,
         rotary=RotarySource.HALVES if _HANDED_DOWN else RotarySource.TABLE,
         ignored=HF_IGNORED,
+        configured=False,
     )
 
     @classmethod

@@ -13,7 +13,7 @@ _MODELING = "transformers.models.llama.modeling_llama"
 
 class LlamaLayerPolicy(AnatomyPolicy):
     layer_classes = (f"{_MODELING}:LlamaDecoderLayer",)
-    call = CallConvention(rotary=RotarySource.EMBEDDINGS, ignored=HF_IGNORED)
+    call = CallConvention(rotary=RotarySource.EMBEDDINGS, ignored=HF_IGNORED, configured=False)
 
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:

@@ -46,7 +46,6 @@ class MegatronLayerPolicy(AnatomyPolicy):
         sequence_first=True,
         true_means_masked=True,
         ignored=frozenset({"context_mask", "padding_mask", "dynamic_inference_decode_only"}),
-        configured=True,
         signature="_forward_attention",
         autocast=False,  # its residual stream takes the dtype of what is added to it
     )

@@ -13,7 +13,7 @@ _MODELING = "transformers.models.opt.modeling_opt"
 
 class HFOPTLayerPolicy(AnatomyPolicy):
     layer_classes = (f"{_MODELING}:OPTDecoderLayer",)
-    call = CallConvention(ignored=HF_IGNORED)
+    call = CallConvention(ignored=HF_IGNORED, configured=False)
     load_prefix = True
 
     @classmethod
