@@ -16,6 +16,7 @@ from .later import LATER
 from .layout import LAYOUT
 from .lower import LOWER, LOWER_DIFFUSION
 from .masks import MASKS
+from .matching import MATCHING
 from .methods import METHODS
 from .rotary import ROTARY
 from .rounding import ROUNDING
@@ -41,6 +42,7 @@ FAULTS: tuple[Fault, ...] = (
     *LOWER_DIFFUSION,
     *GRAPHS,
     *METHODS,
+    *MATCHING,
     *ENGINE,
     *HARNESS_OWN,
 )

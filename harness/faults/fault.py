@@ -217,6 +217,29 @@ def miscomputing(
     )
 
 
+def misreplacing(
+    id: str,
+    rows: str,
+    source: str,
+    breaks: str,
+    inject: Inject,
+    *,
+    applies: Applies = always,
+    expects: tuple[str, ...] = (),
+) -> Fault:
+    """A replacement that finds, takes or gives back other layers than it should."""
+    return Fault(
+        id=id,
+        rows=tuple(rows.split()),
+        source=source,
+        breaks=breaks,
+        seam="engine",
+        applies=applies,
+        inject=inject,
+        expects=expects,
+    )
+
+
 _MISTAKES = (TypeError, NameError, AttributeError, ImportError)
 _LOOKS_UP = "__getattr__"
 _WRONGLY_CALLED = re.compile(r"\S+\.<locals>\.\S+\(\) (takes|got|missing) ")
