@@ -11,10 +11,11 @@ Shapes use these letters: D hidden size, H query heads, K key/value heads, E hea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -293,3 +294,17 @@ class LayerAnatomy:
         for norm in self.norms:
             named |= norm.parameters
         return named
+
+    def with_parameters(self, layer: nn.Module) -> LayerAnatomy:
+        """The same of ``layer``, which has other tensors under the same names."""
+        anatomy: LayerAnatomy = _with_parameters(self, dict(layer.named_parameters(remove_duplicate=False)))
+        return anatomy
+
+
+def _with_parameters(part: Any, named: Mapping[str, Tensor]) -> Any:
+    if isinstance(part, Linear | Norm):
+        found: dict[str, Any] = {one: named.get(f"{part.name}.{one}") for one in ("weight", "bias")}
+        return dataclasses.replace(part, **found)
+    inside = {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}
+    parts = {name: _with_parameters(one, named) for name, one in inside.items() if dataclasses.is_dataclass(one)}
+    return dataclasses.replace(part, **parts)

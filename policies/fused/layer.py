@@ -15,6 +15,7 @@ modules, an argument nobody knows) runs the original's own forward and is counte
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import threading
@@ -24,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from ..anatomy import SplitQKV
+from ..anatomy import LayerAnatomy, SplitQKV
 from ..base import AnatomyPolicy, Swap, UnsupportedLayer
 from ..calls import Returns
 from ..plans import CAPTURED, Plan, PlanUnavailable, settle
@@ -69,13 +70,14 @@ class FusedState:
         self.bind(layer)
 
     @torch.compiler.disable
-    def bind(self, layer: FusedLayer) -> None:
-        """Derive everything anew from ``layer``. A layer that is no longer supported falls back from here on."""
+    def bind(self, layer: FusedLayer, read: LayerAnatomy | None = None) -> None:
+        """Derive everything anew from ``layer``, or from what was ``read``. A layer that is no longer supported falls back from
+        here on."""
         release_all(layer)
         self.graph = None  # what was captured may hold weights
         ours = self.core.attention.held if hasattr(self, "core") else ()
         try:
-            anatomy = self.policy(layer).anatomy
+            anatomy = read or self.policy(layer).anatomy
         except UnsupportedLayer as refusal:
             self.refusal = str(refusal)
         else:
@@ -92,6 +94,14 @@ class FusedState:
         all_of_them = self.refusal is not None or self.execution in (Plan.PACKED, *CAPTURED)
         self.watch = Watch(layer, None if all_of_them else self.core.attention.joined)
         self.settings = Settings(layer, self.watch.modules, configured=self.policy.call.configured)
+
+    def of_export(self, layer: FusedLayer) -> FusedState:
+        """For one call of an exporter, which has put tensors without values in the places of parameters. Values decide how some
+        policies read, so that what was read before has to hold."""
+        state = copy.copy(self)
+        if self.refusal is None:
+            state.bind(layer, self.core.anatomy.with_parameters(layer))
+        return state
 
     def _graphed(self, layer: FusedLayer) -> Graphed:
         """The core behind captured graphs. What else it depends on, this state looks after: it is bound anew."""
@@ -184,7 +194,10 @@ class FusedLayer(nn.Module):
             with state.gate.inside(functools.partial(state.stale, self), functools.partial(state.bind, self)):
                 return self._fused_call(state, args, kwargs, compiling=False)
         if state.edited(self) if compiled else state.stale(self):
-            state.bind(self)
+            if torch.compiler.is_exporting():
+                state = state.of_export(self)
+            else:
+                state.bind(self)
         return self._fused_call(state, args, kwargs, compiling=compiled)
 
     def _fused_strange(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
