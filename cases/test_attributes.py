@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ def model() -> Any:
     made: Any = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
     made[1].scale = 2.0
     made[1].table = torch.ones(3)
+    made[1].config = SimpleNamespace(shift=1)
     return made
 
 
@@ -55,6 +57,8 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "another parameter": lambda one: setattr(one[0], "bias", nn.Parameter(one[0].bias.detach().clone())),
     "no parameter": lambda one: setattr(one[0], "bias", None),
     "another class": lambda one: setattr(one[1], "__class__", Doubled),
+    "another configuration": lambda one: setattr(one[1], "config", SimpleNamespace(shift=1)),
+    "a field of the configuration": lambda one: setattr(one[1].config, "shift", 2),
     "another module": lambda one: one.__setitem__(1, nn.Linear(2, 2)),
     "values elsewhere": lambda one: setattr(one[1].weight, "data", one[1].weight.data.clone()),
     "other strides": transpose,

@@ -117,9 +117,10 @@ def test_every_plan_computes_the_same_in_float32(case: Case, plan: str) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dynamic", [False, True])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")
-def test_compiled_replacements_keep_to_onednn(case: Case) -> None:
+def test_compiled_replacements_keep_to_onednn(case: Case, dynamic: bool) -> None:
     """Whole graphs, traced, functionalised and run; every linear of the layer is among them."""
     original = case.build(case.simplest)
     replaced = copy.deepcopy(original)
@@ -134,7 +135,8 @@ def test_compiled_replacements_keep_to_onednn(case: Case) -> None:
     with torch.no_grad():
         expected = case.run(original, inputs)
         for one in handle.replaced:
-            replaced.get_submodule(one.path).compile(backend=aot_autograd(fw_compiler=backend), fullgraph=True)
+            layer = replaced.get_submodule(one.path)
+            layer.compile(backend=aot_autograd(fw_compiler=backend), fullgraph=True, dynamic=dynamic)
         result = case.run(replaced, inputs)
     torch.compiler.reset()
     for name, tensor in expected.items():

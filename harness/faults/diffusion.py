@@ -50,10 +50,10 @@ def _other_form(honest: Any) -> Any:
 
 
 def _vae_forward(honest: Any) -> Any:
-    """A forward of the wrapper's own, which takes ``generator`` and forgets it."""
+    """A forward of the wrapper's own, which takes ``generator`` and forgets it. The honest one is the original's."""
 
-    def wrong(self: Any, *args: Any, generator: Any = None, **kwargs: Any) -> Any:
-        return honest(self, *args, **kwargs)
+    def wrong(self: FusedVAE, *args: Any, generator: Any = None, **kwargs: Any) -> Any:
+        return self._fused_original.forward(self, *args, **kwargs)
 
     return wrong
 

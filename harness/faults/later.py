@@ -11,7 +11,7 @@ from torch import nn
 from policies.fused.layer import FusedLayer, FusedState
 from policies.fused.watch import Settings, Watch
 
-from .fault import Patch, miscomputing
+from .fault import Patch, Traits, miscomputing
 
 
 def _in_training(fused: Callable[[FusedLayer], bool]) -> Patch:
@@ -55,6 +55,12 @@ def _classes_unseen(honest: Any) -> Any:
         self._classes = mock.ANY
 
     return wrong
+
+
+def _configured(traits: Traits) -> bool:
+    """Whether any layer reads a configuration at its calls."""
+    parts = (part for layer in traits.layers for part in layer.modules())
+    return any(call.configured for call in traits.calls) and any(hasattr(part, "config") for part in parts)
 
 
 def _configurations_unseen(honest: Any) -> Any:
@@ -128,7 +134,7 @@ LATER = (
         "DeepSpeed PR #7443",
         "What is set in the configuration after the swap has no effect, though the layer reads it at every call.",
         (Settings, "__init__", _configurations_unseen),
-        applies=lambda traits: any(call.configured for call in traits.calls),
+        applies=_configured,
         expects=("settings",),
     ),
 )

@@ -22,6 +22,7 @@ _BLINDED = ("in place", "itself", "any error", "loose", "not a number", "last on
 
 LEDGER: tuple[Entry, ...] = (
     Entry("F25 unread", "megatron_older", _TRIES_ITSELF.format("a part that nobody read matters")),
+    Entry("F25 unread module", "megatron_older", _TRIES_ITSELF.format("a module that nobody read matters")),
     Entry(
         "M19 part",
         "megatron_older",

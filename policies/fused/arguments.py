@@ -126,7 +126,7 @@ def _cos_sin(
             raise _NotGivenError(f"{name} that is not one (T, B or 1, 1, R) tensor for queries and keys")
         cos, sin = _from_angles(value, hidden)
     size = cos.shape[-1]
-    if rotary.size not in (None, size) or size > state.core.anatomy.attention.head_size:
+    if (rotary.size is not None and size != rotary.size) or size > state.core.anatomy.attention.head_size:
         raise _NotGivenError(f"rotary positions of {size} elements")
     return cos.unsqueeze(1), sin.unsqueeze(1)
 

@@ -53,6 +53,7 @@ class FusedAttention:
     ) -> None:
         self.attention = attention
         self.products = plan is not Plan.PLAIN
+        self.grouped = attention.heads != attention.kv_heads
         linears = attention.qkv.linears
         self.out = Projection.of(attention.out, plan, packer)
         self._sizes = [n * attention.head_size for n in (attention.heads, attention.kv_heads, attention.kv_heads)]
@@ -202,7 +203,7 @@ class FusedAttention:
             attn_mask=mask,
             is_causal=causal,
             scale=attention.scale,
-            enable_gqa=attention.heads != attention.kv_heads,
+            enable_gqa=self.grouped,
             products=self.products,
             blind=call.mask is not None,  # a layer's own causality, window or bias leaves each query itself
         )

@@ -15,13 +15,15 @@ from torch.nn.modules import module as _global
 
 from ..structure import patched
 
+_CONFIGURATIONS = ("config", "_internal_dict")
+"""What libraries call the attribute that holds a module's configuration; diffusers reads it at calls."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
 
 
 class AttributeWatch:
-    """Remembers every attribute, submodule, parameter and buffer of ``modules`` and all modules inside them, their classes, and
-    where their hooks are kept."""
+    """Remembers every attribute, submodule, parameter and buffer of ``modules`` and all modules inside them, their classes,
+    what is set in their configurations, and where their hooks are kept."""
 
     def __init__(self, modules: tuple[nn.Module, ...]) -> None:
         self._every = every = tuple(dict.fromkeys(inner for one in modules for inner in one.modules()))
@@ -29,6 +31,8 @@ class AttributeWatch:
         self._owners: list[dict[str, Any]] = []
         for module in every:
             self._owners += (module.__dict__, module._modules, module._parameters, module._buffers)
+            configurations = [module.__dict__.get(name) for name in _CONFIGURATIONS]
+            self._owners += [vars(one) for one in configurations if hasattr(one, "__dict__")]
         self._sizes = [len(owner) for owner in self._owners]
         self._values = [value for owner in self._owners for value in owner.values()]
         self._names = [name for owner in self._owners for name in owner]

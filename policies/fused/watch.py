@@ -80,8 +80,9 @@ class Settings:
         self._classes = [*map(type, modules)]
         self._own = _settings_of(layer)
         self._inner = [(module, name) for module in modules for name in _settings_of(module)]
-        self._configured = [module for module in modules if configured and hasattr(module, "config")]
-        self._of_each = [*{id(module.config): module for module in self._configured}.values()]
+        self._configured = [one for one in modules if configured and hasattr(getattr(one, "config", None), "__dict__")]
+        of_each = {id(module.config): module for module in self._configured}.values()
+        self._fields = [(module, _plain_in(module.config)) for module in of_each]
         self._set_to = self._now(layer)
 
     def changed(self, layer: nn.Module) -> bool:
@@ -89,14 +90,20 @@ class Settings:
         if [*map(type, self._modules)] != self._classes:
             return True
         now = self._now(layer)
-        return len(now) != len(self._set_to) or not all(map(is_, now, self._set_to))
+        return not (all(map(is_, now, self._set_to)) or all(map(_same, now, self._set_to)))
 
     def _now(self, layer: nn.Module) -> list[Any]:
         own = [getattr(layer, name, None) for name in self._own]
         inner = [getattr(module, name, None) for module, name in self._inner]
         configurations = [module.config for module in self._configured]
-        configured = [value for module in self._of_each for value in vars(module.config).values()]
-        return own + inner + configurations + configured
+        found = [(vars(module.config), names) for module, names in self._fields]
+        fields = [values.get(name) for values, names in found for name in names]
+        return own + inner + configurations + fields + [len(values) for values, _ in found]
+
+
+def _same(now: Any, before: Any) -> bool:
+    """What a compiler of dynamic shapes traces is no number's identity, but its value."""
+    return now is before or (type(now) is type(before) and bool(now == before))
 
 
 _PLAIN = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType)
@@ -108,8 +115,11 @@ def _settings_of(module: nn.Module) -> list[str]:
     """Names of what was set on ``module`` besides what every module has: numbers, flags, functions."""
     if type(module) in _UNREAD:
         return []
-    plain = [name for name, value in vars(module).items() if type(value) in _PLAIN]
-    return [name for name in plain if not name.startswith("_") and name not in ("training", "forward")]
+    return [name for name in _plain_in(module) if not name.startswith("_") and name not in ("training", "forward")]
+
+
+def _plain_in(holder: Any) -> list[str]:
+    return [name for name, value in vars(holder).items() if type(value) in _PLAIN]
 
 
 def inner_hooks(modules: list[nn.Module]) -> str | None:
