@@ -12,12 +12,14 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
 import policies
+from cases import CASES as EVERY_CASE
 from cases.bert import BertCase
 from cases.gpt2 import GPT2Case
 from cases.gpt_neox import GPTNeoXCase
 from cases.llama import LlamaCase
 from cases.unet import UNetCase
 from harness.case import Case
+from harness.registry import CaseEntry
 from policies.fused import onednn
 from policies.plans import PlanUnavailable
 
@@ -74,6 +76,19 @@ def test_one_refused_layer_does_not_keep_the_others_from_being_replaced() -> Non
         handle = policies.replace_module(model)
     assert [one.path for one in handle.replaced] == ["encoder.layer.0", "encoder.layer.2"]
     assert [(one.path, "extra" in one.reason) for one in handle.left] == [("encoder.layer.1", True)]
+
+
+@pytest.mark.parametrize("entry", [one for one in EVERY_CASE if one.name not in ("unet", "vae")], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("sharded", [torch.Tensor.flatten, lambda one: one.flatten()[:0]], ids=["flat", "on another rank"])
+def test_layers_whose_weights_are_sharded_are_refused_and_said_so(entry: CaseEntry, sharded: Any) -> None:
+    """As FSDP keeps them flat between calls, and ZeRO on other ranks."""
+    case = entry.load()
+    model = case.build(case.simplest)
+    for parameter in model.parameters():
+        parameter.data = sharded(parameter.data)
+    with pytest.warns(policies.NothingReplacedWarning):
+        handle = policies.replace_module(model)
+    assert handle.left and all("features" in one.reason for one in handle.left)
 
 
 def test_a_swap_that_fails_takes_back_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:

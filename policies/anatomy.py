@@ -81,10 +81,10 @@ class Linear:
         return self.weight.t() if self.transposed else self.weight
 
     @property
-    def features(self) -> tuple[int, int]:
-        """(out, in), without touching the weight."""
-        first, second = self.weight.shape
-        return (second, first) if self.transposed else (first, second)
+    def features(self) -> tuple[int, ...]:
+        """(out, in), without touching the weight; something else of a weight that is sharded."""
+        shape = tuple(self.weight.shape)
+        return shape[::-1] if self.transposed else shape
 
     @property
     def parameters(self) -> dict[str, Tensor]:

@@ -170,9 +170,9 @@ def _attention(layer: Any, path: str, layout: QKVLayout, causality: Causality) -
     out = _linear(layer, f"{path}.dense")
     qkv = _linear(layer, f"{path}.query_key_value", adds=True)
     heads = getattr(own, "num_attention_heads_per_partition", None) or layer.get(f"{path}.num_attention_heads")
-    head_size = out.weight.shape[1] // heads
+    head_size = out.features[-1] // heads
     if not head_size:
-        raise layer.refuse(f"{heads} heads in {out.weight.shape[1]} features")
+        raise layer.refuse(f"{heads} heads in {out.features[-1]} features")
     return Attention(
         qkv=FusedQKV(linear=qkv, layout=layout),
         out=out,

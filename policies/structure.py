@@ -195,9 +195,10 @@ class Structure:
         get by with one of the numbers and never look at the others."""
         for block in filter(None, (anatomy.attention, anatomy.cross_attention)):
             for linear, asked in block.features:
-                if any(its not in (one, -1) for one, its in zip(linear.features, asked, strict=True)):
+                found = linear.features
+                if len(found) != 2 or any(its not in (one, -1) for one, its in zip(found, asked, strict=True)):
                     heads = f"{block.heads} heads ({block.kv_heads} of keys) of {block.head_size}"
-                    raise self.refuse(f"{linear.name} of {linear.features} features, which {heads} contradict")
+                    raise self.refuse(f"{linear.name} of {found} features, which {heads} contradict")
 
 
 def patched(module: nn.Module) -> bool:
