@@ -11,11 +11,11 @@ from torch.nn import functional as F  # noqa: N812
 
 from harness.case import Axis, Case, Example, Inputs, Refusal, flag
 from harness.hf.inputs import BATCH, LARGE_HEADS, LARGE_INNER
+from harness.hf.tampered import AdaptedLinear, count_heads_otherwise
 from harness.randomise import randomise
 
 from .megatron import QUIET, padded_mask
 from .megatron_miniature import Options, ParallelTransformerLayer
-from .megatron_refused import AdaptedLinear
 
 ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu, "tanh": torch.tanh}
 
@@ -113,8 +113,7 @@ class OlderMegatronCase(Case):
 
     def _with_other_heads(self) -> nn.Module:
         model = self.build(self.simplest.with_value("groups", 2))
-        attention: Any = next(one for one in model.modules() if hasattr(one, "num_attention_heads_per_partition"))
-        attention.num_attention_heads_per_partition += 1
+        count_heads_otherwise(model)
         return model
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from harness.case import Refusal
+from harness.hf.tampered import AdaptedLinear, count_heads_otherwise, extra_parameter, subclass
 from harness.randomise import randomise
 
 from .megatron_cpu import core, megatron_alone, process_groups, quietly
@@ -80,10 +81,6 @@ def _changed(case: MegatronCase, change: Callable[[Any], None]) -> Callable[[], 
     return build
 
 
-class AdaptedLinear(nn.Linear):
-    """Stands for every linear that does more than it says."""
-
-
 def _adapt(layer: Any) -> None:
     own = layer.mlp.linear_fc2
     layer.mlp.linear_fc2 = AdaptedLinear(own.input_size, own.output_size)
@@ -91,10 +88,6 @@ def _adapt(layer: Any) -> None:
 
 def _shard(layer: Any) -> None:
     layer.self_attention.linear_proj.input_size *= 2
-
-
-def _count_heads_otherwise(layer: Any) -> None:
-    layer.self_attention.num_attention_heads_per_partition += 1
 
 
 def _drop_bias(layer: Any) -> None:
@@ -107,15 +100,6 @@ def _norm_queries_only(layer: Any) -> None:
 
 def _leave_residual_out(layer: Any) -> None:
     layer.mlp_bda = core("transformer.identity_op").IdentityFuncOp()
-
-
-def _extra_parameter(layer: Any) -> None:
-    layer.register_parameter("extra_gate", nn.Parameter(torch.ones(1)))
-
-
-def _subclass(layer: Any) -> None:
-    cls = type(layer)
-    layer.__class__ = type(f"Custom{cls.__name__}", (cls,), {})
 
 
 def _latent_attention(layer: Any) -> None:
@@ -141,13 +125,13 @@ def _exchange_activation(layer: Any) -> None:
 _CHANGES: tuple[tuple[str, str, Callable[[Any], None]], ...] = (
     ("an adapted linear", "AdaptedLinear", _adapt),
     ("a share of a linear", "tensor parallelism", _shard),
-    ("heads that contradict the projections", "heads", _count_heads_otherwise),
+    ("heads that contradict the projections", "heads", count_heads_otherwise),
     ("a bias that is never added", "skip_bias_add", _drop_bias),
     ("a norm of the queries alone", "without its counterpart", _norm_queries_only),
     ("an MLP without residual", "mlp_bda", _leave_residual_out),
     ("multi-latent attention", "MLASelfAttention", _latent_attention),
-    ("a parameter nobody knows", "extra_gate", _extra_parameter),
-    ("a subclass of the layer", "subclass", _subclass),
+    ("a parameter nobody knows", "extra_gate", extra_parameter),
+    ("a subclass of the layer", "subclass", subclass),
     ("another configuration of the attention", "batch_invariant_mode", _configure_apart("self_attention")),
     ("another configuration inside the attention", "batch_invariant_mode", _configure_apart("self_attention.core_attention")),
     ("another configuration of the MLP", "batch_invariant_mode", _configure_apart("mlp")),

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
 import policies
 from harness.case import Case
+from harness.properties.inputs import tensors_in
 from harness.properties.transforms import call_with, weights_of
 from harness.registry import CaseEntry
 from policies.plans import PlanUnavailable
@@ -95,15 +95,11 @@ def test_an_exported_program_gives_what_the_original_gives(entry: CaseEntry) -> 
     policies.replace_module(replaced)
     given = case.inputs(case.simplest).kwargs
     with torch.no_grad(), case.surroundings():
-        expected = tensors_of(original(**given))
+        expected = [*tensors_in(original(**given))]
         for strict in (False, True):
             program = torch.export.export(replaced, (), given, strict=strict)
-            torch.testing.assert_close(tensors_of(program.module()(**given)), expected, rtol=1e-4, atol=1e-4)
-            torch.testing.assert_close(tensors_of(replaced(**given)), expected, rtol=1e-4, atol=1e-4)
-
-
-def tensors_of(result: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            torch.testing.assert_close([*tensors_in(program.module()(**given))], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close([*tensors_in(replaced(**given))], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_packed_model_cannot_be_exported_and_says_what_can() -> None:

@@ -17,7 +17,7 @@ from policies.fused.diffusion_attention import FusedAttention
 from policies.fused.unet import FusedUNet
 from policies.fused.vae import FusedCoder, FusedVAE
 
-from .fault import Applies, Fault, Inject, Patch, Traits, patched
+from .fault import Applies, Fault, Inject, Patch, Traits, patched, seeded
 from .graphs import captures
 from .sizes import whole_lanes
 
@@ -171,16 +171,8 @@ def of_diffusion(
     expects: tuple[str, ...] = (),
 ) -> Fault:
     """A fault of computing in a replaced diffusion model."""
-    return Fault(
-        id=id,
-        rows=tuple(rows.split()),
-        source=source,
-        breaks=breaks,
-        seam="computing",
-        applies=applies,
-        inject=patched(patch) if isinstance(patch, tuple) else patch,
-        expects=expects,
-    )
+    inject = patched(patch) if isinstance(patch, tuple) else patch
+    return seeded("computing", id, rows, source, breaks, inject, applies=applies, expects=expects)
 
 
 def unet(traits: Traits) -> bool:

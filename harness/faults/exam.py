@@ -177,13 +177,13 @@ class Exam:
         simplified = departs = None
         with fault.opened(self.replacer) as faulty:
             noticed = self._ask(fault, faulty, count, deep=excused is None)
+            misfire = None if noticed is None else misfired(noticed.problem)
+            if misfire is not None:
+                noticed = None
             if noticed is not None and self.shrink and not noticed.prop.once:
                 simplified = self._simplified(noticed, faulty)
                 departs = self._departs(simplified, faulty)
         example = simplified or (None if noticed is None else noticed.example)
-        misfire = None if noticed is None else misfired(noticed.problem)
-        if misfire is not None:
-            noticed = None
         outcome = Outcome(
             fault=fault.id,
             case=self.case.name,

@@ -136,6 +136,12 @@ def layered(traits: Traits) -> bool:
     return traits.layered
 
 
+def seeded(seam: Seam, id: str, rows: str, source: str, breaks: str, inject: Inject, *, applies: Applies, **more: Any) -> Fault:
+    """A fault at ``seam``, its rows in one string. ``more`` is of ``Fault``."""
+    words = tuple(rows.split())
+    return Fault(id=id, rows=words, source=source, breaks=breaks, seam=seam, applies=applies, inject=inject, **more)
+
+
 Edit = Callable[[LayerAnatomy], LayerAnatomy]
 
 
@@ -153,14 +159,14 @@ def misreading(id: str, rows: str, source: str, breaks: str, edit: Edit, *, expe
 
         return init
 
-    return Fault(
-        id=id,
-        rows=tuple(rows.split()),
-        source=source,
-        breaks=breaks,
-        seam="reading",
+    return seeded(
+        "reading",
+        id,
+        rows,
+        source,
+        breaks,
+        patched((AnatomyPolicy, "__init__", make)),
         applies=lambda traits: any(edit(one) is not one for one in traits.anatomies),
-        inject=patched((AnatomyPolicy, "__init__", make)),
         expects=expects,
         places=lambda anatomy: changed_places(anatomy, edit(anatomy)),
     )
@@ -204,14 +210,14 @@ def miscomputing(
     expects: tuple[str, ...] = (),
 ) -> Fault:
     """A fused layer that computes wrongly from a right description."""
-    return Fault(
-        id=id,
-        rows=tuple(rows.split()),
-        source=source,
-        breaks=breaks,
-        seam="computing",
+    return seeded(
+        "computing",
+        id,
+        rows,
+        source,
+        breaks,
+        patched(patch),
         applies=applies,
-        inject=patched(patch),
         expects=expects,
         places=lambda anatomy: computed_places(patch[0], anatomy),
     )
@@ -228,16 +234,7 @@ def misreplacing(
     expects: tuple[str, ...] = (),
 ) -> Fault:
     """A replacement that finds, takes or gives back other layers than it should."""
-    return Fault(
-        id=id,
-        rows=tuple(rows.split()),
-        source=source,
-        breaks=breaks,
-        seam="engine",
-        applies=applies,
-        inject=inject,
-        expects=expects,
-    )
+    return seeded("engine", id, rows, source, breaks, inject, applies=applies, expects=expects)
 
 
 _MISTAKES = (TypeError, NameError, AttributeError, ImportError)

@@ -21,7 +21,7 @@ from policies.fused.graphs import Capture, Graphed
 from policies.fused.trees import ContainerSpec, TensorSpec
 
 from ..trial import Replacer
-from .fault import Applies, Fault, Inject, Traits
+from .fault import Applies, Fault, Inject, Traits, seeded
 
 
 @contextlib.contextmanager
@@ -155,16 +155,8 @@ class NestedCapture(Graphed):
 
 
 def _fault(id: str, rows: str, source: str, breaks: str, graphed: type[Graphed], *, applies: Applies) -> Fault:
-    return Fault(
-        id=id,
-        rows=tuple(rows.split()),
-        source=source,
-        breaks=breaks,
-        seam="graphs",
-        applies=applies,
-        inject=_behind(graphed),
-        expects=("captured graphs", "call twice"),
-    )
+    expects = ("captured graphs", "call twice")
+    return seeded("graphs", id, rows, source, breaks, _behind(graphed), applies=applies, expects=expects)
 
 
 def captures(traits: Traits) -> bool:

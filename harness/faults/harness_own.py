@@ -21,7 +21,7 @@ from .. import trial as trial_module
 from ..case import Axis, Case, Example, Inputs
 from ..numerics import Gap
 from ..trial import Trial
-from .fault import Fault, Patch, layered, patched
+from .fault import Fault, Patch, layered, patched, seeded
 
 OBVIOUS = "M06 key value"
 """A mistake that nothing but a blind harness can miss."""
@@ -125,16 +125,7 @@ def _simplest_each_time(_: Any) -> Any:
 
 
 def _own(id: str, breaks: str, *patches: Patch, rows: str = "M25", source: str, canaries: tuple[str, ...] = ()) -> Fault:
-    return Fault(
-        id=id,
-        rows=tuple(rows.split()),
-        source=source,
-        breaks=breaks,
-        seam="harness",
-        applies=layered,
-        inject=patched(*patches),
-        canaries=canaries,
-    )
+    return seeded("harness", id, rows, source, breaks, patched(*patches), applies=layered, canaries=canaries)
 
 
 HARNESS_OWN = (

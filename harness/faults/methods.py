@@ -15,7 +15,7 @@ from policies.base import (
     TransformerPolicy,
 )
 
-from .fault import Applies, Fault, Patch, Traits, layered, patched
+from .fault import Applies, Fault, Patch, Traits, layered, patched, seeded
 
 
 def _renamed(names: Any) -> Patch:
@@ -95,16 +95,7 @@ def _dense_is_qkv(right: AttentionTensors) -> AttentionTensors:
 
 
 def _fault(id: str, rows: str, source: str, breaks: str, patch: Patch, applies: Applies = layered) -> Fault:
-    return Fault(
-        id=id,
-        rows=tuple(rows.split()),
-        source=source,
-        breaks=breaks,
-        seam="methods",
-        applies=applies,
-        inject=patched(patch),
-        expects=("contract",),
-    )
+    return seeded("methods", id, rows, source, breaks, patched(patch), applies=applies, expects=("contract",))
 
 
 def _fuses(traits: Traits) -> bool:

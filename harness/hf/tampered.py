@@ -46,13 +46,13 @@ def tampered_layers(build: Callable[[], nn.Module], layer_class: str) -> tuple[R
         for name, feature, tamper in (
             ("an adapted linear", "AdaptedLinear", _adapt),
             ("a parametrised weight", "Parametrized", _parametrise),
-            ("a parameter nobody knows", "extra_gate", _extra_parameter),
-            ("a subclass of the layer", "subclass", _subclass),
+            ("a parameter nobody knows", "extra_gate", extra_parameter),
+            ("a subclass of the layer", "subclass", subclass),
             ("int8 weights", "int8", _int8),
             ("weights in 8 bits", "float8", _float8),
             ("a weight with a code of its own", "ScaledTensor", _wrap),
             ("a patched linear", "forward of its own", _patch),
-            ("heads that contradict the projections", "heads", _count_heads_otherwise),
+            ("heads that contradict the projections", "heads", count_heads_otherwise),
         )
     )
     return (*tampered, part)
@@ -86,7 +86,7 @@ def _with_other_parts(build: Callable[[], nn.Module], layer_class: str) -> Calla
         parts = [name for name, part in layer.named_modules() if name and _has_to_be_known(part)]
         layers = {name.replace(".", " "): copy.deepcopy(layer) for name in parts}
         for name, one in zip(parts, layers.values(), strict=True):
-            _subclass(one.get_submodule(name))
+            subclass(one.get_submodule(name))
         return nn.ModuleDict(layers)
 
     return made
@@ -123,11 +123,11 @@ def _parametrise(layer: nn.Module) -> None:
     parametrize.register_parametrization(linear, "weight", _Doubled())
 
 
-def _extra_parameter(layer: nn.Module) -> None:
+def extra_parameter(layer: nn.Module) -> None:
     layer.register_parameter("extra_gate", nn.Parameter(torch.ones(1)))
 
 
-def _subclass(layer: nn.Module) -> None:
+def subclass(layer: nn.Module) -> None:
     cls = type(layer)
     layer.__class__ = type(f"Custom{cls.__name__}", (cls,), {})
 
@@ -152,11 +152,11 @@ def _store(layer: nn.Module, dtype: torch.dtype) -> None:
     linear.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
 
-_HEADS = ("num_heads", "num_attention_heads", "num_key_value_groups", "head_size")
+_HEADS = ("num_heads", "num_attention_heads", "num_attention_heads_per_partition", "num_key_value_groups", "head_size")
 """What attentions call the number of heads, or of queries to a key, or what they derive it from."""
 
 
-def _count_heads_otherwise(layer: nn.Module) -> None:
+def count_heads_otherwise(layer: nn.Module) -> None:
     """Many an attention takes the number of heads from the shapes, and never looks at the number that is written down."""
     for part in layer.modules():
         for name in _HEADS:
