@@ -20,6 +20,7 @@ from reports.record import Verdict
 from .check import Checked, check_property
 from .placed import placed
 from .plans import by_plan
+from .pool import stopping
 from .profiles import Profile
 from .properties import BY_NAME
 from .registry import CaseEntry
@@ -68,7 +69,7 @@ def run_tasks(tasks: list[Task], *, workers: int) -> Iterator[tuple[Task, Checke
     if count == 0:
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPool(max_workers=count, initializer=_prepare, context=context) as pool:
+    with stopping(ProcessPool(max_workers=count, initializer=_prepare, context=context)) as pool:
         futures = {pool.schedule(run_task, args=[task], timeout=TASK_SECONDS): task for task in tasks}
         for future in as_completed(futures):
             task = futures[future]

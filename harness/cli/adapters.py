@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import options
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..foreign.report import Judged, Report
@@ -57,17 +57,18 @@ def adapters(
         console.print(f"{row.policy}: {escape(row.verdict)}", soft_wrap=True)
 
     folder = out or new_folder(Path("runs"), datetime.now(UTC).isoformat(timespec="seconds"), seed or 0)
-    reports = []
+    reports: list[Report] = []
     for adapter in chosen:
         report, scripts = perform(adapter, ctx.find_root().obj, examples=examples, seed=seed or 0, progress=tell)
         reports.append(report)
         _write_scripts(scripts, folder)
-    judged = [one for one in reports if not one.unavailable]
+        judged = [one for one in reports if not one.unavailable]
+        if judged:  # written after each, so that a run broken off leaves what it found
+            _write(reports, folder)
     if not judged:
         raise typer.BadParameter("; ".join(f"{one.adapter}: {one.unavailable}" for one in reports))
-    _write(reports, folder)
     if json:
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(reports), indent=2).decode() + "\n")
+        print_json(reports)
     else:
         _show(reports, folder)
     return 0 if all(one.ok for one in judged) else 1

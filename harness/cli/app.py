@@ -16,7 +16,7 @@ import typer
 from ..registry import CaseEntry
 from . import adapters as adapting
 from . import drift as drifting
-from . import explore, perform, show
+from . import explore, options, perform, show
 from . import faults as examining
 from . import validate as validating
 
@@ -77,15 +77,23 @@ def status(cases: tuple[CaseEntry, ...], arguments: list[str]) -> int:
     try:
         result = command.main(args=arguments, prog_name="harness", standalone_mode=False, obj=cases)
     except (KeyboardInterrupt, typer.Abort):
-        print("harness: interrupted; what is done is kept, go on with --resume", file=sys.stderr)
-        return 130
+        result = options.INTERRUPTED
     except Exception as problem:
         line = _for_the_user(problem)
         if line is None:
             raise
         print(f"harness: {line}", file=sys.stderr)
         return 2
+    if result == options.INTERRUPTED:  # which is what typer makes of a KeyboardInterrupt
+        print(f"harness: interrupted{_what_is_kept(command, arguments)}", file=sys.stderr)
     return result if isinstance(result, int) else 0
+
+
+def _what_is_kept(command: Any, arguments: list[str]) -> str:
+    """What to do next, where the command that was interrupted can go on."""
+    begun = command.commands.get(next(iter(arguments), ""))
+    resumes = begun is not None and any(one.name == "resume" for one in begun.params)
+    return "; what is done is kept, go on with --resume DIR" if resumes else ""
 
 
 def _for_the_user(problem: Exception) -> str | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import msgspec
 import typer
 
 from . import options
+from .output import print_json
 
 
 def drift(
@@ -24,7 +24,7 @@ def drift(
         return 0
     found = compare(read_kept(), now)
     if json:
-        print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+        print_json(found)
         return 1 if found.changes else 0
     print(f"kept: {_words(found.kept)}")
     print(f"here: {_words(found.installed)}")

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ..registry import CaseEntry
 from . import options
+from .output import print_json
 
 
 def list_cases(ctx: typer.Context, cases: options.Cases = None, json: options.Json = False) -> int:
     """List policies and cases: what each matches, and whether it can run here."""
     rows = [_row(entry) for entry in options.chosen(ctx, cases)]
     if json:
-        print(msgspec.json.format(msgspec.json.encode({"cases": rows}), indent=2).decode())
+        print_json({"cases": rows})
         return 0
     console = Console()
     table = Table("case", "policy", "replaces", "here", box=None)
@@ -62,7 +62,7 @@ def doctor(
     except DeviceUnavailable as why:
         notes.append(str(why))
     if json:
-        print(msgspec.json.format(msgspec.json.encode({"environment": found, "notes": notes}), indent=2).decode())
+        print_json({"environment": found, "notes": notes})
         return 0
     print(f"{found.cpu}, {found.cores} cores, {found.memory_bytes / 2**30:.0f} GiB, Python {found.python}")
     print(f"accelerator: {found.accelerator.name if found.accelerator else 'none'}")

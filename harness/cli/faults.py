@@ -11,9 +11,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from . import options
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..faults import CaseReport, FaultReport
+    from ..registry import CaseEntry
 
 
 def faults(
@@ -26,7 +28,9 @@ def faults(
     shrink: Annotated[
         bool, typer.Option("--shrink", help="Make each killing example as simple as it can be, and locate the fault in it.")
     ] = False,
-    listing: Annotated[bool, typer.Option("--list", help="List the faults and their sources, and stop.")] = False,
+    listing: Annotated[
+        bool, typer.Option("--list", help="List the faults (those that fit any CASE named) and their sources, and stop.")
+    ] = False,
     workers: options.Workers = None,
     json: options.Json = False,
 ) -> int:
@@ -35,10 +39,11 @@ def faults(
 
     from ..faults import run_faults
 
-    if listing:
-        return _list()
-    options.see_profile(profile)
     settle(plan)
+    chosen = options.chosen(ctx, cases)
+    if listing:
+        return _list(tuple(fault or ()), chosen if cases else (), plan, json=json)
+    options.see_profile(profile)
     console = Console(stderr=True, highlight=False)
 
     def tell(part: CaseReport) -> None:
@@ -46,7 +51,7 @@ def faults(
         console.print(f"{part.case}: {killed} of {len(part.outcomes)} faults noticed in this part")
 
     report = run_faults(
-        options.chosen(ctx, cases),
+        chosen,
         faults=tuple(fault or ()),
         profile=profile,
         plan=plan,
@@ -59,6 +64,8 @@ def faults(
         sys.stdout.write(report.to_json().decode() + "\n")
     else:
         _show(report, Console(highlight=False))
+    if report.interrupted:
+        return options.INTERRUPTED
     return 0 if report.passed else 1
 
 
@@ -87,6 +94,8 @@ def _show(report: FaultReport, console: Console) -> None:
         console.print(f"[bold red]false alarm[/] {escape(alarm.subject)} on {alarm.case}: {escape(alarm.message)}")
     for problem in report.problems:
         console.print(f"[bold red]not examined[/] {escape(problem)}")
+    if report.interrupted:
+        console.print("[bold red]broken off[/] what is not counted here was not tried")
     axes = "" if report.median_off_simplest is None else f", median {report.median_off_simplest:g} axes off simplest"
     for one in report.placed:
         if not one.located:
@@ -101,12 +110,23 @@ def _show(report: FaultReport, console: Console) -> None:
     )
 
 
-def _list() -> int:
-    from ..faults.bank import FAULTS
+def _list(names: tuple[str, ...], entries: tuple[CaseEntry, ...], plan: str, *, json: bool) -> int:
+    from ..faults.bank import find_faults
     from ..faults.meaningless import MEANINGLESS
 
-    for one in FAULTS:
+    known = find_faults(names)
+    if entries:
+        from ..faults.sample import fitting
+
+        known = fitting(known, entries, plan)
+    meaningless = {} if names or entries else MEANINGLESS
+    if json:
+        listed = [{"id": one.id, "rows": one.rows, "source": one.source, "breaks": one.breaks} for one in known]
+        left = [{"row": row, "no_meaning_here": why} for row, why in meaningless.items()]
+        print_json({"faults": listed, "left": left})
+        return 0
+    for one in known:
         print(one.id, one.source, one.breaks, sep="\t")
-    for row, why in MEANINGLESS.items():
+    for row, why in meaningless.items():
         print(row, "no meaning here", why, sep="\t")
     return 0

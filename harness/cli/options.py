@@ -10,6 +10,9 @@ import typer
 from ..profiles import PROFILES
 from ..registry import CaseEntry, choose
 
+INTERRUPTED = 130
+"""Exit status of a command that somebody broke off, as shells have it."""
+
 
 def complete_case(ctx: typer.Context, incomplete: str) -> list[str]:
     """Case names that begin with what has been typed."""

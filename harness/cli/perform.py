@@ -21,6 +21,7 @@ from ..registry import CaseEntry, choose
 from ..run import Scope, new_folder
 from ..run import perform as perform_run
 from . import options
+from .output import print_json
 from .progress import Reporter
 
 CHECK_BUDGET, QUICK_BUDGET = 540.0, 25.0
@@ -66,7 +67,7 @@ def bench(
     """Time replaced against original layers at published dimensions, in interleaved pairs."""
     scope = Scope(options.chosen(ctx, cases), check=False, bench=True, device=device, budget=budget)
     if list_only:
-        return _list_jobs(scope)
+        return _list_jobs(scope, json=json)
     return _perform(scope, _journal(ctx, scope, "bench", seed, out, resume), json=json)
 
 
@@ -194,7 +195,7 @@ def previous_run(run: Run, folder: Path) -> Run | None:
     return None
 
 
-def _list_jobs(scope: Scope) -> int:
+def _list_jobs(scope: Scope, *, json: bool) -> int:
     from rich.table import Table
 
     from ..bench.jobs import DTYPES, plan_jobs
@@ -205,6 +206,11 @@ def _list_jobs(scope: Scope) -> int:
     rates = measure_rates(device, DTYPES[scope.device])
     entries = tuple(entry for entry in scope.entries if entry.unavailable is None)
     plan = plan_jobs(entries, device=scope.device, budget=scope.budget, rates=rates, free_bytes=device.free_bytes())
+    if json:
+        rows = [{"key": job.key, "seconds": plan.cost(job)} for job in plan.jobs]
+        left = [{"key": job.key, "reason": reason} for job, reason in plan.left_out]
+        print_json({"seconds": plan.estimate, "rows": rows, "left_out": left})
+        return 0
     table = Table("what", "estimated seconds", box=None)
     for job in plan.jobs:
         table.add_row(job.key, f"{plan.cost(job):.1f}")

@@ -31,7 +31,7 @@ from .fault import Fault, misfired
 from .honest import HONEST
 from .ledger import excuse
 from .report import Alarm, CaseReport, Outcome, Status
-from .sample import draw, together, traits_of, traits_of_each
+from .sample import SAMPLED, draw, together, traits_of, traits_of_each
 
 FIRST_LOOK = 6
 """Examples of each property before any of them is asked in depth; twice as many of the first."""
@@ -39,8 +39,6 @@ HARMLESS = 12
 """Examples on which a clean policy and, half as many, honest variants are judged by a property of share 1."""
 CANARY = 8
 """Examples of each verdict on a faulty harness."""
-SAMPLED = 48
-"""Random models from which a case's traits are read."""
 SHRINKING = 60
 """Examples tried at most to make one simple."""
 LEAST_SHARE = 0.01

@@ -83,6 +83,8 @@ class FaultReport(Struct, frozen=True, kw_only=True):
     cases: tuple[CaseReport, ...]
     problems: tuple[str, ...] = ()
     """What kept a case from being examined, one line each."""
+    interrupted: bool = False
+    """Whether the exam was broken off: what is not in the report was not examined."""
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
@@ -144,8 +146,9 @@ class FaultReport(Struct, frozen=True, kw_only=True):
 
     @property
     def passed(self) -> bool:
-        """Every fault noticed, no false alarm, every ledger entry true, and something was judged at all."""
-        return bool(self.judged) and not (self.survivors or self.stale or self.false_alarms or self.problems)
+        """Every fault noticed, no false alarm, every ledger entry true, nothing broken off, and something was judged at all."""
+        wrong = self.survivors or self.stale or self.false_alarms or self.problems or self.interrupted
+        return bool(self.judged) and not wrong
 
     def to_json(self) -> bytes:
         """The report with its summary, for scripts."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from ..pool import stopping
 from ..profiles import PROFILES, Profile
 from ..registry import CaseEntry
 from .report import CaseReport, FaultReport
@@ -62,18 +63,23 @@ def run_faults(
     problems = [f"{entry.name}: {entry.unavailable}" for entry in entries if entry.unavailable is not None]
     parts = [Part(entry, chosen[place::PARTS], place == 0, depth, seed, shrink, plan) for place in range(PARTS) for entry in here]
     done: dict[str, list[CaseReport]] = {entry.name: [] for entry in here}
-    for part, result in _in_parallel([part for part in parts if part.faults or part.first], workers):
-        if isinstance(result, str):
-            problems.append(f"{part.entry.name}: {result}")
-        else:
-            done[part.entry.name].append(result)
-            progress(result)
+    interrupted = False
+    try:
+        for part, result in _in_parallel([part for part in parts if part.faults or part.first], workers):
+            if isinstance(result, str):
+                problems.append(f"{part.entry.name}: {result}")
+            else:
+                done[part.entry.name].append(result)
+                progress(result)
+    except KeyboardInterrupt:
+        interrupted = True
     return FaultReport(
         profile=depth.name,
         seed=seed,
         seconds=time.perf_counter() - start,
         cases=tuple(_joined(reports, chosen) for reports in done.values() if reports),
         problems=tuple(problems),
+        interrupted=interrupted,
     )
 
 
@@ -89,7 +95,7 @@ def _in_parallel(parts: list[Part], workers: int | None) -> Any:
     if count == 0:
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPool(max_workers=count, initializer=_prepare, context=context) as pool:
+    with stopping(ProcessPool(max_workers=count, initializer=_prepare, context=context)) as pool:
         futures = {pool.schedule(_examine, args=[part], timeout=TASK_SECONDS): part for part in parts}
         for future in as_completed(futures):
             try:

@@ -10,8 +10,14 @@ from policies.plans import CAPTURED, Plan
 
 from ..case import Case, Example
 from ..covering import covering_examples
+from ..plans import by_plan
+from ..registry import CaseEntry
+from ..search import quiet
 from ..trial import Replacer
-from .fault import Traits
+from .fault import Fault, Traits
+
+SAMPLED = 48
+"""Random models from which a case's traits are read."""
 
 
 def draw(case: Case, number: int, seed: int) -> tuple[Example, ...]:
@@ -58,6 +64,18 @@ def together(case: Case, parts: tuple[Traits, ...]) -> Traits:
         by_onednn=any(one.by_onednn for one in parts),
         by_graphs=any(one.by_graphs for one in parts),
     )
+
+
+def fitting(faults: tuple[Fault, ...], entries: tuple[CaseEntry, ...], plan: str) -> tuple[Fault, ...]:
+    """Those of ``faults`` that can matter in a model of any case of ``entries`` that is available, replaced by ``plan``."""
+    found: list[Traits] = []
+    with quiet(), by_plan(plan) as replacer:
+        for entry in entries:
+            if entry.unavailable is None:
+                case = entry.load()
+                with case.surroundings():
+                    found.append(traits_of(case, draw(case, SAMPLED, 0), replacer))
+    return tuple(one for one in faults if any(map(one.applies, found)))
 
 
 def _traits(case: Case, example: Example, replacer: Replacer) -> Traits:

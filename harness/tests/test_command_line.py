@@ -185,6 +185,28 @@ def test_list_names_every_case_as_json(capsys: pytest.CaptureFixture[str]) -> No
     assert all(row["replaces"] and (row["available"] or row["unavailable"]) for row in rows)
 
 
+def test_faults_are_listed_as_json_those_that_were_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("faults", "--list", "--json", "--fault", "F33", "--fault", "F70") == 0
+    listed = json.loads(capsys.readouterr().out)["faults"]
+    assert {row for one in listed for row in one["rows"]} >= {"F33", "F70"}
+    assert all(one["id"] and one["source"] and one["breaks"] for one in listed)
+    assert harness("faults", "llama", "--list", "--json", "--fault", "F33", "--fault", "F70") == 0
+    assert {one["id"] for one in json.loads(capsys.readouterr().out)["faults"]} == {"F33 theta"}
+
+
+def test_faults_of_a_case_that_does_not_exist_are_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("faults", "brt", "--list") == 2
+    assert "did you mean bert?" in one_line(capsys)
+
+
+def test_what_would_be_timed_is_listed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("bench", "gpt2", "--budget", "40", "--list", "--json") == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["rows"][0]["key"].startswith("gpt2: ")
+    assert listed["seconds"] == pytest.approx(sum(row["seconds"] for row in listed["rows"]))
+    assert all(one["reason"] for one in listed["left_out"])
+
+
 @pytest.mark.parametrize("arguments", [["list"], ["list", "--json"], ["--help"], ["report", "--help"]])
 def test_looking_around_imports_no_torch(arguments: list[str]) -> None:
     source = (

@@ -23,6 +23,8 @@ from unittest import mock
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
+from ..pool import stopping
+
 PRELOAD = "harness.validation.preload"
 """What the clean process imports."""
 
@@ -51,17 +53,9 @@ class Lost(Exception):
 class Isolated:
     """A pool of limited processes."""
 
-    def __init__(self, limits: Limits, *, fresh: bool) -> None:
+    def __init__(self, pool: ProcessPool, limits: Limits) -> None:
+        self.pool = pool
         self.limits = limits
-        begin()
-        count = limits.workers or len(os.sched_getaffinity(0))
-        self.pool = ProcessPool(
-            max_workers=count,
-            max_tasks=1 if fresh else 0,
-            initializer=_limit,
-            initargs=[limits.memory, list(_paths())],
-            context=multiprocessing.get_context("forkserver"),
-        )
 
     def run(self, function: Callable[..., Any], *args: Any) -> Any:
         """The result of ``function(*args)``. Raises ``Lost``, or what the function raised."""
@@ -79,10 +73,6 @@ class Isolated:
             except Exception as problem:
                 yield futures[future], Lost(f"raised {type(problem).__name__}: {' '.join(str(problem).split())}")
 
-    def close(self) -> None:
-        self.pool.stop()
-        self.pool.join()
-
     def _result(self, future: Any) -> Any:
         try:
             return future.result()
@@ -97,11 +87,16 @@ class Isolated:
 @contextlib.contextmanager
 def isolated(limits: Limits, *, fresh: bool) -> Iterator[Isolated]:
     """A pool whose processes are gone at the end."""
-    pool = Isolated(limits, fresh=fresh)
-    try:
-        yield pool
-    finally:
-        pool.close()
+    begin()
+    pool = ProcessPool(
+        max_workers=limits.workers or len(os.sched_getaffinity(0)),
+        max_tasks=1 if fresh else 0,
+        initializer=_limit,
+        initargs=[limits.memory, list(_paths())],
+        context=multiprocessing.get_context("forkserver"),
+    )
+    with stopping(pool):
+        yield Isolated(pool, limits)
 
 
 def _guarded(function: Callable[..., Any], *args: Any) -> Any:

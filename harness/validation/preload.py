@@ -1,18 +1,17 @@
 """What every limited process needs; the clean process that they are forked from imports it once."""
 
-import transformers.modeling_utils
+from importlib import import_module
 
-import harness.check
-import harness.hf.rotary
-import harness.validation.derive
-import harness.validation.work
-import policies.fused.layer
+from harness.search import quiet
 
-PRELOADED = (
-    transformers.modeling_utils,
-    harness.check,
-    harness.hf.rotary,
-    harness.validation.derive,
-    harness.validation.work,
-    policies.fused.layer,
+NEEDED = (
+    "transformers.modeling_utils",
+    "harness.check",
+    "harness.hf.rotary",
+    "harness.validation.derive",
+    "harness.validation.work",
+    "policies.fused.layer",
 )
+
+with quiet():  # libraries tell whoever imports them what they miss
+    PRELOADED = tuple(map(import_module, NEEDED))

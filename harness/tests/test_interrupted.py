@@ -1,0 +1,68 @@
+"""Somebody breaks off a command: it stops at once, says what is kept, and loses nothing that was found."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pebble import ProcessPool
+
+from cases import CASES
+from harness import workers
+from harness.cli.app import status
+from harness.faults import CaseReport, Outcome, runner
+from harness.pool import stopping
+from reports import record
+
+
+def breaking_off_after_the_first(honest: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """``honest`` with somebody who has seen enough after one result."""
+
+    def results(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        yield next(honest(*args, **kwargs))
+        raise KeyboardInterrupt
+
+    return results
+
+
+@pytest.mark.timeout(60)
+def test_a_pool_that_is_left_in_the_middle_stops_what_it_was_doing() -> None:
+    pool = ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))
+    with stopping(pool):
+        for _ in range(2):
+            pool.schedule(signal.pause)
+    assert not pool.active
+
+
+def test_an_interrupted_check_keeps_what_it_found_and_goes_on_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("--property", "revert", "--property", "deep copy", "--examples", "4", "--workers", "1")
+    with monkeypatch.context() as somebody:
+        somebody.setattr(workers, "run_tasks", breaking_off_after_the_first(workers.run_tasks))
+        assert status(CASES, ["check", "opt", *few, "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.endswith("harness: interrupted; what is done is kept, go on with --resume DIR\n")
+    assert not (tmp_path / record.RECORD_NAME).exists()
+    assert status(CASES, ["check", "--resume", str(tmp_path)]) == 0
+    assert capsys.readouterr().err.count("held") == 1
+    assert {one.property for one in record.read(tmp_path).verdicts} == {"revert", "deep copy"}
+
+
+def test_an_interrupted_exam_reports_the_parts_that_were_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def one_part(parts: list[runner.Part], workers: int | None) -> Iterator[tuple[runner.Part, CaseReport]]:
+        kill = Outcome(fault="M14 ignored", case="opt", status="killed", killer="model equality", examples=3)
+        yield parts[0], CaseReport(case="opt", outcomes=(kill,), control=(), honest=(), faults=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "_in_parallel", one_part)
+    assert status(CASES, ["faults", "opt"]) == 130
+    told = capsys.readouterr()
+    assert "broken off" in told.out
+    assert "1 of 1 pairs noticed" in told.out
+    assert told.err.endswith("harness: interrupted\n")
