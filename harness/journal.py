@@ -13,11 +13,9 @@ from typing import Any
 
 import msgspec
 
-from reports.record import RECORD_NAME, ErrorBudget, NullLane, Timing, Verdict
+from reports.record import JOURNAL_NAME, RECORD_NAME, ErrorBudget, NullLane, Timing, Verdict
 
 from .timing.light import SpeedOfLight
-
-JOURNAL_NAME = "journal.jsonl"
 
 
 class JournalError(ValueError):

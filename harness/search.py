@@ -28,6 +28,7 @@ from .coverage import tally
 from .covering import covering_examples
 from .evidence.minimise import minimise
 from .exact import exact_mode
+from .process import SHARED
 from .properties import Property
 from .trial import Disagreement, OriginalFailed, Replacer, Trial, Vacuous
 
@@ -50,6 +51,7 @@ class Found:
     budgets_used: list[float] = field(default_factory=list)
     flaky: bool = False
     first_failure_after: int | None = None
+    last: Example | None = None
 
     @property
     def failing_traceback(self) -> str | None:
@@ -65,9 +67,14 @@ def search(prop: Property, case: Case, replacer: Replacer, *, examples: int, see
     most = 1 if prop.once else examples
     with quiet():
         planned = [] if prop.once else covering_examples(case.axes, _own_seed(seed, prop), most)
-        _judge_planned(prop, case, replacer, planned, found)
-        if found.failure is None and found.original_failed is None and most > len(planned):
-            _judge_random(prop, case, replacer, most - len(planned), seed, database, found)
+        try:
+            with shared_untouched(case):
+                _judge_planned(prop, case, replacer, planned, found)
+                if found.failure is None and found.original_failed is None and most > len(planned):
+                    _judge_random(prop, case, replacer, most - len(planned), seed, database, found)
+        except SharedChanged as change:
+            if found.failure is None and found.last is not None:
+                found.failure = (found.last, change)
         if found.failure is not None:
             _simplify(prop, case, replacer, found)
     found.seconds = time.perf_counter() - start
@@ -132,7 +139,12 @@ def _simplify(prop: Property, case: Case, replacer: Replacer, found: Found) -> N
         raised[str(tried)] = why
         return True
 
-    found.flaky = found.flaky or fails(example) is not True
+    again = fails(example) is True
+    if isinstance(problem, SharedChanged) and not again:
+        # It was changed when somebody's file was imported, whatever the example, and has been put back since.
+        found.failure, found.flaky = (case.simplest, problem), False
+        return
+    found.flaky = found.flaky or not again
     if prop.once or found.flaky:
         return
     simplest = minimise(example, case.axes, fails)
@@ -155,8 +167,10 @@ def judge(prop: Property, case: Case, replacer: Replacer, example: Example, foun
     mode = exact_mode() if prop.exact else torch.no_grad()
     if found.failure is None:
         found.examples += 1
+        found.last = example
+    watched = shared_untouched(case) if found.examples == 1 else contextlib.nullcontext()
     try:
-        with case.surroundings(), mode:
+        with watched, case.surroundings(), mode:
             prop.check(trial)
     except (Vacuous, OriginalFailed) as nothing:
         found.original_failed = (example, str(nothing))
@@ -174,6 +188,38 @@ def judge(prop: Property, case: Case, replacer: Replacer, example: Example, foun
             found.worst_error = max(found.worst_error, trial.evidence.worst_error)
             found.budgets_used += trial.evidence.budgets_used
             _count_axes(found, prop, trial.evidence.built)
+
+
+class SharedChanged(Disagreement):
+    """What the original runs by too is not what it was."""
+
+
+def see_shared(case: Case) -> None:
+    """Remember what the models of ``case`` share with all others, as it is outside of the case's surroundings, and what those
+    exchange."""
+    with case.surroundings():
+        pass  # it imports what it needs
+    SHARED.look_at()
+    with case.surroundings():
+        inside = SHARED.differences()
+    outside = SHARED.differences()
+    SHARED.exchanged |= {name for name, one in inside.items() if name not in outside or outside[name].now != one.now}
+
+
+@contextlib.contextmanager
+def shared_untouched(case: Case) -> Iterator[None]:
+    """Raise ``SharedChanged`` where what all models share is changed inside, or was before, other than by the case's
+    surroundings; and put it back, so that whoever comes next is judged by the original."""
+    see_shared(case)
+    try:
+        yield
+    finally:
+        changed = {name: one for name, one in SHARED.differences().items() if name not in SHARED.exchanged}
+        for one in changed.values():
+            one.put_back()
+        if changed:
+            names = ", ".join(sorted(changed))
+            raise SharedChanged(f"the replacement changed what the original runs by as well: {names}")
 
 
 def _count_axes(found: Found, prop: Property, built: list[Example]) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .case import Case, Example, Inputs, Value
+from .process import SHARED
 
 if TYPE_CHECKING:
     from reports.record import Stage
@@ -168,7 +169,11 @@ class Trial:
 
     def replace(self, model: nn.Module) -> Handle:
         """Replace ``model`` and count. Raises ``Disagreement`` where too few or too many layers were replaced."""
-        handle = self.replacer(model)
+        SHARED.look()  # building the original has imported its modules
+        with torch.enable_grad():
+            handle = self.replacer(model)
+            if not torch.is_grad_enabled():
+                raise Disagreement("replacing turns gradients off for whoever comes next")
         expected = self.case.expected(self.example)
         self.evidence.replaced += len(handle.replaced)
         self.evidence.expected += expected

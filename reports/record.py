@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 RECORD_NAME = "run.json"
+JOURNAL_NAME = "journal.jsonl"
+"""What an unfinished run has instead."""
 NOT_FINITE = sys.float_info.max
 """What a NaN or an infinity (with its sign) becomes in a record: larger than any figure that was measured."""
 
@@ -328,6 +330,10 @@ def read_bytes(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as problem:
+        if file.with_name(JOURNAL_NAME).exists():
+            raise RecordError(
+                f"{file.parent}: this run is not finished; go on with harness check --resume {file.parent}"
+            ) from None
         raise RecordError(f"{file}: no run record can be read here ({problem.strerror})") from None
 
 

@@ -7,6 +7,7 @@ and ``report`` open at once.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any
@@ -67,7 +68,10 @@ for command in (
 
 
 def main(cases: tuple[CaseEntry, ...]) -> None:
-    """Run the command line over ``cases`` and exit."""
+    """Run the command line over ``cases`` and exit. A sign that a terminal has not got is no reason to die."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(status(cases, sys.argv[1:]))
 
 

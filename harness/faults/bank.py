@@ -18,6 +18,7 @@ from .lower import LOWER, LOWER_DIFFUSION
 from .masks import MASKS
 from .matching import MATCHING
 from .methods import METHODS
+from .process import PROCESS
 from .rotary import ROTARY
 from .rounding import ROUNDING
 from .scores import SCORES
@@ -44,6 +45,7 @@ FAULTS: tuple[Fault, ...] = (
     *METHODS,
     *MATCHING,
     *ENGINE,
+    *PROCESS,
     *HARNESS_OWN,
 )
 

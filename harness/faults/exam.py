@@ -24,7 +24,7 @@ from ..evidence.localise import first_departing, localise
 from ..evidence.minimise import minimise
 from ..profiles import Profile
 from ..properties import BY_NAME, PROPERTIES, Property
-from ..search import quiet, tell
+from ..search import quiet, see_shared, tell
 from ..trial import Replacer
 from .bank import FAULTS, find_faults
 from .fault import Fault, misfired
@@ -79,6 +79,8 @@ def examine(
     ``shrink`` makes each example on which a fault was noticed as simple as it can be. ``progress`` is told of each
     outcome as it is known.
     """
+    with quiet():
+        see_shared(case)
     with quiet(), case.surroundings():
         exam = Exam(case, profile=profile, seed=seed, shrink=shrink, replacer=replacer)
         control = exam.harmless("clean policy", replacer, HARMLESS)

@@ -147,11 +147,23 @@ def _untouched(trial: Trial) -> None:
     inputs, model = trial.fresh_inputs(), trial.replaced.model
     before = copy.deepcopy(inputs.kwargs)
     state, untouched = snapshot(model), snapshot(trial.original)
-    with layer_inputs_watched(trial):
-        living(trial.run_replaced(model, inputs), inputs.valid)
+    expected = _random_state_after(lambda: trial.run_original(trial.fresh_inputs()))
+    with torch.enable_grad(), layer_inputs_watched(trial):
+        actual = _random_state_after(lambda: living(trial.run_replaced(model, inputs), inputs.valid))
+        if not torch.is_grad_enabled():
+            raise Disagreement("a call turns gradients off for whoever comes next")
+    if not torch.equal(expected, actual):
+        raise Disagreement("a call draws other random numbers than the original's")
     _unchanged(before, inputs.kwargs, "input")
     identical(state, held_tensors(model), "the replaced model's own state after a call")
     identical(untouched, held_tensors(trial.original), "the original's state after a call of the replaced model")
+
+
+def _random_state_after(call: Callable[[], Any]) -> Tensor:
+    """Where ``call`` leaves torch's generator, from a fixed start."""
+    torch.manual_seed(0)
+    call()
+    return torch.get_rng_state()
 
 
 @contextlib.contextmanager
@@ -219,7 +231,8 @@ INTERLEAVED = Property(
 
 UNTOUCHED = Property(
     name="hands off",
-    statement="A call writes neither to its inputs nor to a layer's nor to the weights nor to the original.",
+    statement="A call writes neither to its inputs nor to a layer's nor to the weights nor to the original, leaves gradients on, "
+    "and draws no random numbers that the original does not.",
     check=_untouched,
     exact=False,
     share=0.03,

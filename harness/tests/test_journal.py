@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.journal import JOURNAL_NAME, CheckDone, Journal, JournalError, Plan
-from reports.record import Verdict
+from harness.journal import CheckDone, Journal, JournalError, Plan
+from reports.record import JOURNAL_NAME, Verdict
 
 
 def plan() -> Plan:

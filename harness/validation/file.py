@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib.util
 import inspect
 import sys
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +16,7 @@ from types import ModuleType
 from policies.base import AnatomyPolicy, DSPolicy
 
 from ..case import Case
+from ..process import SHARED
 from ..suggest import suggestion
 
 
@@ -71,6 +74,7 @@ def load_file(path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"validated_{Path(path).stem}", path)
     if spec is None or spec.loader is None:
         raise UnusableFile(f"{path} is not a Python file")
+    SHARED.look_at(_mentioned(path))  # as it is before somebody's file changes it
     module = importlib.util.module_from_spec(spec)
     sys.modules[module.__name__] = module
     try:
@@ -78,6 +82,22 @@ def load_file(path: str) -> ModuleType:
     except (Exception, SystemExit) as problem:
         raise UnusableFile(f"{path} does not import: {in_one_line(problem, path)}") from None
     return module
+
+
+def _mentioned(path: str) -> Iterator[str]:
+    """Names in ``path`` that may be modules': imported there, or in strings such as ``module:Class``."""
+    try:
+        tree = ast.parse(Path(path).read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{one.name}" for one in node.names)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value.partition(":")[0]
 
 
 def in_one_line(problem: BaseException, path: str) -> str:

@@ -19,12 +19,13 @@ from ..check import Checked, check_property
 from ..coverage import coverage
 from ..evidence.script import with_policy
 from ..faults.report import Outcome
+from ..process import SHARED
 from ..profiles import PROFILES
 from ..properties import BY_NAME
 from ..properties.base import Property
 from ..properties.captured import CAPTURED, captures
 from ..registry import load_case
-from ..search import quiet
+from ..search import quiet, see_shared
 from ..trial import Handle, Replacer
 from .derive import derive
 from .derived import Derivation, DerivedCase
@@ -74,6 +75,7 @@ class Subject:
         policy = self.policy
 
         def replacer(model: Any) -> Handle:
+            SHARED.look()  # building the model has imported its modules
             return replace_module(model, policies=(policy,))
 
         return replacer
@@ -243,6 +245,8 @@ def try_faults(part: Part) -> list[Outcome]:
     end = clock.monotonic() + part.seconds
     case, replacer = part.subject.case, part.subject.replacer
     outcomes = []
+    with quiet():
+        see_shared(case)
     with quiet(), case.surroundings():
         exam = Exam(case, profile=PROFILES["quick"], seed=part.seed, shrink=False, replacer=replacer, aimed=True)
         for fault in FAULTS[part.place :: part.of]:

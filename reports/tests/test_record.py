@@ -98,6 +98,12 @@ def test_a_missing_record_is_refused_with_its_path(tmp_path):
         record.read(tmp_path)
 
 
+def test_a_run_that_is_not_finished_says_how_to_go_on(tmp_path):
+    (tmp_path / record.JOURNAL_NAME).touch()
+    with pytest.raises(record.RecordError, match=f"this run is not finished; go on with harness check --resume {tmp_path}"):
+        record.read(tmp_path)
+
+
 @pytest.mark.parametrize("change", [{"seed": "3"}, {"unheard": 1}, {"verdicts": [{}]}, {"complete": None}])
 def test_a_wrong_or_unknown_field_is_refused_by_its_place(tmp_path, change):
     path = record.write(synthetic.run(), tmp_path)
