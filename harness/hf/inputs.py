@@ -34,7 +34,7 @@ GROUP = Axis("group", (1, 2, 3, 5), large=(1, 2, 3))
 """Queries to a key/value head."""
 LAYERS = Axis("layers", (1, 2, 3))
 PREFIX = 2
-BATCH = Axis("batch", (1, 2, 3, 4), large=(1, 9))
+BATCH = Axis("batch", (1, 2, 3, 4), large=(1, 9, 33))
 TOKENS = Axis("tokens", (3, 1, 2, 4, 5, 7, 11))
 INNER = Axis("inner", (8, 5, 16, 31, 48), claimed=False, large=LARGE_INNER)
 INNER_OR_FOURFOLD = Axis("inner", (None, 5, 16, 31, 48), large=(None, *LARGE_INNER))

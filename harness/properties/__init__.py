@@ -31,7 +31,7 @@ from .refusal import REFUSAL
 from .rounding import ROUNDING
 from .settings import SETTINGS
 from .sharing import SHARING
-from .sizes import LARGE, LONG
+from .sizes import LARGE, LONG, MANY_TOKENS
 from .threads import THREADS
 from .training import GRADIENTS, TRAINING
 from .transforms import TRANSFORMED
@@ -50,6 +50,7 @@ PROPERTIES: tuple[Property, ...] = (
     STATIC_CACHE,
     FRESH_CACHE,
     LONG,
+    MANY_TOKENS,
     LARGE,
     ROWS,
     PADDING,

@@ -47,7 +47,8 @@ class Recorder:
         return hook
 
 
-def _layer_equality(trial: Trial) -> None:
+def layers_alike(trial: Trial) -> None:
+    """Each layer, given what the original's is given, returns the same. A model's last norm hides the scale of its layers."""
     paths = tuple(one.path for one in trial.replaced.replaced)
     with Recorder(trial.original, paths) as recorder:
         trial.run_original(trial.inputs)
@@ -99,7 +100,7 @@ LAYER_EQUALITY = Property(
     name="layer equality",
     statement="Each replaced layer, given the input that the original layer was given, returns the same output in the "
     "same form and leaves the input as it was.",
-    check=_layer_equality,
+    check=layers_alike,
     applies=lambda case: case.layered,
     share=0.25,
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..trial import Trial, Vacuous, fused_path, original_side
 from .base import Property, layered, same_tensor
 from .equality import Recorded, Recorder, main_output, valid_positions
-from .hidden import LAYOUTS
+from .hidden import BEYOND_HALF, LAYOUTS, beyond_half, given
 from .inputs import mapped
 
 MASK = "attention_mask"
@@ -36,12 +36,23 @@ def _forms(trial: Trial) -> None:
         same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called {words}")
     for words, layout in LAYOUTS.items():
         _laid_out(trial, path, mine, its, Recorded(mapped(call.args, layout), mapped(call.kwargs, layout), None), words)
+    _beyond_half(trial, path, mine, its, call)
     args, kwargs = _by_name(mine, call)
     for words, mask in _masks(kwargs.get(MASK)):
         _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), words)
     if MASK in call.kwargs and trial.case.speaks_transformers:
         for told in ({}, {"is_causal": bool(trial.example.seed & 2)}):
             _without_mask(trial, path, mine, its, Recorded(call.args, {**call.kwargs, MASK: None, **told}, None))
+
+
+def _beyond_half(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded) -> None:
+    """A call with a hidden state that half precision has not got, and neither has a kernel that keeps within it."""
+    words = f"called with a hidden state of {BEYOND_HALF:g}"
+    with original_side(words), given(mine, "", beyond_half):
+        expected = main_output(mine(*call.args, **call.kwargs))
+    with fused_path(its), given(its, "", beyond_half):
+        actual = main_output(its(*call.args, **call.kwargs))
+    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} {words}")
 
 
 def _laid_out(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
@@ -108,8 +119,8 @@ def _by_name(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[st
 
 FORMS = Property(
     name="call forms",
-    statement="A replaced layer takes its arguments by position and by name, however they lie in memory, a mask of "
-    "any kind or none, and a word on causality, as the original does.",
+    statement="A replaced layer takes its arguments by position and by name, however they lie in memory and whatever half "
+    "precision could hold of them, a mask of any kind or none, and a word on causality, as the original does.",
     check=_forms,
     applies=layered,
     share=0.05,

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 OUTLIER = 400.0
 """Half precision ends at 65,504: the square of this is beyond it."""
 
+BEYOND_HALF = 1e6
+
 
 @contextlib.contextmanager
 def given(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
@@ -37,6 +39,13 @@ def with_outlier(x: Tensor) -> Tensor:
     language models"); of every token of the first row where T comes first."""
     x = x.clone()
     x[:, 0, 0] += OUTLIER
+    return x
+
+
+def beyond_half(x: Tensor) -> Tensor:
+    """One value of the first token and row far beyond what half precision can hold."""
+    x = x.clone()
+    x[0, 0, 0] += BEYOND_HALF
     return x
 
 

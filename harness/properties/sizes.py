@@ -12,10 +12,13 @@ from ..case import Case, Inputs
 from ..trial import OriginalFailed, Trial, fused_path, original_side
 from .base import Property, layered, same_outputs
 from .cache import OUTPUT, in_chunks, with_cache
+from .equality import layers_alike
 from .inputs import has_tokens
 
 LENGTHS = (33, 64, 95, 129, 190, 257)
 """Tokens: whole blocks of every usual size, and blocks with a tail, of one token and of many."""
+MANY = 2060
+"""Tokens: more than the 1,024 or 2,048 that workspaces, tables and blocks of threads are made for. An example takes a second."""
 STEPS = 2
 SEVERAL = 3
 """Tokens of a large layer: of a single one a faulty attention shows too little, whose one key has all the weight."""
@@ -75,12 +78,20 @@ def _long(trial: Trial) -> None:
     _alike(trial, f"{trial.example['tokens']} tokens")
 
 
+def _many(trial: Trial) -> None:
+    trial = trial.suited(has_tokens(trial.case))
+    trial = _that_runs((trial.vary(tokens=MANY, batch=1, layers=1),), trial)
+    _alike(trial, f"{trial.example['tokens']} tokens")
+
+
 def _large(trial: Trial) -> None:
     for one in large_trials(trial):
         _alike(one, size_of(one))
 
 
 def _alike(trial: Trial, what: str) -> None:
+    if trial.case.layered:
+        layers_alike(trial)
     model, inputs = trial.replaced.model, trial.fresh_inputs()
     same_outputs(trial, trial.expected_outputs, trial.run_replaced(model, inputs), inputs.valid, what)
     if not trial.case.caches(trial.example):
@@ -99,6 +110,14 @@ LONG = Property(
     check=_long,
     applies=layered,
     share=0.03,
+)
+MANY_TOKENS = Property(
+    name="two thousand tokens",
+    statement="A sequence of more than two thousand tokens gives what the original gives, in one call and decoded.",
+    check=_many,
+    applies=layered,
+    share=0.004,
+    least=1,
 )
 LARGE = Property(
     name="large layers",

@@ -34,6 +34,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "static cache": tiny.around(tiny.dynamic_cache_only),
     "fresh cache": tiny.around(tiny.own_cache),
     "long sequences": tiny.around(tiny.whole_blocks),
+    "two thousand tokens": tiny.around(tiny.bounded_table),
     "large layers": tiny.around(tiny.whole_rows),
     "batch rows": tiny.around(tiny.leaks_rows),
     "padding": tiny.around(tiny.leaks_tokens),
@@ -83,7 +84,7 @@ def first_failure(prop: Property, replacer: Callable[[nn.Module], Any], count: i
 
 
 def several(prop: Property) -> int:
-    return 1 if prop.once or prop.name == "torch.compile" else 6
+    return 1 if prop.once or prop.name in ("torch.compile", "two thousand tokens") else 6
 
 
 @pytest.mark.parametrize("prop", PROPERTIES, ids=lambda prop: prop.name)
@@ -116,6 +117,11 @@ def test_hooks_that_are_passed_over_are_noticed(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_set_later_and_passed_over_is_noticed(fault: str) -> None:
     with find_faults((fault,))[0].opened(replace_module) as faulty:
         assert isinstance(first_failure(BY_NAME["settings"], faulty, count=20), Disagreement)
+
+
+def test_a_kernel_that_keeps_within_half_precision_is_noticed() -> None:
+    problem = first_failure(BY_NAME["call forms"], tiny.around(tiny.within_half_precision), count=20)
+    assert "called with a hidden state of 1e+06" in str(problem)
 
 
 def test_accounting_names_the_parameter_that_does_not_arrive() -> None:

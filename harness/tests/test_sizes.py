@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from harness.trial import Trial
 from policies import replace_module
 
 from .outcomes import MANY, outcomes
+from .tiny import around
 
 LLAMA = next(entry for entry in CASES if entry.name == "llama").load()
 USUAL = ("layer equality", "model equality", "cache", "changing shapes", "long sequences")
@@ -42,6 +44,17 @@ def test_a_failure_says_at_which_sizes() -> None:
             BY_NAME["large layers"], LLAMA, profile=MANY, seed=1, policy="", replacer=faulty, explain=False
         ).verdict
     assert "head_size=" in verdict.reason and "batch=" in verdict.reason
+
+
+def test_a_long_call_is_judged_by_what_layers_give_whose_scale_the_models_last_norm_hides() -> None:
+    def scaled(own: Any, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        output = own(hidden, *args, **kwargs)
+        return output * 1.001 if hidden.shape[1] > 20 else output
+
+    verdict = check_property(
+        BY_NAME["long sequences"], LLAMA, profile=MANY, seed=1, policy="", replacer=around(scaled), explain=False
+    ).verdict
+    assert "on the original's input: relative error 1.0e-03" in verdict.reason
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in CASES])

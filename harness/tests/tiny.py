@@ -146,6 +146,17 @@ def sized_by_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args:
     return own(hidden, *args, **kwargs)
 
 
+def within_half_precision(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    most = torch.finfo(torch.float16).max
+    return own(*args, **kwargs).clamp(-most, most)
+
+
+def bounded_table(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """What is behind the end of a table of 2,048 positions is at its last."""
+    output = own(*args, **kwargs)
+    return torch.cat((output[:, :2048], output[:, 2047:2048].expand_as(output[:, 2048:])), dim=1)
+
+
 def whole_blocks(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
     output = own(hidden, *args, **kwargs)
     return output if hidden.shape[1] < 32 else output[:, : hidden.shape[1] // 32 * 32]
