@@ -47,8 +47,9 @@ class Recorder:
         return hook
 
 
-def layers_alike(trial: Trial) -> None:
-    """Each layer, given what the original's is given, returns the same. A model's last norm hides the scale of its layers."""
+def layers_alike(trial: Trial, where: str = "") -> None:
+    """Each layer, given what the original's is given, returns the same. A model's last norm hides the scale of its layers.
+    ``where`` begins each message."""
     paths = tuple(one.path for one in trial.replaced.replaced)
     with Recorder(trial.original, paths) as recorder:
         trial.run_original(trial.inputs)
@@ -61,18 +62,18 @@ def layers_alike(trial: Trial) -> None:
         with fused_path(layer):
             actual = layer(*call.args, **call.kwargs)
         if any(not torch.equal(mine, now) for mine, now in zip(before, given, strict=True)):
-            raise Disagreement(f"{path or 'model'} writes to what it is given")
-        _same_layer_output(trial, path, call, actual)
+            raise Disagreement(f"{where}{path or 'model'} writes to what it is given")
+        _same_layer_output(trial, f"{where}{path or 'model'}", call, actual)
 
 
-def _same_layer_output(trial: Trial, path: str, call: Recorded, actual: Any) -> None:
+def _same_layer_output(trial: Trial, what: str, call: Recorded, actual: Any) -> None:
     expected = call.output
     if type(actual) is not type(expected):
-        raise Disagreement(f"{path} returns a {type(actual).__name__}, the original a {type(expected).__name__}")
+        raise Disagreement(f"{what} returns a {type(actual).__name__}, the original a {type(expected).__name__}")
     if isinstance(expected, tuple) and len(expected) != len(actual):
-        raise Disagreement(f"{path} returns {len(actual)} values, the original {len(expected)}")
+        raise Disagreement(f"{what} returns {len(actual)} values, the original {len(expected)}")
     expected, actual = main_output(expected), main_output(actual)
-    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path or 'model'} on the original's input")
+    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{what} on the original's input")
 
 
 def main_output(returned: Any) -> Any:

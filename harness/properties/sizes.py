@@ -91,7 +91,7 @@ def _large(trial: Trial) -> None:
 
 def _alike(trial: Trial, what: str) -> None:
     if trial.case.layered:
-        layers_alike(trial)
+        layers_alike(trial, f"{what}: ")
     model, inputs = trial.replaced.model, trial.fresh_inputs()
     same_outputs(trial, trial.expected_outputs, trial.run_replaced(model, inputs), inputs.valid, what)
     if not trial.case.caches(trial.example):
