@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from harness.case import Refusal
-from harness.hf.tampered import AdaptedLinear, count_heads_otherwise, extra_parameter, subclass
+from harness.hf.tampered import AdaptedLinear, count_heads_otherwise, drop_otherwise, extra_parameter, subclass
 from harness.randomise import randomise
 
 from .megatron_cpu import core, megatron_alone, process_groups, quietly
@@ -124,6 +124,7 @@ def _exchange_activation(layer: Any) -> None:
 
 _CHANGES: tuple[tuple[str, str, Callable[[Any], None]], ...] = (
     ("an adapted linear", "AdaptedLinear", _adapt),
+    ("another dropout", "ScaledDropout", drop_otherwise),
     ("a share of a linear", "tensor parallelism", _shard),
     ("heads that contradict the projections", "heads", count_heads_otherwise),
     ("a bias that is never added", "skip_bias_add", _drop_bias),

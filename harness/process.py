@@ -156,6 +156,16 @@ class Shared:
         if self._settings is None:
             self._settings = tuple(one.get() for one in SETTINGS)
 
+    @contextlib.contextmanager
+    def as_it_is(self) -> Iterator[None]:
+        """Inside, what has been changed so far is no change."""
+        accepted = self.differences().keys() - self.exchanged
+        self.exchanged |= accepted
+        try:
+            yield
+        finally:
+            self.exchanged -= accepted
+
     def differences(self) -> dict[str, Difference]:
         """What is not as it was, by name."""
         code = {f"{names.where}.{name}": difference for names in self._names for name, difference in names.changed()}

@@ -22,6 +22,7 @@ from ..case import Case, Example
 from ..check import check_property, off_simplest
 from ..evidence.localise import first_departing, localise
 from ..evidence.minimise import minimise
+from ..process import SHARED
 from ..profiles import Profile
 from ..properties import BY_NAME, PROPERTIES, Property
 from ..search import quiet, see_shared, tell
@@ -155,7 +156,7 @@ class Exam:
         """What the harness takes each honest variant for."""
         for variant in HONEST:
             if variant.applies(self.traits):
-                with variant.opened(self.replacer) as rewritten:
+                with variant.opened(self.replacer) as rewritten, SHARED.as_it_is():
                     alarm = self.harmless(variant.id, rewritten, HARMLESS // 2, passes=variant.passes)
                 progress(alarm)
                 yield alarm
