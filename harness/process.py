@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch._dynamo  # exchanges torch.manual_seed when it is imported, which is to have happened
 from torch import Tensor
 
 COMPUTING = (

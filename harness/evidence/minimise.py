@@ -9,6 +9,7 @@ odd, the failure depends on the numbers.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations, zip_longest
@@ -20,6 +21,9 @@ BUDGET = 150
 """Examples tried at most to make one simple, a few seconds of a transformer case."""
 NEIGHBOURS = 40
 """Examples tried at most to find one that passes; a fault that every configuration shows has none."""
+SECONDS = 20.0
+"""Time that either may take: examples of a diffusion model in half precision take a second each, and who validates a policy
+gives a check one minute."""
 SEEDS = (0, 1, 2)
 Fails = Callable[[Example], bool | None]
 """Whether an example fails; None where it shows nothing either way."""
@@ -27,16 +31,19 @@ Fails = Callable[[Example], bool | None]
 
 @dataclass
 class Probe:
-    """Asks whether an example fails, each example once and at most ``budget`` of them; beyond that it says None."""
+    """Asks whether an example fails, each example once and at most ``budget`` of them, and for ``seconds``; beyond that it says
+    None."""
 
     fails: Fails
     budget: int
+    seconds: float = SECONDS
+    began: float = field(default_factory=lambda: time.monotonic())
     known: dict[tuple[object, ...], bool | None] = field(default_factory=dict)
 
     def __call__(self, example: Example) -> bool | None:
         key = (*example.values.items(), example.seed)
         if key not in self.known:
-            if len(self.known) >= self.budget:
+            if len(self.known) >= self.budget or time.monotonic() - self.began > self.seconds:
                 return None
             self.known[key] = self.fails(example)
         return self.known[key]

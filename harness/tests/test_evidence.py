@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from harness.check import check_property, off_simplest
 from harness.coverage import claimed_pairs, coverage, coverage_failure, tally
 from harness.covering import covering_array, covering_examples
 from harness.evidence import gather as gather_module
+from harness.evidence import minimise as minimising
 from harness.evidence.literals import CannotWriteError, literal
 from harness.evidence.localise import first_departing, localise
 from harness.evidence.minimise import minimise, nearest_passing
@@ -87,6 +89,13 @@ def test_minimising_stops_at_its_budget() -> None:
     asked = []
     minimise(Example({"a": 3, "b": "z", "c": True, "d": 5}, 9), AXES, lambda one: bool(asked.append(one)), budget=5)
     assert len(asked) == 5
+
+
+def test_minimising_stops_when_its_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, asked = itertools.count(0, minimising.SECONDS / 2), []
+    monkeypatch.setattr(minimising.time, "monotonic", lambda: next(clock))
+    minimise(Example({"a": 3, "b": "z", "c": True, "d": 5}, 9), AXES, lambda one: bool(asked.append(one)))
+    assert len(asked) == 2
 
 
 def test_the_nearest_passing_example_has_one_axis_put_back() -> None:
