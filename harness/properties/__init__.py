@@ -31,7 +31,7 @@ from .refusal import REFUSAL
 from .rounding import ROUNDING
 from .settings import SETTINGS
 from .sharing import SHARING
-from .sizes import LARGE, LONG, MANY_TOKENS
+from .sizes import LARGE, LONG, MANY_LAYERS, MANY_TOKENS
 from .threads import THREADS
 from .training import GRADIENTS, TRAINING
 from .transforms import TRANSFORMED
@@ -51,6 +51,7 @@ PROPERTIES: tuple[Property, ...] = (
     FRESH_CACHE,
     LONG,
     MANY_TOKENS,
+    MANY_LAYERS,
     LARGE,
     ROWS,
     PADDING,

@@ -19,6 +19,8 @@ LENGTHS = (33, 64, 95, 129, 190, 257)
 """Tokens: whole blocks of every usual size, and blocks with a tail, of one token and of many."""
 MANY = 2060
 """Tokens: more than the 1,024 or 2,048 that workspaces, tables and blocks of threads are made for. An example takes a second."""
+DEEP = 7
+"""Layers: more than the usual examples have."""
 STEPS = 2
 SEVERAL = 3
 """Tokens of a large layer: of a single one a faulty attention shows too little, whose one key has all the weight."""
@@ -73,6 +75,10 @@ def has_large_values(case: Case) -> bool:
     return any(axis.large for axis in case.axes)
 
 
+def has_layers(case: Case) -> bool:
+    return case.layered and any(axis.name == "layers" for axis in case.axes)
+
+
 def _long(trial: Trial) -> None:
     trial = long_trial(trial)
     _alike(trial, f"{trial.example['tokens']} tokens")
@@ -82,6 +88,11 @@ def _many(trial: Trial) -> None:
     trial = trial.suited(has_tokens(trial.case))
     trial = _that_runs((trial.vary(tokens=MANY, batch=1, layers=1),), trial)
     _alike(trial, f"{trial.example['tokens']} tokens")
+
+
+def _deep(trial: Trial) -> None:
+    trial = _that_runs((trial.vary(layers=DEEP),), trial)
+    _alike(trial, f"{DEEP} layers")
 
 
 def _large(trial: Trial) -> None:
@@ -118,6 +129,13 @@ MANY_TOKENS = Property(
     applies=layered,
     share=0.004,
     least=1,
+)
+MANY_LAYERS = Property(
+    name="many layers",
+    statement="A model of seven layers gives what the original gives, in one call and decoded.",
+    check=_deep,
+    applies=has_layers,
+    share=0.02,
 )
 LARGE = Property(
     name="large layers",

@@ -35,6 +35,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "fresh cache": tiny.around(tiny.own_cache),
     "long sequences": tiny.around(tiny.whole_blocks),
     "two thousand tokens": tiny.around(tiny.bounded_table),
+    "many layers": tiny.around(tiny.four_slots),
     "large layers": tiny.around(tiny.whole_rows),
     "batch rows": tiny.around(tiny.leaks_rows),
     "padding": tiny.around(tiny.leaks_tokens),

@@ -157,6 +157,12 @@ def bounded_table(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any
     return torch.cat((output[:, :2048], output[:, 2047:2048].expand_as(output[:, 2048:])), dim=1)
 
 
+def four_slots(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """There are four places for what is kept of a layer; the fifth layer takes the last."""
+    output = own(*args, **kwargs)
+    return output if state["layer"].self_attn.layer_idx < 4 else output.roll(1, dims=-1)
+
+
 def whole_blocks(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
     output = own(hidden, *args, **kwargs)
     return output if hidden.shape[1] < 32 else output[:, : hidden.shape[1] // 32 * 32]
