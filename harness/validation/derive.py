@@ -22,6 +22,7 @@ from ..exact import exact_mode
 from ..hf import inputs as hf
 from ..hf.rotary import ROPE
 from ..hf.unusual import NORM_EPS, WEIGHTS
+from ..properties.sizes import DEEP
 from ..search import quiet
 from ..trial import cast
 from .derived import DECODER, Derivation, DerivedCase, config_values
@@ -212,15 +213,20 @@ def _tried_alone(derivation: Derivation) -> Derivation:
 
 
 def _layer_counts(derivation: Derivation) -> dict[int, int]:
-    """Layers in the model, for each value of the layers axis."""
+    """Layers in the model, for each value of the layers axis, and for as many as a property asks for where it takes them."""
     case = DerivedCase(derivation)
     cls = layer_class(derivation.layer)
     axis = next((one for one in derivation.axes if one.name == "layers"), Axis("layers", (1,)))
     counts = {}
-    for value in axis.values:
-        with quiet():
-            model = case.build(case.simplest.with_value("layers", value))
-        counts[int(str(value))] = sum(type(one) is cls for one in model.modules())
+    for value in (*axis.values, DEEP):
+        try:
+            with quiet():
+                model = case.build(case.simplest.with_value("layers", value))
+        except Exception:
+            if value in axis.values:
+                raise
+        else:
+            counts[int(str(value))] = sum(type(one) is cls for one in model.modules())
     return counts
 
 
