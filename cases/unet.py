@@ -69,7 +69,7 @@ class UNetCase(Case):
         Axis("batch", (1, 2, 3, 5)),
         Axis("height", (4, 5, 6, 7), large=(16, 24, 33)),
         Axis("width", (4, 3, 6), large=(16, 24, 20, 50)),
-        Axis("tokens", (3, 1, 5), large=(77,)),
+        Axis("tokens", (3, 1, 5), large=(77, 130)),
         Axis("format", ("contiguous", "channels_last", "transposed")),
         Axis("weights", ("contiguous", "channels_last")),
         Axis("encoder_mask", ("none", "bool", "float")),
