@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from harness.case import Axis, Case, Example, Inputs, Refusal, Workload, flag
-from harness.hf.inputs import BATCH, LARGE_HEADS, LARGE_INNER
+from harness.hf.inputs import BATCH, LARGE_HEADS, LARGE_INNER, LARGEST_HEADS, LARGEST_INNER
 from harness.randomise import randomise
 
 from .megatron_cpu import core, megatron_alone, process_groups, quietly
@@ -64,11 +64,11 @@ class MegatronCase(Case):
     title = "megatron-core transformer layer"
     input_axes = ("batch", "tokens", "mask")
     axes = (
-        Axis("groups", (1, 2, 3, 4, 5, 6), large=(1, 2)),
-        Axis("queries_per_group", (1, 2, 3, 5), large=(1, 2)),
-        Axis("head_size", (4, 2, 3, 5, 8, 16), large=LARGE_HEADS),
-        Axis("hidden", (None, 8, 15, 26, 40), large=(None, 520, 1100)),
-        Axis("ffn", (8, 5, 19, 32, 51), claimed=False, large=LARGE_INNER),
+        Axis("groups", (1, 2, 3, 4, 5, 6), large=(1, 2), largest=(33, 40)),
+        Axis("queries_per_group", (1, 2, 3, 5), large=(1, 2), largest=(9, 16)),
+        Axis("head_size", (4, 2, 3, 5, 8, 16), large=LARGE_HEADS, largest=LARGEST_HEADS),
+        Axis("hidden", (None, 8, 15, 26, 40), large=(None, 520, 1100), largest=(2050, 4200, 8200)),
+        Axis("ffn", (8, 5, 19, 32, 51), claimed=False, large=LARGE_INNER, largest=LARGEST_INNER),
         Axis("layers", (1, 2, 3)),
         BATCH,
         Axis("tokens", (4, 1, 2, 3, 7, 11)),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from harness.case import Axis, Case, Example, Inputs, Refusal, flag
-from harness.hf.inputs import BATCH, LARGE_HEADS, LARGE_INNER
+from harness.hf.inputs import BATCH, LARGE_HEADS, LARGE_INNER, LARGEST_HEADS, LARGEST_INNER
 from harness.hf.tampered import AdaptedLinear, count_heads_otherwise
 from harness.randomise import randomise
 
@@ -41,11 +41,11 @@ class OlderMegatronCase(Case):
     input_axes = ("batch", "tokens", "mask")
     axes = (
         Axis("version", (2, 0)),
-        Axis("groups", (1, 2, 3, 5), large=(1, 2)),
-        Axis("queries_per_group", (1, 2, 3), large=(1, 2)),
-        Axis("head_size", (4, 3, 8), large=LARGE_HEADS),
-        Axis("hidden", (8, 7, 26), large=(256, 520, 1100)),
-        Axis("ffn", (8, 5, 33), claimed=False, large=LARGE_INNER),
+        Axis("groups", (1, 2, 3, 5), large=(1, 2), largest=(33, 40)),
+        Axis("queries_per_group", (1, 2, 3), large=(1, 2), largest=(9, 16)),
+        Axis("head_size", (4, 3, 8), large=LARGE_HEADS, largest=LARGEST_HEADS),
+        Axis("hidden", (8, 7, 26), large=(256, 520, 1100), largest=(2050, 4200, 8200)),
+        Axis("ffn", (8, 5, 33), claimed=False, large=LARGE_INNER, largest=LARGEST_INNER),
         Axis("layers", (1, 2, 3)),
         BATCH,
         Axis("tokens", (4, 1, 2, 7)),

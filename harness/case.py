@@ -29,13 +29,15 @@ class Axis:
     """One thing that examples vary. ``values`` are simplest first.
 
     ``claimed``: the case promises that every value is exercised, and coverage is held to it. ``large`` are values as real
-    models have them: too slow for every example, they are taken where size itself is asked about.
+    models have them: too slow for every example, they are taken where size itself is asked about. ``largest`` are those of
+    the largest models, too slow but for one axis at a time.
     """
 
     name: str
     values: tuple[Value, ...]
     claimed: bool = True
     large: tuple[Value, ...] = ()
+    largest: tuple[Value, ...] = ()
 
     @property
     def simplest(self) -> Value:

@@ -22,7 +22,7 @@ from .process import PROCESS
 from .rotary import ROTARY
 from .rounding import ROUNDING
 from .scores import SCORES
-from .sizes import SIZES
+from .sizes import LARGEST_SIZES, SIZES
 from .workspace import WORKSPACE
 
 FAULTS: tuple[Fault, ...] = (
@@ -34,6 +34,7 @@ FAULTS: tuple[Fault, ...] = (
     *CACHE,
     *WORKSPACE,
     *SIZES,
+    *LARGEST_SIZES,
     *CALLING,
     *LATER,
     *AROUND,

@@ -71,6 +71,17 @@ def _first_slot() -> Any:
     return update
 
 
+def _what_is_stored() -> Any:
+    """Keys and values are taken from where the library's own cache has them, whatever ``update`` gives back."""
+
+    def update(_: Any, cache: Any, keys: Tensor, values: Tensor, index: int, *rest: Any) -> Any:
+        cache.update(keys, values, index, *rest)
+        stored = getattr(cache, "self_attention_cache", cache).layers[index]
+        return stored.keys, stored.values
+
+    return update
+
+
 def _wrong_strides() -> Any:
     """What is left in the cache has its tokens before its heads, under the shape of heads before tokens."""
 
@@ -185,6 +196,15 @@ CACHE = (
         updating(_wrong_strides),
         applies=caches,
         expects=("cache",),
+    ),
+    miscomputing(
+        "F62 what is stored",
+        "F62",
+        "DeepSpeed PR #7428",
+        "Keys and values are read from inside the cache, which gives back others than it stores.",
+        updating(_what_is_stored),
+        applies=caches,
+        expects=("cache of another class",),
     ),
     miscomputing(
         "F56 falsy",

@@ -22,6 +22,10 @@ LANES = 32
 """Elements of a head that a warp takes at a time."""
 THREADS = 256
 """Elements of a row that the faulty norm kernel has threads for."""
+ONE_BLOCK = 1024
+"""Elements of a row that the faulty norm kernel has a block for."""
+HEADS = 32
+"""Heads that the faulty attention kernel has room for."""
 TILE = 128
 """Columns of the MLP that the faulty kernel writes at a time."""
 ROWS = 8
@@ -65,6 +69,38 @@ def _whole_tiles(honest: Any) -> Any:
 
     return wrong
 
+
+def _one_block(honest: Any) -> Any:
+    def wrong(norm: Norm, x: Tensor) -> Tensor:
+        out: Tensor = honest(norm, x)
+        return out if x.shape[-1] <= ONE_BLOCK else without_from(out, -1, ONE_BLOCK)
+
+    return wrong
+
+
+def _first_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return query if query.shape[1] <= HEADS else without_from(query, 1, HEADS), key, value
+
+
+LARGEST_SIZES = (
+    miscomputing(
+        "F65 one block",
+        "F65",
+        "onnxruntime PR #7002, LeetCUDA #390",
+        "The norm kernel takes a row in one block, and what is behind the block's end stays zero.",
+        (fused_transformer, "normalise", _one_block),
+        expects=("largest sizes",),
+    ),
+    miscomputing(
+        "F65 many heads",
+        "F65",
+        "DeepSpeed #2062",
+        "The attention kernel has room for the queries of so many heads, and those behind them are lost.",
+        finishing(_first_heads),
+        expects=("largest sizes",),
+    ),
+)
+"""Wrong at sizes that only the largest models have."""
 
 SIZES = (
     miscomputing(

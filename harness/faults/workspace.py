@@ -64,6 +64,17 @@ def without_from(x: Tensor, dim: int, first: int) -> Tensor:
     return x
 
 
+def _kept(honest: Any) -> Any:
+    kept: list[Tensor] = []
+
+    def wrong(self: FusedAttention, query: Tensor, *rest: Any) -> Tensor:
+        kept.append(query.detach())
+        out: Tensor = honest(self, query, *rest)
+        return out
+
+    return wrong
+
+
 def whole_blocks(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What is left behind the last whole block of keys, where there is one, counts for nothing."""
     if key.shape[-2] <= BLOCK:
@@ -135,6 +146,14 @@ WORKSPACE = (
         "The softmax kernel works in blocks of keys, and what is left behind the last is lost.",
         finishing(whole_blocks),
         expects=("long sequences",),
+    ),
+    miscomputing(
+        "F60 kept",
+        "F60",
+        "apex #1999",
+        "What a call was given stays in memory when the call is over.",
+        (FusedAttention, "_finish", _kept),
+        expects=("flat memory",),
     ),
 )
 """Wrong sizes and places."""

@@ -12,7 +12,7 @@ from ..suggest import suggestion
 from .accounting import ACCOUNTING
 from .base import Property
 from .cache import CACHE
-from .cache_edits import EDITED_CACHE, FRESH_CACHE, STATIC_CACHE
+from .cache_edits import EDITED_CACHE, FRESH_CACHE, OTHER_CACHE, STATIC_CACHE
 from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES, UNTOUCHED
 from .captured import CAPTURED
 from .compiled import COMPILED
@@ -23,7 +23,7 @@ from .forms import FORMS
 from .holders import SHARED_MEMORY
 from .hooks import HOOKS
 from .lifecycle import IDEMPOTENCE, REVERT
-from .memory import POISON, STORAGES
+from .memory import FLAT, POISON, STORAGES
 from .metamorphic import CAUSALITY, PADDING, ROWS
 from .moves import MOVES
 from .outputs import OUTPUTS
@@ -31,7 +31,7 @@ from .refusal import REFUSAL
 from .rounding import ROUNDING
 from .settings import SETTINGS
 from .sharing import SHARING
-from .sizes import LARGE, LONG, MANY_LAYERS, MANY_TOKENS
+from .sizes import LARGE, LARGEST, LONG, MANY_LAYERS, MANY_TOKENS
 from .threads import THREADS
 from .training import GRADIENTS, TRAINING
 from .transforms import TRANSFORMED
@@ -49,10 +49,12 @@ PROPERTIES: tuple[Property, ...] = (
     EDITED_CACHE,
     STATIC_CACHE,
     FRESH_CACHE,
+    OTHER_CACHE,
     LONG,
     MANY_TOKENS,
     MANY_LAYERS,
     LARGE,
+    LARGEST,
     ROWS,
     PADDING,
     CAUSALITY,
@@ -77,6 +79,7 @@ PROPERTIES: tuple[Property, ...] = (
     SHARING,
     SHARED_MEMORY,
     STORAGES,
+    FLAT,
     REFUSAL,
     *ROUNDING,
 )

@@ -36,13 +36,13 @@ def _edits(trial: Trial) -> None:
             _both(trial, continued, f"after {edit} of rows {index.tolist()}")
 
 
-def _both(trial: Trial, continued: Continue, what: str) -> None:
+def _both(trial: Trial, continued: Continue, what: str, valid: Tensor | None = None) -> None:
     """Run the same on either side and compare."""
     with original_side(what):
         expected = {OUTPUT: continued(trial.original)}
     with fused_path(trial.replaced.model):
         actual = {OUTPUT: continued(trial.replaced.model)}
-    same_outputs(trial, expected, actual, None, what)
+    same_outputs(trial, expected, actual, valid, what)
 
 
 def beams(edit: str, batch: int, seed: int) -> Tensor:
@@ -149,6 +149,31 @@ def _fresh(trial: Trial) -> None:
     identical({OUTPUT: torch.cat(prompts[0].outputs, dim=1)}, {OUTPUT: again}, "the first prompt again")
 
 
+def _of_another_class(trial: Trial) -> None:
+    trial = cached_trial(trial)
+    kwargs = arguments(trial.inputs)
+    lengths = cuts(kwargs["input_ids"].shape[1], trial.example.seed)
+    _both(
+        trial,
+        lambda model: in_chunks(model, kwargs, lengths, compressing_cache(model))[0],
+        f"a cache of the caller's own class, calls of {lengths} tokens",
+        valid_in(trial.inputs, kwargs),
+    )
+
+
+def compressing_cache(model: nn.Module) -> Any:
+    """An empty cache that gives back something else than it was given, as those do that quantise or merge."""
+    from transformers import DynamicCache, EncoderDecoderCache
+
+    class Compressing(DynamicCache):  # type: ignore[misc]
+        def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            keys, values = super().update(*args, **kwargs)
+            return 1.25 * keys, 0.75 * values
+
+    crosses = getattr(model.config, "add_cross_attention", False)
+    return EncoderDecoderCache(Compressing(), DynamicCache()) if crosses else Compressing()
+
+
 class _Prompt:
     """A prompt on its way through a replaced model."""
 
@@ -198,4 +223,13 @@ FRESH_CACHE = Property(
     check=_fresh,
     applies=cached,
     share=0.05,
+)
+
+OTHER_CACHE = Property(
+    name="cache of another class",
+    statement="A cache of the caller's own class is asked for keys and values, and what it answers is attended to, as by "
+    "the original.",
+    check=_of_another_class,
+    applies=cached,
+    share=0.03,
 )

@@ -4,7 +4,7 @@ kind or none, told whether to be causal."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from ..trial import Trial, Vacuous, fused_path, original_side
 from .base import Property, layered, same_tensor
 from .equality import Recorded, Recorder, main_output, valid_positions
-from .hidden import BEYOND_HALF, LAYOUTS, beyond_half, given
+from .hidden import BEYOND_HALF, LAYOUTS, beyond_half, given, repeated
 from .inputs import mapped
 
 MASK = "attention_mask"
+HIDDEN = {f"called with a hidden state of {BEYOND_HALF:g}": beyond_half, "called with one row expanded to all": repeated}
+"""Half precision has no such number, and neither has a kernel that keeps within it; a kernel that writes to its input, or
+takes it to be as large in memory as it says, cannot take a row that is there once."""
 FIXED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -36,7 +39,8 @@ def _forms(trial: Trial) -> None:
         same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called {words}")
     for words, layout in LAYOUTS.items():
         _laid_out(trial, path, mine, its, Recorded(mapped(call.args, layout), mapped(call.kwargs, layout), None), words)
-    _beyond_half(trial, path, mine, its, call)
+    for words, change in HIDDEN.items():
+        _given(trial, path, mine, its, call, words, change)
     args, kwargs = _by_name(mine, call)
     for words, mask in _masks(kwargs.get(MASK)):
         _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), words)
@@ -45,18 +49,25 @@ def _forms(trial: Trial) -> None:
             _without_mask(trial, path, mine, its, Recorded(call.args, {**call.kwargs, MASK: None, **told}, None))
 
 
-def _beyond_half(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded) -> None:
-    """A call with a hidden state that half precision has not got, and neither has a kernel that keeps within it."""
-    words = f"called with a hidden state of {BEYOND_HALF:g}"
-    with original_side(words), given(mine, "", beyond_half):
+def _given(
+    trial: Trial,
+    path: str,
+    mine: nn.Module,
+    its: nn.Module,
+    call: Recorded,
+    words: str,
+    change: Callable[[Tensor], Tensor],
+) -> None:
+    """A call with other hidden states."""
+    with original_side(words), given(mine, "", change):
         expected = main_output(mine(*call.args, **call.kwargs))
-    with fused_path(its), given(its, "", beyond_half):
+    with fused_path(its), given(its, "", change):
         actual = main_output(its(*call.args, **call.kwargs))
     same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} {words}")
 
 
 def _laid_out(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
-    """A call whose tensors have other strides; not every original takes them."""
+    """A call whose tensors lie otherwise in memory; not every original takes them."""
     try:
         expected = main_output(mine(*call.args, **call.kwargs))
     except RuntimeError:

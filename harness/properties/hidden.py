@@ -59,4 +59,15 @@ def exchanged(tensor: Tensor) -> Tensor:
     return tensor.transpose(0, 1).contiguous().transpose(0, 1) if tensor.dim() > 1 else tensor
 
 
-LAYOUTS = {"with gaps in memory": with_gaps, "transposed in memory": exchanged}
+def unaligned(tensor: Tensor) -> Tensor:
+    """The same values, one element behind where memory is aligned to, as in a slice that leaves out the first."""
+    room = tensor.new_empty(tensor.numel() + 1)
+    return room[1:].view(tensor.shape).copy_(tensor)
+
+
+def repeated(x: Tensor) -> Tensor:
+    """The first row (or the first token, where T comes first) in the place of all, in memory once, as ``expand`` gives it."""
+    return x[:1].expand_as(x)
+
+
+LAYOUTS = {"with gaps in memory": with_gaps, "transposed in memory": exchanged, "out of line in memory": unaligned}

@@ -1,4 +1,4 @@
-"""Memory: no second copy of the weights, and nothing read that was never written."""
+"""Memory: no second copy of the weights, nothing kept call by call, and nothing read that was never written."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from policies.fused.capture import Recording
 
 from ..trial import Disagreement, Trial, graphs_of
 from .base import Property, identical, living, same_outputs
+from .calls import alike
 
 OUTSIDE = (
     type,
@@ -29,6 +30,11 @@ OUTSIDE = (
     Recording,
 )
 """Objects that lead out of a model into the program, or nowhere; and what computes again what was captured."""
+
+CALLS = 3
+"""Calls in which buffers may be made, and calls after them in which no more are."""
+PLAIN = (Tensor, nn.Parameter)
+"""Of other tensors not all have a memory that can be asked for, those of a compiler for one."""
 
 
 def reachable_storages(model: nn.Module) -> dict[int, int]:
@@ -85,6 +91,25 @@ def _of_graphs(model: nn.Module) -> int:
     return sum(one.held_bytes for one in graphs_of(model))
 
 
+def _flat(trial: Trial) -> None:
+    model = trial.replaced.model
+    calls = [alike(trial, salt) for salt in range(2 * CALLS)]
+    for inputs in calls[:CALLS]:
+        trial.run_replaced(model, inputs)
+    before = _bytes_alive()
+    for inputs in calls[CALLS:]:
+        trial.run_replaced(model, inputs)
+    more = _bytes_alive() - before
+    if more > 0:
+        raise Disagreement(f"after {2 * CALLS} calls {more} bytes of tensors more are alive than after {CALLS}")
+
+
+def _bytes_alive() -> int:
+    """Bytes of all storages that a tensor of this process refers to, whoever holds it."""
+    gc.collect()
+    return sum(dict(_memory(one) for one in gc.get_objects() if type(one) in PLAIN and one.device.type != "meta").values())
+
+
 def _rewrite_one(model: nn.Module) -> None:
     """Assign every bias and weight of one module anew, which a replacement must follow without keeping the old ones."""
     owner = next(module for module in model.modules() if type(module).__name__.endswith(("Linear", "Conv1D", "Conv2d")))
@@ -126,6 +151,14 @@ STORAGES = Property(
     check=_storages,
     exact=False,
     share=0.05,
+)
+
+FLAT = Property(
+    name="flat memory",
+    statement="Called again and again with other values, a replacement leaves no more tensors alive than its first calls did.",
+    check=_flat,
+    share=0.01,
+    least=2,
 )
 
 POISON = Property(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..case import Case, Example
-from ..trial import Trial
+from ..trial import Disagreement, Trial
 from .base import Property, living, relation_holds, same_outputs, same_tensor
 from .inputs import has_tokens, other_tokens, padded, rows, some_rows
 
@@ -33,6 +33,20 @@ def _rows(trial: Trial) -> None:
     for name in whole:
         if relation_holds(whole[name][index], expected[name], chosen.valid):
             same_tensor(trial, together[name][index], actual[name], chosen.valid, f"{what}, alone against together")
+    _no_rows(trial, batch)
+
+
+def _no_rows(trial: Trial, batch: int) -> None:
+    """A batch that nothing is left of gives outputs of the original's shapes, where an original takes one."""
+    nothing = torch.empty(0, dtype=torch.long)
+    try:
+        expected = trial.case.run(trial.original, rows(trial.inputs, nothing, batch))
+    except (RuntimeError, ValueError, IndexError):
+        return
+    actual = trial.case.run(trial.replaced.model, rows(trial.fresh_inputs(), nothing, batch))
+    shapes = [{name: (output.shape, output.dtype) for name, output in outputs.items()} for outputs in (expected, actual)]
+    if shapes[0] != shapes[1]:
+        raise Disagreement(f"a batch without rows: expected {shapes[0]}, got {shapes[1]}")
 
 
 def _padding(trial: Trial) -> None:
@@ -111,7 +125,8 @@ def _can_have_tokens(case: Case) -> bool:
 
 ROWS = Property(
     name="batch rows",
-    statement="The rows of a batch do not see each other: permuted, repeated or alone, each gets the same output.",
+    statement="The rows of a batch do not see each other: permuted, repeated or alone, each gets the same output; and "
+    "a batch may have none.",
     check=_rows,
     share=0.06,
 )

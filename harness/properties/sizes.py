@@ -4,12 +4,12 @@ fill none of them."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
 
-from ..case import Case, Inputs
-from ..trial import OriginalFailed, Trial, fused_path, original_side
+from ..case import Axis, Case, Inputs
+from ..trial import OriginalFailed, Trial, Vacuous, fused_path, original_side
 from .base import Property, layered, same_outputs
 from .cache import OUTPUT, in_chunks, with_cache
 from .equality import layers_alike
@@ -20,7 +20,9 @@ LENGTHS = (33, 64, 95, 129, 190, 257)
 MANY = 2060
 """Tokens: more than the 1,024 or 2,048 that workspaces, tables and blocks of threads are made for. An example takes a second."""
 DEEP = 7
-"""Layers: more than the usual examples have."""
+"""Layers: more than the usual examples have, and few enough that what rounding makes of the first stays small in the last."""
+DEEPEST = 81
+"""Layers: more than published models of the kinds here have."""
 STEPS = 2
 SEVERAL = 3
 """Tokens of a large layer: of a single one a faulty attention shows too little, whose one key has all the weight."""
@@ -43,19 +45,34 @@ def large_trials(trial: Trial) -> tuple[Trial, ...]:
     return tuple(_that_runs((trial.vary(**one, layers=1),), trial) for one in sizes)
 
 
+def largest_trials(trial: Trial) -> Iterator[tuple[Axis, Trial]]:
+    """For each axis that has largest values, in any order, the trial with a single layer and one of them, such axes at
+    their simplest otherwise. None where its original cannot be as large."""
+    chosen = _chosen_by(trial)
+    trial = trial.at_least("tokens", SEVERAL)
+    axes = [axis for axis in trial.case.axes if axis.largest]
+    plain = {axis.name: axis.simplest for axis in axes}
+    for axis in chosen.sample(axes, len(axes)):
+        one = trial.vary(**{**plain, axis.name: chosen.choice(axis.largest)}, layers=1)
+        if _runs(one):
+            yield axis, one
+
+
 def _chosen_by(trial: Trial) -> random.Random:
     """Chooses by the values of the example's axes: the same configuration with other numbers is of the same size."""
     return random.Random(str(sorted(trial.example.values.items())))
 
 
 def _that_runs(sized: Iterable[Trial], otherwise: Trial) -> Trial:
-    for trial in sized:
-        try:
-            _ = trial.expected_outputs
-        except OriginalFailed:
-            continue
-        return trial
-    return otherwise
+    return next((one for one in sized if _runs(one)), otherwise)
+
+
+def _runs(trial: Trial) -> bool:
+    try:
+        _ = trial.expected_outputs
+    except OriginalFailed:
+        return False
+    return True
 
 
 def decoded(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
@@ -75,6 +92,10 @@ def has_large_values(case: Case) -> bool:
     return any(axis.large for axis in case.axes)
 
 
+def has_largest_values(case: Case) -> bool:
+    return any(axis.largest for axis in case.axes)
+
+
 def has_layers(case: Case) -> bool:
     return case.layered and any(axis.name == "layers" for axis in case.axes)
 
@@ -91,13 +112,21 @@ def _many(trial: Trial) -> None:
 
 
 def _deep(trial: Trial) -> None:
-    trial = _that_runs((trial.vary(layers=DEEP),), trial)
-    _alike(trial, f"{DEEP} layers")
+    _alike(trial.vary(layers=DEEP), f"{DEEP} layers")
+    layers_alike(trial.vary(layers=DEEPEST), f"{DEEPEST} layers: ")
 
 
 def _large(trial: Trial) -> None:
     for one in large_trials(trial):
         _alike(one, size_of(one))
+
+
+def _largest(trial: Trial) -> None:
+    trials = [(one, f"{axis.name}={one.example[axis.name]}") for axis, one in largest_trials(trial)]
+    if not trials:
+        raise Vacuous("the original runs at none of its largest sizes")
+    for one, what in trials:
+        _alike(one, what)
 
 
 def _alike(trial: Trial, what: str) -> None:
@@ -132,7 +161,7 @@ MANY_TOKENS = Property(
 )
 MANY_LAYERS = Property(
     name="many layers",
-    statement="A model of seven layers gives what the original gives, in one call and decoded.",
+    statement="A model of seven layers gives what the original gives, in one call and decoded; so does each of 81 layers.",
     check=_deep,
     applies=has_layers,
     share=0.02,
@@ -144,4 +173,13 @@ LARGE = Property(
     check=_large,
     applies=has_large_values,
     share=0.03,
+)
+LARGEST = Property(
+    name="largest sizes",
+    statement="Each size of a layer or a call, one at a time as the largest published models have it, gives what the "
+    "original gives, in one call and decoded.",
+    check=_largest,
+    applies=has_largest_values,
+    share=0.02,
+    least=1,
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 import operator
 import random
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from .calls import extremes, layer_inputs_watched
 from .hidden import LAYOUTS, given, with_outlier
 from .inputs import mapped, other_inputs
 from .judged import Judged, judged, outputs_in
-from .sizes import decoded, large_trials, long_trial, size_of
+from .sizes import decoded, large_trials, largest_trials, long_trial, size_of
 from .threads import STOPS, another_threads, interrupted, layers_of
 from .transforms import tangents
 from .weights import CHANGES, change_weights
@@ -104,9 +105,13 @@ def of_many_tokens(trial: Trial, dtype: str) -> Judged:
 
 
 def of_a_large_layer(trial: Trial, dtype: str) -> Judged:
-    """Two layers, or a model, as wide as published ones, their last tokens one by one where there is a cache."""
+    """Two layers, or a model, as wide as published ones, and a layer that is so large in one respect as the largest, their
+    last tokens one by one where there is a cache."""
     trials = large_trials(trial) if trial.case.layered else large_trials(trial)[:1]
     found = [_decoded(one, dtype, f"with {size_of(one)}") for one in trials]
+    if trial.case.layered:
+        largest = itertools.islice(largest_trials(trial), 1)
+        found += [_decoded(one, dtype, f"with {axis.name}={one.example[axis.name]}") for axis, one in largest]
     return functools.reduce(operator.or_, found)
 
 

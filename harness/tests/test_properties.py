@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from cases import CASES
 from harness.case import Example
 from harness.exact import exact_mode
 from harness.faults.bank import find_faults
@@ -21,6 +22,7 @@ from policies import replace_module
 from policies.fused import layer as fused_layer
 
 from . import tiny
+from .outcomes import outcomes
 
 WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "contract": tiny.edited(tiny.loses_attribute),
@@ -33,10 +35,12 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "edited cache": tiny.around(tiny.own_cache),
     "static cache": tiny.around(tiny.dynamic_cache_only),
     "fresh cache": tiny.around(tiny.own_cache),
+    "cache of another class": tiny.around(tiny.knows_its_caches),
     "long sequences": tiny.around(tiny.whole_blocks),
     "two thousand tokens": tiny.around(tiny.bounded_table),
     "many layers": tiny.around(tiny.four_slots),
     "large layers": tiny.around(tiny.whole_rows),
+    "largest sizes": tiny.around(tiny.bounded_batch),
     "batch rows": tiny.around(tiny.leaks_rows),
     "padding": tiny.around(tiny.leaks_tokens),
     "causality": tiny.around(tiny.leaks_tokens),
@@ -57,6 +61,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "dtype moves": tiny.around(tiny.single_precision),
     "shared weights": tiny.edited(tiny.unties),
     "storages": tiny.edited(tiny.keeps_a_copy),
+    "flat memory": tiny.around(tiny.keeps_each_output),
     "refusal": tiny.counts_twice,
 }
 BY_MONKEYPATCH = {"hooks", "settings"}
@@ -123,6 +128,23 @@ def test_what_is_set_later_and_passed_over_is_noticed(fault: str) -> None:
 def test_a_kernel_that_keeps_within_half_precision_is_noticed() -> None:
     problem = first_failure(BY_NAME["call forms"], tiny.around(tiny.within_half_precision), count=20)
     assert "called with a hidden state of 1e+06" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (tiny.steps_by_size, "called with one row expanded to all"),
+        (tiny.whole_storage, "called with tensors out of line in memory"),
+    ],
+)
+def test_a_kernel_that_takes_its_input_to_lie_as_usual_is_noticed(wrong: Callable[..., Any], said: str) -> None:
+    assert said in str(first_failure(BY_NAME["call forms"], tiny.around(wrong), count=20))
+
+
+def test_a_kernel_that_needs_a_row_is_noticed_where_the_original_needs_none() -> None:
+    assert outcomes(("batch rows",), CASE, tiny.around(tiny.needs_a_row)) == {"batch rows": "held"}
+    gpt_neo = next(entry for entry in CASES if entry.name == "gpt_neo").load()
+    assert outcomes(("batch rows",), gpt_neo, tiny.around(tiny.needs_a_row)) == {"batch rows": "failed"}
 
 
 def test_accounting_names_the_parameter_that_does_not_arrive() -> None:

@@ -12,9 +12,9 @@ from harness.case import Case, Example
 from harness.check import check_property
 from harness.exact import exact_mode
 from harness.faults.fault import Fault
-from harness.faults.sizes import SIZES
+from harness.faults.sizes import LARGEST_SIZES, SIZES
 from harness.properties import BY_NAME
-from harness.properties.sizes import LENGTHS, large_trials, long_trial, size_of
+from harness.properties.sizes import LENGTHS, large_trials, largest_trials, long_trial, size_of
 from harness.search import quiet
 from harness.trial import Trial
 from policies import replace_module
@@ -36,6 +36,13 @@ def test_what_goes_wrong_in_large_layers_alone_is_found_there_and_nowhere_else(f
     with fault.inject(replace_module) as faulty:
         found = outcomes(("large layers", *USUAL), LLAMA, faulty)
     assert found == {"large layers": "failed"} | dict.fromkeys(USUAL, "held")
+
+
+@pytest.mark.parametrize("fault", LARGEST_SIZES, ids=lambda fault: fault.id)
+def test_what_goes_wrong_in_the_largest_sizes_alone_is_found_there_and_nowhere_else(fault: Fault) -> None:
+    with fault.inject(replace_module) as faulty:
+        found = outcomes(("largest sizes", "large layers", *USUAL), LLAMA, faulty)
+    assert found == {"largest sizes": "failed"} | dict.fromkeys(("large layers", *USUAL), "held")
 
 
 def test_a_failure_says_at_which_sizes() -> None:
@@ -64,6 +71,14 @@ def test_every_large_value_of_a_case_can_be_built_and_called(name: str) -> None:
         for _ in range(3):
             for trial in large_trials(some_trial(case, chosen)):
                 assert all(trial.example[axis.name] in axis.large for axis in case.axes if axis.large), size_of(trial)
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in CASES])
+def test_every_largest_size_of_a_case_can_be_built_and_called(name: str) -> None:
+    case, chosen = next(entry for entry in CASES if entry.name == name).load(), random.Random(name)
+    with quiet(), case.surroundings(), exact_mode():
+        reached = {axis.name for axis, _ in largest_trials(some_trial(case, chosen))}
+    assert reached == {axis.name for axis in case.axes if axis.largest}
 
 
 def test_the_same_configuration_with_other_numbers_is_of_the_same_size() -> None:

@@ -29,7 +29,7 @@ class TinyLlama(TransformersCase):
         Axis("attention", ("sdpa", "eager")),
         Axis("kv_heads", (1, 2)),
         Axis("layers", (1, 2)),
-        Axis("batch", (1, 2, 3), large=(9, 17)),
+        Axis("batch", (1, 2, 3), large=(9, 17), largest=(65,)),
         Axis("tokens", (3, 1, 5)),
         Axis("padding", ("none", "right", "left")),
         Axis("mask", ("none", "2d", "4d float")),
@@ -55,6 +55,7 @@ class Worst:
 
     def __init__(self) -> None:
         self.models: set[int] = set()
+        self.outputs: list[Any] = []
 
 
 def around(change: Callable[..., Any]) -> Callable[[nn.Module], Replacement]:
@@ -125,6 +126,13 @@ def dynamic_cache_only(own: Forward, state: dict[str, Any], *args: Any, **kwargs
     return own(*args, **kwargs)
 
 
+def knows_its_caches(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    cache = cache_of(kwargs)
+    if cache is not None and not type(cache).__module__.startswith("transformers."):
+        raise TypeError("only the library's caches are known")
+    return own(*args, **kwargs)
+
+
 def leaks_rows(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     output = own(*args, **kwargs)
     return output + 1e-6 * output.mean(0, keepdim=True)
@@ -171,6 +179,36 @@ def whole_blocks(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, *
 def whole_rows(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
     output = own(hidden, *args, **kwargs)
     return output if len(hidden) < 8 else output[: len(hidden) // 8 * 8]
+
+
+def bounded_batch(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    output = own(hidden, *args, **kwargs)
+    return output if len(hidden) <= 64 else torch.cat((output[:64], output[64:] * 0))
+
+
+def steps_by_size(own: Forward, state: dict[str, Any], hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    """Goes from row to row by the number of a row's elements, which finds nothing behind one that is there once."""
+    output = own(hidden_states, *args, **kwargs)
+    return output * 0 if len(hidden_states) > 1 and hidden_states.stride(0) == 0 else output
+
+
+def whole_storage(own: Forward, state: dict[str, Any], hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    """Reads from where the memory begins, whatever part of it the tensor is."""
+    if hidden_states.storage_offset():
+        hidden_states = hidden_states.as_strided(hidden_states.shape, hidden_states.stride(), 0)
+    return own(hidden_states, *args, **kwargs)
+
+
+def needs_a_row(own: Forward, state: dict[str, Any], hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    if len(hidden_states) == 0:
+        raise RuntimeError("no rows to work on")
+    return own(hidden_states, *args, **kwargs)
+
+
+def keeps_each_output(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    output = own(*args, **kwargs)
+    state["shared"].outputs.append(output.detach())
+    return output
 
 
 def remembers_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:

@@ -76,10 +76,12 @@ def _of_one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
     if heads == kv_heads:
         twice = torch.cat((query, query), dim=2)
         return F.scaled_dot_product_attention(twice, key, value, attn_mask=mask, scale=scale)[:, :, :1]
-    queries = query.reshape(batch, kv_heads, -1, size)
+    group = heads // kv_heads
+    queries = query.reshape(batch, kv_heads, group, size)
     if mask is not None and mask.dim() > 2 and mask.shape[-3] > 1:
-        mask = mask.reshape(*mask.shape[:-3], kv_heads, -1, mask.shape[-1])
-    return F.scaled_dot_product_attention(queries, key, value, attn_mask=mask, scale=scale).reshape(batch, heads, 1, -1)
+        mask = mask.reshape(*mask.shape[:-3], kv_heads, group, mask.shape[-1])
+    context = F.scaled_dot_product_attention(queries, key, value, attn_mask=mask, scale=scale)
+    return context.reshape(batch, heads, 1, value.shape[-1])
 
 
 def _slow_alone(query: Tensor) -> bool:
