@@ -112,8 +112,8 @@ def _many(trial: Trial) -> None:
 
 
 def _deep(trial: Trial) -> None:
-    _alike(trial.vary(layers=DEEP), f"{DEEP} layers")
-    layers_alike(trial.vary(layers=DEEPEST), f"{DEEPEST} layers: ")
+    _alike(_that_runs((trial.vary(layers=DEEP),), trial), f"{DEEP} layers")
+    layers_alike(_that_runs((trial.vary(layers=DEEPEST),), trial), f"{DEEPEST} layers: ")
 
 
 def _large(trial: Trial) -> None:

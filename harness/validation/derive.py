@@ -22,7 +22,7 @@ from ..exact import exact_mode
 from ..hf import inputs as hf
 from ..hf.rotary import ROPE
 from ..hf.unusual import NORM_EPS, WEIGHTS
-from ..properties.sizes import DEEP
+from ..properties.sizes import DEEP, DEEPEST
 from ..search import quiet
 from ..trial import cast
 from .derived import DECODER, Derivation, DerivedCase, config_values
@@ -218,7 +218,7 @@ def _layer_counts(derivation: Derivation) -> dict[int, int]:
     cls = layer_class(derivation.layer)
     axis = next((one for one in derivation.axes if one.name == "layers"), Axis("layers", (1,)))
     counts = {}
-    for value in (*axis.values, DEEP):
+    for value in (*axis.values, DEEP, DEEPEST):
         try:
             with quiet():
                 model = case.build(case.simplest.with_value("layers", value))
