@@ -68,7 +68,7 @@ class UNetCase(Case):
         Axis("conv_out_kernel", (3, 1)),
         Axis("batch", (1, 2, 3, 5), largest=(9, 17)),
         Axis("height", (4, 5, 6, 7), large=(16, 24, 33), largest=(65, 96)),
-        Axis("width", (4, 3, 6), large=(16, 24, 20, 50)),
+        Axis("width", (4, 3, 6), large=(16, 24, 20, 50), largest=(65, 96)),
         Axis("tokens", (3, 1, 5), large=(77, 130), largest=(300, 513)),
         Axis("format", ("contiguous", "channels_last", "transposed")),
         Axis("weights", ("contiguous", "channels_last")),

@@ -13,13 +13,17 @@ from torch import Tensor, nn
 from ..trial import Trial, Vacuous, fused_path, original_side
 from .base import Property, layered, same_tensor
 from .equality import Recorded, Recorder, main_output, valid_positions
-from .hidden import BEYOND_HALF, LAYOUTS, beyond_half, given, repeated
+from .hidden import BEYOND_HALF, LAYOUTS, beyond_half, given, repeated, with_zeros
 from .inputs import mapped
 
 MASK = "attention_mask"
-HIDDEN = {f"called with a hidden state of {BEYOND_HALF:g}": beyond_half, "called with one row expanded to all": repeated}
-"""Half precision has no such number, and neither has a kernel that keeps within it; a kernel that writes to its input, or
-takes it to be as large in memory as it says, cannot take a row that is there once."""
+HIDDEN = {
+    f"called with a hidden state of {BEYOND_HALF:g}": beyond_half,
+    "called with a row of zeros": with_zeros,
+    "called with one row expanded to all": repeated,
+}
+"""Half precision has no such number, and neither has a kernel that keeps within it; by nothing a norm cannot divide; a kernel
+that writes to its input, or goes from row to row in its memory, cannot take a row that is there once."""
 FIXED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 

@@ -49,6 +49,13 @@ def beyond_half(x: Tensor) -> Tensor:
     return x
 
 
+def with_zeros(x: Tensor) -> Tensor:
+    """Nothing in the first row (or in the first token, where T comes first), as an embedding has for padding."""
+    x = x.clone()
+    x[0] = 0.0
+    return x
+
+
 def with_gaps(tensor: Tensor) -> Tensor:
     """The same values, with room between neighbours in memory, as in a slice."""
     return torch.stack((tensor, torch.zeros_like(tensor)), dim=-1)[..., 0]

@@ -133,11 +133,12 @@ def test_a_kernel_that_keeps_within_half_precision_is_noticed() -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
+        (tiny.divides_by_length, "called with a row of zeros"),
         (tiny.steps_by_size, "called with one row expanded to all"),
         (tiny.whole_storage, "called with tensors out of line in memory"),
     ],
 )
-def test_a_kernel_that_takes_its_input_to_lie_as_usual_is_noticed(wrong: Callable[..., Any], said: str) -> None:
+def test_a_kernel_that_takes_its_input_for_a_usual_one_is_noticed(wrong: Callable[..., Any], said: str) -> None:
     assert said in str(first_failure(BY_NAME["call forms"], tiny.around(wrong), count=20))
 
 

@@ -186,6 +186,11 @@ def bounded_batch(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, 
     return output if len(hidden) <= 64 else torch.cat((output[:64], output[64:] * 0))
 
 
+def divides_by_length(own: Forward, state: dict[str, Any], hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    length = hidden_states.norm(dim=-1, keepdim=True)
+    return own(hidden_states / length * length, *args, **kwargs)
+
+
 def steps_by_size(own: Forward, state: dict[str, Any], hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
     """Goes from row to row by the number of a row's elements, which finds nothing behind one that is there once."""
     output = own(hidden_states, *args, **kwargs)
