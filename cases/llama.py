@@ -37,7 +37,7 @@ class LlamaCase(common.TransformersCase):
         common.KV_HEADS,
         common.GROUP,
         common.HEAD_SIZES,
-        Axis("hidden_factor", (1, 2, 3), claimed=False, large=(32, 50, 64), largest=(1030, 2100, 4100)),
+        Axis("hidden_factor", (1, 2, 3), claimed=False, large=(32, 50, 64), largest=(2100, 4100)),
         ROPE,
         common.INNER,
         Axis("activation", ("silu", *(one for one in common.ACTIVATIONS.values if one != "silu"))),

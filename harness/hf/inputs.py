@@ -26,18 +26,18 @@ LARGE_HEADS = (64, 72, 80, 128, 136, 256)
 LARGE_INNER = (256, 500, 513, 1025)
 """Whole blocks of every usual size, and blocks with a tail."""
 LARGEST_HEADS = (520, 576)
-LARGEST_INNER = (2050, 4100, 11008)
-"""Where a block of 1,024 to 8,192 elements ends, as kernels of norms and activations have them."""
-HEADS = Axis("heads", (2, 1, 3, 4, 5, 6, 8, 12), large=(1, 2, 5), largest=(33, 71, 128))
+LARGEST_INNER = (8200, 11008)
+"""Beyond a block of 8,192 elements, as kernels of norms and activations have them."""
+HEADS = Axis("heads", (2, 1, 3, 4, 5, 6, 8, 12), large=(1, 2, 5), largest=(71, 128))
 HEAD_SIZES = Axis("head_size", (4, 2, 6, 8, 10), claimed=False, large=LARGE_HEADS, largest=LARGEST_HEADS)
 """Even, because rotary positions pair elements."""
 ODD_HEAD_SIZES = Axis("head_size", (4, 3, 5, 7, 8), claimed=False, large=LARGE_HEADS, largest=LARGEST_HEADS)
-KV_HEADS = Axis("kv_heads", (1, 2, 3, 4), large=(1, 2), largest=(33, 40))
-GROUP = Axis("group", (1, 2, 3, 5), large=(1, 2, 3), largest=(9, 16, 71))
+KV_HEADS = Axis("kv_heads", (1, 2, 3, 4), large=(1, 2), largest=(40, 71))
+GROUP = Axis("group", (1, 2, 3, 5), large=(1, 2, 3), largest=(16, 71))
 """Queries to a key/value head."""
 LAYERS = Axis("layers", (1, 2, 3))
 PREFIX = 2
-BATCH = Axis("batch", (1, 2, 3, 4), large=(1, 9, 33), largest=(65, 130, 257))
+BATCH = Axis("batch", (1, 2, 3, 4), large=(1, 9, 33), largest=(130, 257))
 TOKENS = Axis("tokens", (3, 1, 2, 4, 5, 7, 11))
 INNER = Axis("inner", (8, 5, 16, 31, 48), claimed=False, large=LARGE_INNER, largest=LARGEST_INNER)
 INNER_OR_FOURFOLD = Axis("inner", (None, 5, 16, 31, 48), large=(None, *LARGE_INNER), largest=LARGEST_INNER)

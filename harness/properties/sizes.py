@@ -181,5 +181,5 @@ LARGEST = Property(
     check=_largest,
     applies=has_largest_values,
     share=0.02,
-    least=1,
+    least=2,
 )

@@ -69,7 +69,7 @@ def _first_guess(config_class: type, layer: str) -> Derivation:
         axes.append(hf.HEADS)
     axes.append(hf.HEAD_SIZES)
     if "head_size" in fields:
-        axes.append(Axis("hidden_factor", (0, 1, 2, 3), claimed=False, large=(0, 32, 50), largest=(1030, 2100, 4100)))
+        axes.append(Axis("hidden_factor", (0, 1, 2, 3), claimed=False, large=(0, 32, 50), largest=(2100, 4100)))
     axes += [axis for role, axis in _BY_ROLE.items() if role in fields and role != "heads"]
     if "rope" in fields and "partial_rotary_factor" in _source(layer):
         axes.append(Axis("rotary_share", (1.0, 0.5), claimed=False))
