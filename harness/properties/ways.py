@@ -30,7 +30,7 @@ from .calls import extremes, layer_inputs_watched
 from .hidden import LAYOUTS, given, with_outlier
 from .inputs import mapped, other_inputs
 from .judged import Judged, judged, outputs_in
-from .sizes import decoded, large_trials, largest_trials, long_trial, size_of
+from .sizes import by_several_threads, decoded, large_trials, largest_trials, long_trial, size_of
 from .threads import STOPS, another_threads, interrupted, layers_of
 from .transforms import tangents
 from .weights import CHANGES, change_weights
@@ -119,7 +119,8 @@ def _decoded(trial: Trial, dtype: str, what: str) -> Judged:
     run, inputs = trial.case.run, trial.fresh_inputs()
     if trial.case.caches(trial.example):
         run, inputs = decoded, with_cache(inputs)
-    return _named(judged(trial, dtype, run, inputs), what)
+    with by_several_threads():
+        return _named(judged(trial, dtype, run, inputs), what)
 
 
 def with_a_cache(trial: Trial, dtype: str) -> Judged:

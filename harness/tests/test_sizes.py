@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import pytest
+import torch
 
 from cases import CASES
 from harness.case import Case, Example
@@ -62,6 +63,20 @@ def test_a_long_call_is_judged_by_what_layers_give_whose_scale_the_models_last_n
         BY_NAME["long sequences"], LLAMA, profile=MANY, seed=1, policy="", replacer=around(scaled), explain=False
     ).verdict
     assert "on the original's input: relative error 1.0e-03" in verdict.reason
+
+
+def test_kernels_that_share_a_long_call_wrongly_are_noticed_where_one_thread_checks() -> None:
+    def shared(own: Any, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        output = own(*args, **kwargs)
+        return output if torch.get_num_threads() == 1 else output * 1.001
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = outcomes(("layer equality", "two thousand tokens"), LLAMA, around(shared))
+    finally:
+        torch.set_num_threads(before)
+    assert found == {"layer equality": "held", "two thousand tokens": "failed"}
 
 
 @pytest.mark.parametrize("name", [entry.name for entry in CASES])
