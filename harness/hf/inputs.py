@@ -28,7 +28,7 @@ LARGE_INNER = (256, 500, 513, 1025)
 LARGEST_HEADS = (520, 576)
 LARGEST_INNER = (8200, 11008)
 """Beyond a block of 8,192 elements, as kernels of norms and activations have them."""
-HEADS = Axis("heads", (2, 1, 3, 4, 5, 6, 8, 12), large=(1, 2, 5), largest=(71, 128))
+HEADS = Axis("heads", (2, 1, 3, 4, 5, 6, 8, 12), large=(1, 2, 3), largest=(71, 128))
 HEAD_SIZES = Axis("head_size", (4, 2, 6, 8, 10), claimed=False, large=LARGE_HEADS, largest=LARGEST_HEADS)
 """Even, because rotary positions pair elements."""
 ODD_HEAD_SIZES = Axis("head_size", (4, 3, 5, 7, 8), claimed=False, large=LARGE_HEADS, largest=LARGEST_HEADS)

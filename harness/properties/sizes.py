@@ -181,6 +181,7 @@ MANY_LAYERS = Property(
     check=_deep,
     applies=has_layers,
     share=0.02,
+    least=2,
 )
 LARGE = Property(
     name="large layers",

@@ -99,9 +99,10 @@ def with_other_weights(trial: Trial, dtype: str) -> Judged:
 
 
 def of_many_tokens(trial: Trial, dtype: str) -> Judged:
-    """A long sequence, its last tokens one by one where there is a cache."""
+    """A long sequence, its last tokens one by one where there is a cache, by kernels of several threads."""
     trial = long_trial(trial)
-    return _decoded(trial, dtype, f"of {trial.example['tokens']} tokens")
+    with by_several_threads():
+        return _decoded(trial, dtype, f"of {trial.example['tokens']} tokens")
 
 
 def of_a_large_layer(trial: Trial, dtype: str) -> Judged:
@@ -119,8 +120,7 @@ def _decoded(trial: Trial, dtype: str, what: str) -> Judged:
     run, inputs = trial.case.run, trial.fresh_inputs()
     if trial.case.caches(trial.example):
         run, inputs = decoded, with_cache(inputs)
-    with by_several_threads():
-        return _named(judged(trial, dtype, run, inputs), what)
+    return _named(judged(trial, dtype, run, inputs), what)
 
 
 def with_a_cache(trial: Trial, dtype: str) -> Judged:
