@@ -41,7 +41,7 @@ def _no_rows(trial: Trial, batch: int) -> None:
     nothing = torch.empty(0, dtype=torch.long)
     try:
         expected = trial.case.run(trial.original, rows(trial.inputs, nothing, batch))
-    except (RuntimeError, ValueError, IndexError):
+    except Exception:  # most originals take none, and say so in any way
         return
     actual = trial.case.run(trial.replaced.model, rows(trial.fresh_inputs(), nothing, batch))
     shapes = [{name: (output.shape, output.dtype) for name, output in outputs.items()} for outputs in (expected, actual)]
