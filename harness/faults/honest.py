@@ -123,7 +123,7 @@ def _row_by_row(honest: Any) -> Any:
             own = mask[row : row + 1] if mask is not None and mask.dim() == 4 and mask.shape[0] > 1 else mask
             one = slice(row, row + 1)
             rows.append(honest(query[one], key[one], value[one], **{**options, "attn_mask": own}))
-        return torch.cat(rows)
+        return torch.cat(rows) if rows else honest(query, key, value, **options)
 
     return attend
 

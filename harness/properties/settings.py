@@ -7,7 +7,7 @@ epsilon, a scale, the dropout that is left on to sample from a model), and none 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +22,10 @@ from .hooks import scaled
 Undo = Callable[[], None]
 Change = Callable[[nn.Module], Undo]
 """Sets something on a module, of the original or of the replaced model, and returns how to take it back."""
+Kind = Callable[[nn.Module], list[tuple[str, Change]]]
+"""Changes of one kind that can be made to a module, each with its words."""
 TRIES = 4
-"""Changes that are proposed until the original can run with one; then another class, with which it always can."""
+"""Changes of a kind that are tried until one makes a difference; then another class, with which an original always runs."""
 DROPPED = 0.5
 """The share of elements that a dropout takes where one is left on."""
 
@@ -42,14 +44,27 @@ class Later:
 def _settings(trial: Trial) -> None:
     model = trial.replaced.model
     trial.run_replaced(model, trial.fresh_inputs())
-    for later in _proposed(trial):
+    found = [one for proposed in _proposed(trial) if (one := _to_be_judged(trial, proposed)) is not None]
+    if not found:
+        found = [one for one in (_to_be_judged(trial, _of_kind(_class, trial)),) if one is not None]
+    if not found:
+        raise Vacuous("the original runs with nothing that was set on its modules")
+    for later, expected in found:
+        _same_with(trial, model, later, expected)
+
+
+def _to_be_judged(trial: Trial, proposed: Iterable[Later]) -> tuple[Later, dict[str, Tensor]] | None:
+    """The first change that makes a difference to the original, and what it gives then; or the first with which it runs."""
+    runs = None
+    for later in proposed:
         undo = later.change(trial.original.get_submodule(later.path))
         expected = _outputs_of_original(trial)
         undo()
-        if expected is not None and not (later.must_matter and _equal(expected, trial.expected_outputs)):
-            _same_with(trial, model, later, expected)
-            return
-    raise Vacuous("the original runs with nothing that was set on its modules")
+        if expected is not None and not _equal(expected, trial.expected_outputs):
+            return later, expected
+        if expected is not None and runs is None and not later.must_matter:
+            runs = later, expected
+    return runs
 
 
 def _same_with(trial: Trial, model: nn.Module, later: Later, expected: dict[str, Tensor]) -> None:
@@ -81,20 +96,27 @@ def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, others[name]) for name, tensor in some.items())
 
 
-def _proposed(trial: Trial) -> Iterator[Later]:
+def _proposed(trial: Trial) -> Iterator[Iterable[Later]]:
+    """Changes of one kind after another: of parts of layers every kind, of their configuration or mode one; of a whole model,
+    which takes longer, one. The parts of a UNet drop by themselves, other elements where an image lies otherwise in memory."""
+    chosen = random.Random(trial.example.seed)
+    of_parts: list[Kind] = [_numbers, _counts, _flags, _class]
+    one = chosen.choice((_configured, _mode) if trial.case.layered else (_configured, *of_parts))
+    for kind in (*of_parts, one) if trial.case.layered else (one,):
+        yield _of_kind(kind, trial)
+
+
+def _of_kind(kind: Kind, trial: Trial) -> list[Later]:
+    """Some changes of a kind to one of the layers, in any order."""
     chosen = random.Random(trial.example.seed)
     layer = chosen.choice(trial.replaced.replaced).path
-    kinds: list[Callable[[nn.Module], list[tuple[str, Change]]]] = [_numbers, _counts, _flags, _configured, _class]
-    if trial.case.layered:  # the parts of a UNet drop by themselves, other elements where an image lies otherwise in memory
-        kinds.append(_mode)
     parts = [(f"{layer}.{name}".strip("."), part) for name, part in trial.original.get_submodule(layer).named_modules()]
-    for kind in (*(chosen.choice(kinds) for _ in range(TRIES)), _class):
-        found = [(path, *one) for path, part in parts if path != layer or kind is not _class for one in kind(part)]
-        configured = kind is _configured
-        if configured:  # which parts share, and most of which has no part in a call: all of it is proposed
-            found = [*{what: (path, what, change) for path, what, change in found}.values()]
-        for path, what, change in chosen.sample(found, len(found) if configured else min(len(found), 1)):
-            yield Later(path, f"{what} of {path or 'the model'}", change, must_matter=configured)
+    found = [(path, *one) for path, part in parts if path != layer or kind is not _class for one in kind(part)]
+    configured = kind is _configured
+    if configured:  # which parts share, and most of which has no part in a call: all of it is proposed
+        found = [*{what: (path, what, change) for path, what, change in found}.values()]
+    some = chosen.sample(found, len(found) if configured else min(len(found), TRIES))
+    return [Later(path, f"{what} of {path or 'the model'}", change, must_matter=configured) for path, what, change in some]
 
 
 def _numbers(part: nn.Module) -> list[tuple[str, Change]]:
