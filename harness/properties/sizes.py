@@ -180,7 +180,7 @@ MANY_LAYERS = Property(
     statement="A model of seven layers gives what the original gives, in one call and decoded; so does each of 81 layers.",
     check=_deep,
     applies=has_layers,
-    share=0.02,
+    share=0.008,
     least=2,
 )
 LARGE = Property(
