@@ -59,12 +59,13 @@ def cuts(tokens: int, seed: int) -> list[int]:
     return parts
 
 
-def own_cache(model: nn.Module) -> Any:
-    """An empty cache of the caller's own, which knows nothing of the model: its layers come with the first call."""
+def own_cache(model: nn.Module, kind: type | None = None) -> Any:
+    """An empty cache of the caller's own, of a class of its own too, which knows nothing of the model: its layers come with the
+    first call."""
     from transformers import DynamicCache, EncoderDecoderCache
 
-    crosses = getattr(model.config, "add_cross_attention", False)
-    return EncoderDecoderCache(DynamicCache(), DynamicCache()) if crosses else DynamicCache()
+    own = (kind or DynamicCache)()
+    return EncoderDecoderCache(own, DynamicCache()) if getattr(model.config, "add_cross_attention", False) else own
 
 
 def in_chunks(model: nn.Module, kwargs: dict[str, Any], lengths: list[int], cache: Any = None) -> tuple[Tensor, Any]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..case import Inputs
 from ..trial import Trial, fused_path, original_side
 from .base import Property, cached, identical, same_outputs
-from .cache import OUTPUT, arguments, cached_trial, cuts, extended, in_chunks, piece, valid_in
+from .cache import OUTPUT, arguments, cached_trial, cuts, extended, in_chunks, own_cache, piece, valid_in
 from .inputs import mapped, other_inputs
 
 Continue = Callable[[nn.Module], Tensor]
@@ -155,23 +155,22 @@ def _of_another_class(trial: Trial) -> None:
     lengths = cuts(kwargs["input_ids"].shape[1], trial.example.seed)
     _both(
         trial,
-        lambda model: in_chunks(model, kwargs, lengths, compressing_cache(model))[0],
+        lambda model: in_chunks(model, kwargs, lengths, own_cache(model, compressing()))[0],
         f"a cache of the caller's own class, calls of {lengths} tokens",
         valid_in(trial.inputs, kwargs),
     )
 
 
-def compressing_cache(model: nn.Module) -> Any:
-    """An empty cache that gives back something else than it was given, as those do that quantise or merge."""
-    from transformers import DynamicCache, EncoderDecoderCache
+def compressing() -> type:
+    """A cache that gives back something else than it was given, as those do that quantise or merge."""
+    from transformers import DynamicCache
 
     class Compressing(DynamicCache):  # type: ignore[misc]
         def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
             keys, values = super().update(*args, **kwargs)
             return 1.25 * keys, 0.75 * values
 
-    crosses = getattr(model.config, "add_cross_attention", False)
-    return EncoderDecoderCache(Compressing(), DynamicCache()) if crosses else Compressing()
+    return Compressing
 
 
 class _Prompt:

@@ -6,6 +6,7 @@ epsilon, a scale, the dropout that is left on to sample from a model), and none 
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ Change = Callable[[nn.Module], Undo]
 Kind = Callable[[nn.Module], list[tuple[str, Change]]]
 """Changes of one kind that can be made to a module, each with its words."""
 TRIES = 4
-"""Changes of a kind that are tried until one makes a difference; then another class, with which an original always runs."""
+"""Changes of a kind that are tried until one makes a difference."""
 DROPPED = 0.5
 """The share of elements that a dropout takes where one is left on."""
 
@@ -44,9 +45,8 @@ class Later:
 def _settings(trial: Trial) -> None:
     model = trial.replaced.model
     trial.run_replaced(model, trial.fresh_inputs())
-    found = [one for proposed in _proposed(trial) if (one := _to_be_judged(trial, proposed)) is not None]
-    if not found:
-        found = [one for one in (_to_be_judged(trial, _of_kind(_class, trial)),) if one is not None]
+    every = filter(None, (_to_be_judged(trial, proposed) for proposed in _proposed(trial)))
+    found = list(every if trial.case.layered else itertools.islice(every, 1))
     if not found:
         raise Vacuous("the original runs with nothing that was set on its modules")
     for later, expected in found:
@@ -98,11 +98,12 @@ def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
 
 def _proposed(trial: Trial) -> Iterator[Iterable[Later]]:
     """Changes of one kind after another: of parts of layers every kind, of their configuration or mode one; of a whole model,
-    which takes longer, one. The parts of a UNet drop by themselves, other elements where an image lies otherwise in memory."""
+    which takes longer, one and, where that is none, another class. The parts of a UNet drop by themselves, other elements where
+    an image lies otherwise in memory."""
     chosen = random.Random(trial.example.seed)
     of_parts: list[Kind] = [_numbers, _counts, _flags, _class]
     one = chosen.choice((_configured, _mode) if trial.case.layered else (_configured, *of_parts))
-    for kind in (*of_parts, one) if trial.case.layered else (one,):
+    for kind in (*of_parts, one) if trial.case.layered else (one, _class):
         yield _of_kind(kind, trial)
 
 
