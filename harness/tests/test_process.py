@@ -14,6 +14,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama import modeling_llama
 
+from harness.placed import placed
 from harness.process import SHARED
 from harness.properties import BY_NAME
 from harness.search import SharedChanged, search, see_shared, shared_untouched
@@ -129,6 +130,17 @@ def test_what_a_call_leaves_behind_in_the_process_is_noticed(change: Any, words:
     found = search(BY_NAME["hands off"], CASE, around(change), examples=3, seed=0)
     assert found.failure is not None
     assert words in str(found.failure[1])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_random_numbers_drawn_on_a_gpu_are_noticed() -> None:
+    def draws_there(own: Any, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        torch.rand(1, device="cuda")
+        return own(*args, **kwargs)
+
+    found = search(BY_NAME["hands off"], placed(CASE, "cuda"), around(draws_there), examples=3, seed=0)
+    assert found.failure is not None
+    assert "draws other random numbers" in str(found.failure[1])
 
 
 def test_a_replacement_that_turns_gradients_off_is_noticed() -> None:
