@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from policies import replace_module
 from policies.fused.capture import BY_DEVICE, captured_by
 from policies.fused.emulated import emulation
 from policies.plans import CAPTURED, Plan, settle
 
-from .trial import Replacer
+
+@dataclass(frozen=True)
+class ByPlan:
+    """Replaces with the project's policies, by ``plan``."""
+
+    plan: str
+
+    def __call__(self, module: Any) -> Any:
+        return replace_module(module, plan=self.plan)
 
 
 @contextlib.contextmanager
-def by_plan(plan: str, device: str = "cpu") -> Iterator[Replacer]:
+def by_plan(plan: str, device: str = "cpu") -> Iterator[ByPlan]:
     """The replacer for ``plan``. Inside, plan ``packed`` packs float64 weights as well, by an emulator: exact properties
     would else never meet a packed weight; and on a CPU plans ``graphed`` and ``compiled`` capture by an emulator. Raises
     ``PlanUnavailable``."""
@@ -25,4 +34,4 @@ def by_plan(plan: str, device: str = "cpu") -> Iterator[Replacer]:
             surroundings.enter_context(emulation())
         if Plan(plan) in CAPTURED:
             surroundings.enter_context(captured_by(BY_DEVICE[device]))
-        yield functools.partial(replace_module, plan=plan)
+        yield ByPlan(plan)

@@ -21,6 +21,7 @@ from ..case import Case, Example
 from ..exact import exact_mode
 from ..numerics import EXACT_TOLERANCE
 from ..placed import kind_of
+from ..plans import ByPlan
 from ..properties import Property
 from ..rounding.calibration import multiple
 from ..rounding.statistic import DTYPES
@@ -29,6 +30,8 @@ from .bundle import Bundle
 from .constructed import construction
 from .literals import CannotWriteError, literal
 from .sources import ROOMS
+
+_DEFAULT = "auto"
 
 FAILS = 1
 """Exit status of a script that shows its failure."""
@@ -65,6 +68,11 @@ def chosen_replacer():
 
 _QUIET = """warnings.simplefilter("ignore")
 logging.getLogger("{library}").setLevel(logging.ERROR)
+"""
+
+_END_BY_PLAN = """if __name__ == "__main__":
+    with {by_plan}({plan!r}, {device!r}) as by_that_plan:
+        sys.exit(main(None if sys.argv[1:] else by_that_plan))
 """
 
 _END = """if __name__ == "__main__":
@@ -132,9 +140,10 @@ def main(replace=None) -> int:
 def script(prop: Property, case: Case, example: Example, replacer: Replacer) -> str:
     """A script that fails with ``replacer``. Raises ``CannotWriteError`` where none could be written."""
     reasons = []
+    plan = replacer.plan if isinstance(replacer, ByPlan) else _DEFAULT
     for write in (_written_out, _carried_along):
         try:
-            text = write(prop, case, example)
+            text = write(prop, case, example, plan)
         except CannotWriteError as reason:
             reasons.append(str(reason))
             continue
@@ -173,7 +182,7 @@ def _module(name: str) -> Iterator[Any]:
         del sys.modules[name]
 
 
-def _written_out(prop: Property, case: Case, example: Example) -> str:
+def _written_out(prop: Property, case: Case, example: Example, plan: str) -> str:
     """A script of one call of the model, with nothing in it but what this example needs."""
     if not prop.exact:
         raise CannotWriteError("not a question of one call in float64")
@@ -191,6 +200,7 @@ def _written_out(prop: Property, case: Case, example: Example) -> str:
     build = f"def build():\n{body}    return randomise(model, seed={example.seed})"
     given = f"def inputs():\n    return {literal(inputs.kwargs, '    ')}"
     valid = f"VALID = {literal(inputs.valid)}  # positions whose outputs are defined; None: all"
+    end = _end(bundle, plan, case.device)
     imported, definitions = bundle.text()
     library = type(case.build(example)).__module__.partition(".")[0]
     parts = [
@@ -198,12 +208,12 @@ def _written_out(prop: Property, case: Case, example: Example) -> str:
         _QUIET.format(library=library),
         *(build, given, valid, run),
         _COMPARE.format(tolerance=EXACT_TOLERANCE, expected=case.expected(example)),
-        *(_REPLACER, definitions, _END),
+        *(_REPLACER, definitions, end),
     ]
     return _head(prop, case, example, library) + "\n\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
-def _carried_along(prop: Property, case: Case, example: Example) -> str:
+def _carried_along(prop: Property, case: Case, example: Example, plan: str) -> str:
     """A script that holds the source of the property and of the case."""
     rounds = prop.name.startswith("rounding")
     bundle = Bundle({("harness.rounding.calibration", "multiple"): _multiples()} if rounds else None)
@@ -222,12 +232,20 @@ def _carried_along(prop: Property, case: Case, example: Example) -> str:
     }
     described = f"{bundle.add('harness.case', 'Example')}({literal(dict(example.values))}, {example.seed})"
     bundle.add("harness.exact", "exact_mode")
+    end = _end(bundle, plan, case.device)
     imported, definitions = bundle.text()
     library = type(case.build(example)).__module__.partition(".")[0]
     library = library if library not in ROOMS else case.name
     parts = [imported, _QUIET.format(library=library), definitions]
-    parts += [_JUDGE.format(example=described, **names), _REPLACER, _END]
+    parts += [_JUDGE.format(example=described, **names), _REPLACER, end]
     return _head(prop, case, example, library) + "\n\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _end(bundle: Bundle, plan: str, device: str) -> str:
+    """What a script does when it is run by itself."""
+    if plan == _DEFAULT:
+        return _END
+    return _END_BY_PLAN.format(by_plan=bundle.add("harness.plans", "by_plan"), plan=plan, device=device)
 
 
 def _head(prop: Property, case: Case, example: Example, library: str) -> str:

@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
+from cases import CASES
+from harness.case import Case
+from harness.check import check_property
+from harness.profiles import Profile
+from harness.properties import BY_NAME
 from policies.anatomy import (
     Activation,
     ActivationKind,
@@ -22,6 +27,9 @@ from policies.anatomy import (
 )
 from policies.base import AnatomyPolicy
 from policies.fused import attention as attention_module
+from reports.record import Failure
+
+FEW = Profile("few", 40)
 
 Edit = Callable[[LayerAnatomy], LayerAnatomy]
 
@@ -195,3 +203,18 @@ MUTANTS = (
         lambda one: {f"{one.mlp_norm.name}:input"} if one.mlp_norm else set(),
     ),
 )
+
+
+def case_named(name: str) -> Case:
+    return next(entry for entry in CASES if entry.name == name).load()
+
+
+def mutant(name: str) -> Mutant:
+    return next(one for one in MUTANTS if one.name == name)
+
+
+def failure_of(case: Case, fault: Mutant, prop: str = "model equality") -> Failure:
+    with misread(fault.edit):
+        failure = check_property(BY_NAME[prop], case, profile=FEW, seed=1, policy="").verdict.failure
+    assert failure is not None
+    return failure

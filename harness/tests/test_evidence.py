@@ -3,71 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-import torch
 
-from cases import CASES
-from harness.case import Axis, Case, Example
+from harness.case import Axis, Example
 from harness.check import check_property, off_simplest
-from harness.coverage import claimed_pairs, coverage, coverage_failure, tally
-from harness.covering import covering_array, covering_examples
 from harness.evidence import gather as gather_module
 from harness.evidence import minimise as minimising
-from harness.evidence.literals import CannotWriteError, literal
 from harness.evidence.localise import first_departing, localise
 from harness.evidence.minimise import minimise, nearest_passing
-from harness.evidence.script import run_here, script
-from harness.profiles import Profile
 from harness.properties import BY_NAME
 from harness.search import quiet, search
 from policies import replace_module
-from reports.record import Failure
 
-from .mutants import MUTANTS, Mutant, mask_ignored, misread
+from .mutants import FEW, MUTANTS, Mutant, case_named, failure_of, mask_ignored, misread, mutant
 
-ROOT = Path(__file__).parents[2]
 MODEL_EQUALITY = BY_NAME["model equality"]
-FEW = Profile("few", 40)
 AXES = (Axis("a", (1, 2, 3)), Axis("b", ("x", "y", "z")), Axis("c", (False, True)), Axis("d", (4, 3, 5), claimed=False))
-
-FAULTY_POLICY = """
-import dataclasses
-from policies import replace_module as honest
-from policies.gpt2 import HFGPT2LayerPolicy
-from policies.llama import LlamaLayerPolicy
-
-
-class DoubledScale(HFGPT2LayerPolicy):
-    @classmethod
-    def read(cls, layer):
-        anatomy = HFGPT2LayerPolicy.read.__func__(cls, layer)
-        attention = dataclasses.replace(anatomy.attention, scale=2.0 * anatomy.attention.scale)
-        return dataclasses.replace(anatomy, attention=attention)
-
-
-def replace_module(model):
-    return honest(model, [DoubledScale])
-"""
-
-
-def case_named(name: str) -> Case:
-    return next(entry for entry in CASES if entry.name == name).load()
-
-
-def mutant(name: str) -> Mutant:
-    return next(one for one in MUTANTS if one.name == name)
-
-
-def failure_of(case: Case, fault: Mutant, prop: str = "model equality") -> Failure:
-    with misread(fault.edit):
-        failure = check_property(BY_NAME[prop], case, profile=FEW, seed=1, policy="").verdict.failure
-    assert failure is not None
-    return failure
 
 
 def example(**values: object) -> Example:
@@ -207,154 +159,3 @@ def test_the_minimal_example_and_its_neighbour_differ_in_the_axis_that_matters()
     failure = failure_of(case_named("llama"), mutant("attention output bias dropped"))
     assert failure.off_simplest == ("attention_bias",)
     assert failure.nearest_passing == {**failure.example, "attention_bias": "False"}
-
-
-@pytest.mark.parametrize(
-    ("name", "fault", "prop", "longest"),
-    [
-        ("gpt2", "attention scale", "model equality", 200),
-        ("bert", "activation", "layer equality", 200),
-        ("opt", "norm bias dropped", "cache", 200),
-        ("llama", "attention output bias dropped", "contract", 1200),
-        ("megatron", "norms swapped", "model equality", 1200),
-    ],
-)
-def test_a_script_imports_nothing_of_the_harness_and_fails_with_the_fault_only(
-    name: str, fault: str, prop: str, longest: int
-) -> None:
-    entry = next(entry for entry in CASES if entry.name == name)
-    if entry.unavailable:
-        pytest.skip(entry.unavailable)
-    text = failure_of(entry.load(), mutant(fault), prop).script
-    assert text is not None and len(text.splitlines()) < longest
-    imports = [line.split()[1].partition(".")[0] for line in text.splitlines() if line.lstrip().startswith(("import ", "from "))]
-    assert not {"harness", "cases", "reports"} & set(imports) and "torch" in imports
-    assert run_here(text, replace_module)[0] == 0
-    with misread(mutant(fault).edit):
-        assert run_here(text, replace_module)[0] == 1
-
-
-@pytest.mark.parametrize("prop", ["model equality", "cache"])
-def test_a_script_run_by_itself_fails_with_a_faulty_policy_and_passes_with_the_honest_one(prop: str, tmp_path: Path) -> None:
-    case = case_named("gpt2")
-    policy = tmp_path / "faulty.py"
-    policy.write_text(FAULTY_POLICY)
-    space: dict[str, object] = {}
-    exec(FAULTY_POLICY, space)
-    example = case.simplest
-    with quiet():
-        text = script(BY_NAME[prop], case, example, space["replace_module"])  # type: ignore[arg-type]
-    file = tmp_path / "failure.py"
-    file.write_text(text)
-    assert run(file, policy) == (1, 1)
-    assert run(file, f"{policy}:DoubledScale") == (1, 1)
-    assert run(file) == (0, 1)
-
-
-def run(file: Path, *arguments: object) -> tuple[int, int]:
-    """Exit status and number of lines said."""
-    done = subprocess.run(
-        [sys.executable, str(file), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        cwd=file.parent,
-    )
-    return done.returncode, len(done.stdout.splitlines())
-
-
-def test_no_script_is_kept_that_does_not_show_the_failure() -> None:
-    case = case_named("gpt2")
-    with quiet(), pytest.raises(CannotWriteError, match="ended with 0"):
-        script(MODEL_EQUALITY, case, case.simplest, replace_module)
-
-
-def test_values_are_written_as_source_that_gives_them_back() -> None:
-    value = {
-        "ids": torch.arange(70).reshape(2, 35),
-        "mask": torch.tensor([[-1.5, 0.25]]),
-        "more": (1, [None, "a"], True),
-    }
-    again = eval(literal(value), {"torch": torch})  # the text is this test's own
-    assert torch.equal(again["ids"], value["ids"]) and torch.equal(again["mask"], value["mask"])
-    assert again["mask"].dtype is torch.float32 and again["more"] == value["more"]
-    assert max(map(len, literal(value).splitlines())) <= 110
-
-
-def test_a_value_without_a_form_as_source_is_refused_by_name() -> None:
-    with pytest.raises(CannotWriteError, match="a object has no form as source"):
-        literal(object())
-    with pytest.raises(CannotWriteError, match="a tensor of 5000 elements is too long"):
-        literal(torch.zeros(5000))
-
-
-def test_a_covering_array_meets_every_pair_in_few_rows() -> None:
-    rows = covering_array((2, 5, 3, 4))
-    assert {(a, b) for _, a, _, b in rows} == {(a, b) for a in range(5) for b in range(4)}
-    assert len(rows) <= 25
-
-
-@pytest.mark.parametrize("entry", CASES, ids=lambda entry: entry.name)
-def test_covering_examples_meet_every_claimed_pair_of_a_case(entry) -> None:  # type: ignore[no-untyped-def]
-    if entry.unavailable:
-        pytest.skip(entry.unavailable)
-    axes = entry.load().axes
-    met = {pair for one in covering_examples(axes, 3, 1000) for pair in tally(one)[1]}
-    claimed = sorted((axis for axis in axes if axis.claimed), key=lambda axis: axis.name)
-    assert met >= set(claimed_pairs(claimed))
-
-
-def test_each_seed_meets_the_pairs_in_other_company() -> None:
-    assert covering_examples(AXES, 1, 9) != covering_examples(AXES, 2, 9)
-    assert covering_examples(AXES, 1, 9) == covering_examples(AXES, 1, 9)
-
-
-class _Tally:
-    def __init__(self, *examples: Example) -> None:
-        from collections import Counter
-
-        self.drawn = Counter(value for one in examples for value in tally(one)[0])
-        self.pairs = frozenset(pair for one in examples for pair in tally(one)[1])
-
-
-class _Case:
-    name = "small"
-    axes = AXES
-
-
-def test_a_nightly_run_fails_for_a_claimed_value_that_was_never_met() -> None:
-    found = coverage(_Case(), [_Tally(*(example(a=a, b=b) for a in (1, 2, 3) for b in "xyz"))])  # type: ignore[arg-type]
-    assert found.missed[0] == "c=True"
-    assert coverage_failure(found) == (
-        "small: 7 claimed values and pairs were never met, c=True among them (15 of 21 claimed pairs were met)"
-    )
-
-
-def test_a_run_that_met_everything_claimed_does_not_fail() -> None:
-    every = [example(a=a, b=b, c=c) for a in (1, 2, 3) for b in "xyz" for c in (False, True)]
-    found = coverage(_Case(), [_Tally(*every)])  # type: ignore[arg-type]
-    assert (found.missed, coverage_failure(found), found.axes["d"]) == ((), None, {"4": 18, "3": 0, "5": 0})
-
-
-def test_a_property_that_compares_nothing_does_not_count_towards_coverage() -> None:
-    case = case_named("gpt2")
-    found = search(BY_NAME["revert"], case, replace_module, examples=3, seed=1)
-    assert (found.examples, found.drawn, found.pairs) == (3, {}, set())
-
-
-def test_what_counts_towards_coverage_is_what_was_judged_and_not_what_was_drawn() -> None:
-    found = search(BY_NAME["cache"], case_named("bert"), replace_module, examples=6, seed=1)
-    assert found.drawn["role", "encoder"] == 0 and sum(found.drawn["heads", n] for n in range(13)) >= 6
-
-
-@pytest.mark.parametrize(("profile", "examples", "sentences"), [("nightly", None, 1), ("nightly", 10, 0), ("quick", None, 0)])
-def test_only_a_nightly_run_of_full_depth_is_held_to_its_coverage(profile: str, examples: int | None, sentences: int) -> None:
-    from types import SimpleNamespace
-
-    from harness.cli.perform import _unmet
-
-    found = coverage(_Case(), [_Tally(example())])  # type: ignore[arg-type]
-    run = SimpleNamespace(coverage=(found,))
-    plan = SimpleNamespace(profile=profile, examples=examples, properties=())
-    assert len(_unmet(run, plan)) == sentences  # type: ignore[arg-type]

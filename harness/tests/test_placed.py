@@ -59,7 +59,7 @@ def test_verdicts_of_a_device_and_a_plan_go_under_their_own_name() -> None:
 
 def test_a_script_places_its_case_where_the_failure_was() -> None:
     case: Case = placed(BertCase(), "meta")
-    text = _carried_along(BY_NAME["model equality"], case, case.simplest)
+    text = _carried_along(BY_NAME["model equality"], case, case.simplest, "auto")
     assert "case = placed(BertCase(), 'meta')" in text
     with _module("placed_script") as module:
         exec(compile(text, "placed_script.py", "exec"), module.__dict__)
