@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+import torch
+
 from policies import replace_module
 from reports.record import Coverage, ErrorBudget, Failure, Verdict
 
@@ -75,7 +77,8 @@ def check_property(
 
 def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
     if found.failure is not None:
-        return "failed", _message(found)
+        short = isinstance(found.failure[1], torch.OutOfMemoryError)  # which says as much of what else runs on the device
+        return "error" if short else "failed", _message(found)
     if found.original_failed is not None:
         example, why = found.original_failed
         dead = why.startswith(("the original's", "no "))

@@ -17,8 +17,9 @@ from .profiles import depth
 from .registry import CaseEntry
 from .timing.light import best, held_against
 
-BYTES_A_WORKER = 2**30
-"""Memory of a GPU that a checking process is given: its context and libraries take half of that."""
+BYTES_A_WORKER = 2**32
+"""Memory of a GPU that a checking process is given. Its context and libraries take half a GiB, the largest layers in float64
+the most of the rest."""
 
 
 class Watcher(Protocol):

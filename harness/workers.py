@@ -6,6 +6,7 @@ verdict, not the run.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 
+import torch
 from pebble import ProcessExpired, ProcessPool
 
 from reports.record import Verdict
@@ -50,7 +52,16 @@ class Task:
 
 
 def run_task(task: Task) -> Checked:
-    """Judge one task in this process."""
+    """Judge one task in this process. Memory of a GPU is given back for those beside it."""
+    try:
+        return _judge(task)
+    finally:
+        if task.device != "cpu":
+            gc.collect()
+            torch.cuda.empty_cache()
+
+
+def _judge(task: Task) -> Checked:
     with by_plan(task.plan, task.device) as replacer:
         return check_property(
             BY_NAME[task.prop],
@@ -83,8 +94,6 @@ def run_tasks(tasks: list[Task], *, workers: int) -> Iterator[tuple[Task, Checke
 
 def _prepare() -> None:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else each starts as many compilers as there are cores
-    import torch
-
     torch.set_num_threads(1)
 
 

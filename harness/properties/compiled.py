@@ -53,4 +53,5 @@ COMPILED = Property(
     applies=layered,
     exact=False,
     share=0.004,
+    least=2,
 )

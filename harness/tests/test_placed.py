@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from cases import CASES
 from cases.bert import BertCase
 from harness.case import Case
+from harness.check import check_property
 from harness.cli.app import status
 from harness.evidence.script import _carried_along, _module
 from harness.numerics import gap
@@ -17,7 +18,8 @@ from harness.placed import kind_of, placed
 from harness.profiles import depth
 from harness.properties import BY_NAME
 from harness.registry import CaseEntry, choose
-from harness.workers import Task
+from harness.workers import Task, run_task
+from policies.replace import Replacement
 
 AVAILABLE = [entry for entry in CASES if entry.unavailable is None]
 
@@ -64,6 +66,21 @@ def test_a_script_places_its_case_where_the_failure_was() -> None:
     with _module("placed_script") as module:
         exec(compile(text, "placed_script.py", "exec"), module.__dict__)
         assert module.placed(module.BertCase(), "meta").build(module.EXAMPLE).dtype is torch.float32
+
+
+def test_a_device_without_memory_left_says_nothing_about_a_policy() -> None:
+    def exhausted(model: nn.Module) -> Replacement:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 32.00 MiB.")
+
+    checked = check_property(BY_NAME["revert"], BertCase(), profile=depth("quick"), seed=0, policy="", replacer=exhausted)
+    assert (checked.verdict.outcome, checked.verdict.reason[:36]) == ("error", "OutOfMemoryError: CUDA out of memory")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
+def test_a_checking_process_gives_back_the_memory_of_a_gpu() -> None:
+    (entry,) = choose(CASES, ["bert"])
+    assert run_task(Task(entry, "large layers", depth("quick"), 0, device="cuda")).verdict.outcome == "held"
+    assert torch.cuda.memory_reserved() < 2**28  # what its libraries work in
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
