@@ -93,6 +93,27 @@ def test_a_call_that_cannot_be_compiled_runs_plain_and_says_why(monkeypatch: pyt
     assert times == 2
 
 
+@pytest.mark.parametrize("share", [0.2, float("nan")])
+def test_kernels_that_compute_something_else_are_not_captured(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler's fault is no reason for a wrong result."""
+
+    def wrong(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        return lambda *args: tuple(one * (1 + share) for one in module.forward(*args))
+
+    monkeypatch.setattr(EmulatorBackend, "compiler", staticmethod(wrong))
+    case = BertCase()
+    original = case.build(case.simplest)
+    model = copy.deepcopy(original)
+    with by_plan("compiled") as replacer:
+        replacer(model)
+    inputs = case.inputs(case.simplest)
+    for _ in range(2):
+        mine, its = (case.run(one, inputs)["last_hidden_state"] for one in (original, model))
+        assert torch.allclose(mine, its, atol=1e-5)
+    (graph,) = graphs_of(model)
+    assert (graph.captures, dict(graph.eager)) == (0, {"a replay gives something else than the call": 2})
+
+
 def test_what_was_compiled_keeps_no_weight_of_a_model_that_is_gone() -> None:
     case = BertCase()
     model = case.build(case.simplest)

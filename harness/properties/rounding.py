@@ -58,7 +58,7 @@ ROUNDING = tuple(
         "original's own rounding and one rounding of its parameters cause.",
         check=_within_budget(dtype),
         exact=False,
-        share=0.15,
+        share=0.2,
         least=14,
     )
     for dtype in DTYPES

@@ -11,6 +11,7 @@ broadcast a smaller batch, or overwrote results that the caller still held (FAUL
 * captures are dropped where a module that the function uses is no longer what it was: a parameter or buffer exchanged
   or moved, a submodule or attribute set. Updates in place are seen, because the graph reads the same memory;
 * what a graph cannot repeat (``inspection``) runs eagerly and is counted, by reason;
+* a graph is replayed once before it is kept, and has to give what the call itself has given;
 * an exception passes through and leaves nothing behind.
 """
 
@@ -252,7 +253,7 @@ class Graphed:
         caches = preallocated_in(spec)
         with _mode_of(caches):
             with _undone(caches), TrialRun(protected):
-                self.backend.warm_up(lambda: _run_once(self.function, spec, tensors))
+                expected = self.backend.warm_up(lambda: _run_once(self.function, spec, tensors))
             if self._watch.moved() or self._watch.changed():
                 # A replay would not set them again, and the eager call that follows must find them as they were.
                 self._watch.restore()
@@ -267,7 +268,11 @@ class Graphed:
             except RuntimeError as problem:
                 # It has just run twice: this is about capturing (a library that waits for the device, a stream of its own).
                 raise NotCapturableError(f"cannot be captured: {str(problem).partition(chr(10))[0]}") from problem
-        outputs, output_spec = _check_own(recording.output, foreign)
+            outputs, output_spec = _check_own(recording.output, foreign)
+            with _undone(caches):
+                recording.replay()
+            if not _agree(flatten(expected)[0], outputs):
+                raise NotCapturableError("a replay gives something else than the call")
         self.captures += 1
         return Capture(inputs, recording, outputs, output_spec, writes_caches=bool(caches))
 
@@ -293,6 +298,21 @@ def _check_own(result: Any, foreign: list[Tensor]) -> tuple[list[Tensor], Spec]:
     if any(storage_id(one) in memory for one in leaves):
         raise NotCapturableError("inputs, weights or what a cache holds are returned")
     return leaves, spec
+
+
+def _agree(expected: list[Tensor], actual: list[Tensor]) -> bool:
+    """Whether tensors are the same to half of their dtypes' digits, in the root mean square of those elements that are finite."""
+    return len(expected) == len(actual) and all(map(_close, expected, actual))
+
+
+def _close(expected: Tensor, actual: Tensor) -> bool:
+    if (expected.shape, expected.dtype) != (actual.shape, actual.dtype):
+        return False
+    if not expected.is_floating_point():
+        return torch.equal(expected, actual)
+    wide, known = expected.double(), expected.isfinite()
+    error = torch.where(known, actual.double() - wide, 0.0).square().sum()
+    return bool(error <= torch.finfo(expected.dtype).eps * torch.where(known, wide, 0.0).square().sum())
 
 
 @contextmanager
