@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from harness.process import SETTINGS
 from policies.fused.capture import BY_DEVICE, EmulatorBackend, Recording
 from policies.fused.graphs import Graphed
 
@@ -295,6 +296,35 @@ def test_inference_mode_and_plain_calls_share_no_trouble() -> None:
         assert wrapped(torch.ones(3)).is_inference()
     assert not wrapped(torch.ones(3)).is_inference()
     assert wrapped.captures == 1
+
+
+OTHERWISE = {
+    "the default dtype": torch.float64,
+    "the precision of products": "medium",
+    "deterministic algorithms": 1,
+    "cuDNN: enabled": False,
+    "cuDNN: benchmark": True,
+    "flash attention": False,
+    "efficient attention": False,
+    "cuDNN's attention": False,
+    "plain attention": False,
+    "sums in fp16": False,
+    "sums in bf16": False,
+}
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_torch_goes_by_is_part_of_a_signature(name: str) -> None:
+    (setting,) = (one for one in SETTINGS if one.name == name)
+    wrapped, x, before = graphed(lambda x: x * 2), torch.ones(3, dtype=torch.float32), setting.get()
+    wrapped(x)
+    setting.put(OTHERWISE[name])
+    try:
+        wrapped(x)
+    finally:
+        setting.put(before)
+    wrapped(x)
+    assert (wrapped.captures, wrapped.replays) == (2, 3)
 
 
 def test_the_least_recently_used_capture_goes_first() -> None:

@@ -120,9 +120,14 @@ SETTINGS = (
     ),
     _attribute("the precision of convolutions", _BACKENDS.cudnn.conv, "fp32_precision"),
     *(_attribute(f"cuDNN: {one}", _BACKENDS.cudnn, one) for one in ("enabled", "benchmark", "deterministic")),
+    *(
+        _attribute(f"sums in {dtype}", _BACKENDS.cuda.matmul, f"allow_{dtype}_reduced_precision_reduction")
+        for dtype in ("fp16", "bf16")
+    ),
     _attribute("oneDNN", _BACKENDS.mkldnn, "enabled"),
     _Setting("flash attention", _BACKENDS.cuda.flash_sdp_enabled, _BACKENDS.cuda.enable_flash_sdp),
     _Setting("efficient attention", _BACKENDS.cuda.mem_efficient_sdp_enabled, _BACKENDS.cuda.enable_mem_efficient_sdp),
+    _Setting("cuDNN's attention", _BACKENDS.cuda.cudnn_sdp_enabled, _BACKENDS.cuda.enable_cudnn_sdp),
     _Setting("plain attention", _BACKENDS.cuda.math_sdp_enabled, _BACKENDS.cuda.enable_math_sdp),
 )
 
