@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import random
 from functools import cache
-from itertools import islice
 
 from .case import Axis, Example
+
+SEEDS = 65_520
+"""Planned examples have seeds below this multiple of 2 to 10, 12, 13, 14, 15 and 16."""
+_STEP = 40_493
+"""Near the golden section of ``SEEDS``, without a common factor."""
 
 
 @cache
@@ -38,8 +42,18 @@ def covering_examples(axes: tuple[Axis, ...], seed: int, most: int) -> list[Exam
     named = {axis.name: generator.sample(axis.values, len(axis.values)) for axis in claimed}
     rows = covering_array(tuple(len(axis.values) for axis in claimed))
     examples = []
-    for row in islice(rows, most):
+    rows = rows[:most]
+    for row, own in zip(rows, _spread(len(rows), generator), strict=True):
         chosen = {axis.name: named[axis.name][index] for axis, index in zip(claimed, row, strict=True)}
         values = {axis.name: chosen.get(axis.name, generator.choice(axis.values)) for axis in axes}
-        examples.append(Example(values, generator.randrange(2**16)))
+        examples.append(Example(values, own))
     return examples
+
+
+def _spread(count: int, generator: random.Random) -> list[int]:
+    """Seeds, by which properties choose among ways to ask: few of them, too, meet every remainder of a small number, and every
+    part of ``SEEDS`` (a Weyl sequence). In no order, so that no way goes with one value of an axis."""
+    start = generator.randrange(SEEDS)
+    seeds = [(start + _STEP * place) % SEEDS for place in range(count)]
+    generator.shuffle(seeds)
+    return seeds

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from policies.fused.capture import Recording
 
-from ..trial import Disagreement, Trial, graphs_of
+from ..trial import Disagreement, Trial, Vacuous, graphs_of
 from .base import Property, identical, living, same_outputs
 from .calls import alike
 
@@ -32,7 +32,10 @@ OUTSIDE = (
 """Objects that lead out of a model into the program, or nowhere; and what computes again what was captured."""
 
 CALLS = 3
-"""Calls in which buffers may be made, and calls after them in which no more are."""
+"""Calls in which buffers may be made, and calls after them in which no more are; each with gradients as well, when no graph is
+replayed."""
+ROUNDS = 4
+"""Of so many calls, until no new graph was captured in one."""
 PLAIN = (Tensor, nn.Parameter)
 """Of other tensors not all have a memory that can be asked for, those of a compiler for one."""
 
@@ -93,19 +96,24 @@ def _of_graphs(model: nn.Module) -> int:
 
 def _flat(trial: Trial) -> None:
     model = trial.replaced.model
-    calls = [alike(trial, salt) for salt in range(2 * CALLS)]
+    rounds = [[alike(trial, number * CALLS + salt) for salt in range(CALLS)] for number in range(ROUNDS)]
+    last = None
     gc.freeze()  # what is there already need not be looked through: the libraries alone are a million objects
     try:
-        for inputs in calls[:CALLS]:
-            trial.run_replaced(model, inputs)
-        before = _new_bytes()
-        for inputs in calls[CALLS:]:
-            trial.run_replaced(model, inputs)
-        more = _new_bytes() - before
+        for calls in rounds:
+            for inputs in calls:
+                trial.run_replaced(model, inputs)
+                with torch.enable_grad():
+                    trial.run_replaced(model, inputs)
+            captures, held = sum(one.captures for one in graphs_of(model)), _new_bytes()
+            if last is not None and last[0] == captures:
+                if held > last[1]:
+                    raise Disagreement(f"{CALLS} calls more leave {held - last[1]} bytes of tensors more alive")
+                return
+            last = captures, held
+        raise Vacuous(f"in each of {ROUNDS} rounds of calls a graph was captured that stays")
     finally:
         gc.unfreeze()
-    if more > 0:
-        raise Disagreement(f"after {2 * CALLS} calls {more} bytes of tensors more are alive than after {CALLS}")
 
 
 def _new_bytes() -> int:

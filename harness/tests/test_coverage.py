@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cases import CASES
 from harness.case import Axis, Example
 from harness.coverage import claimed_pairs, coverage, coverage_failure, tally
-from harness.covering import covering_array, covering_examples
+from harness.covering import SEEDS, covering_array, covering_examples
 from harness.properties import BY_NAME
 from harness.search import search
 from policies import replace_module
@@ -35,6 +37,14 @@ def test_covering_examples_meet_every_claimed_pair_of_a_case(entry) -> None:  # 
     met = {pair for one in covering_examples(axes, 3, 1000) for pair in tally(one)[1]}
     claimed = sorted((axis for axis in axes if axis.claimed), key=lambda axis: axis.name)
     assert met >= set(claimed_pairs(claimed))
+
+
+@given(st.integers(0, 2**32), st.integers(2, 10), st.sampled_from((3, 14, 40)))
+def test_few_examples_meet_every_remainder_and_every_part_of_all_seeds(seed: int, parts: int, most: int) -> None:
+    seeds = [one.seed for one in covering_examples((Axis("a", range(7)), Axis("b", range(8))), seed, most)]
+    assert len(seeds) == most and max(seeds) < SEEDS
+    assert len({one % parts for one in seeds}) == min(parts, most)
+    assert len({one * parts // SEEDS for one in seeds}) == parts or most < 2 * parts
 
 
 def test_each_seed_meets_the_pairs_in_other_company() -> None:
