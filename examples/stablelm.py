@@ -40,7 +40,7 @@ class StableLmPolicy(AnatomyPolicy):
                 causality=Causality.IF_NO_MASK if causal else Causality.NEVER,
                 module=own,
                 cache_index=own.layer_idx,
-                rotary=Rotary(style=RotaryStyle.HALF, size=None),
+                rotary=Rotary(style=RotaryStyle.HALF, size=own.rotary_ndims),
             ),
             mlp=MLP(
                 gate=layer.linear("mlp.gate_proj"),

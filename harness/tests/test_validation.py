@@ -215,6 +215,17 @@ def test_a_policy_is_written_that_computes_the_same_or_refuses(architecture: str
     assert "TODO" not in invented.source
 
 
+@pytest.mark.parametrize(
+    ("layer", "size"), [("phi:PhiDecoderLayer", "own.rotary_ndims"), ("mistral:MistralDecoderLayer", "None")]
+)
+def test_a_policy_is_written_that_asks_the_layer_how_many_elements_rotate(layer: str, size: str) -> None:
+    """Where it keeps the number; else as many as there are positions for."""
+    assert (
+        f"rotary=Rotary(style=RotaryStyle.HALF, size={size})"
+        in invent("WrittenPolicy", MODELING.format(*layer.split(":"))).source
+    )
+
+
 class _HalvedLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return super().forward(input) / 2

@@ -74,7 +74,9 @@ class Found:
     key_norm: NormFound | None = None
     post_norm: bool = False
     parallel: bool = False
-    rotary: bool = False
+    rotary: int = 0
+    """How many elements of a head rotate."""
+    rotary_size: str = ""
     alibi: bool = False
     returns_tuple: bool = False
     cache_index: str | None = None
@@ -159,7 +161,8 @@ def _call(found: Found, layer: nn.Module, call: dict[str, Any], output: Any) -> 
     found.returns_tuple = isinstance(output, tuple)
     if found.returns_tuple and len(output) != 2:
         found.open.append(f"the layer returns {len(output)} values: choose or add a Returns")
-    found.rotary = call.get("position_embeddings") is not None
+    positions = call.get("position_embeddings")
+    found.rotary = 0 if positions is None else positions[0].shape[-1]
     found.alibi = call.get("alibi") is not None
     found.deaf = _is_deaf(layer, call)
 
@@ -321,6 +324,7 @@ def _numbers(found: Found, layer: nn.Module, parts: dict[str, Passed], size: int
     found.causal_flag = hasattr(own, "is_causal")
     found.grouped = hasattr(own, "num_key_value_groups")
     found.head_size = next((n for n in _HEAD_SIZES if getattr(own, n, None) == size), "")
+    found.rotary_size = next((n for n in _ROTARY_SIZES if found.rotary and getattr(own, n, None) == found.rotary), "")
     found.scale = next((n for n in _SCALES if isinstance(getattr(own, n, None), float)), "")
     if not found.head_size:
         found.open.append("where the attention module keeps its head size")
@@ -336,6 +340,7 @@ def _numbers(found: Found, layer: nn.Module, parts: dict[str, Passed], size: int
 
 
 _HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "d_head", "attention_head_dim")
+_ROTARY_SIZES = ("rotary_ndims", "rotary_dim")
 _SCALES = ("scaling", "scale", "inv_norm_factor", "softmax_scale")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads")

@@ -186,7 +186,8 @@ def _attention_lines(found: Found, choices: Choices) -> list[str]:
     if found.cache_index:
         lines.append(f"cache_index=own.{found.cache_index},")
     if found.rotary:
-        lines.append(f"rotary=Rotary(style=RotaryStyle.{choices.style.name}, size=None),")
+        turned = f"own.{found.rotary_size}" if found.rotary_size else None
+        lines.append(f"rotary=Rotary(style=RotaryStyle.{choices.style.name}, size={turned}),")
     if found.alibi:
         lines.append("alibi=True,")
     for name, norm in (("query_norm", found.query_norm), ("key_norm", found.key_norm)):
