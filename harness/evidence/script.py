@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from policies import replace_module
+from policies.plans import Plan
 
 from ..case import Case, Example
 from ..exact import exact_mode
@@ -30,8 +31,6 @@ from .bundle import Bundle
 from .constructed import construction
 from .literals import CannotWriteError, literal
 from .sources import ROOMS
-
-_DEFAULT = "auto"
 
 FAILS = 1
 """Exit status of a script that shows its failure."""
@@ -140,7 +139,7 @@ def main(replace=None) -> int:
 def script(prop: Property, case: Case, example: Example, replacer: Replacer) -> str:
     """A script that fails with ``replacer``. Raises ``CannotWriteError`` where none could be written."""
     reasons = []
-    plan = replacer.plan if isinstance(replacer, ByPlan) else _DEFAULT
+    plan = replacer.plan if isinstance(replacer, ByPlan) else Plan.AUTO.value
     for write in (_written_out, _carried_along):
         try:
             text = write(prop, case, example, plan)
@@ -243,7 +242,7 @@ def _carried_along(prop: Property, case: Case, example: Example, plan: str) -> s
 
 def _end(bundle: Bundle, plan: str, device: str) -> str:
     """What a script does when it is run by itself."""
-    if plan == _DEFAULT:
+    if plan == Plan.AUTO.value:
         return _END
     return _END_BY_PLAN.format(by_plan=bundle.add("harness.plans", "by_plan"), plan=plan, device=device)
 
