@@ -21,6 +21,7 @@ from harness.trial import graphs_of
 from policies import replace_module
 from policies.fused.capture import EmulatorBackend
 from policies.fused.compiled import CompiledLayer
+from policies.fused.graphs import Graphed
 from policies.fused.trees import NotCapturableError
 
 from .bert import BertCase
@@ -73,11 +74,9 @@ def test_more_forms_than_torch_compiles_of_one_function_are_all_captured(monkeyp
     assert (graph.captures, compiler.compiled, dict(graph.eager)) == (12, 12, {})
 
 
-def test_a_call_that_cannot_be_compiled_runs_plain_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
-        raise OSError("no compiler here\nand more of that")
-
-    monkeypatch.setattr(EmulatorBackend, "compiler", staticmethod(fails))
+def _right_twice(compiler: Any, monkeypatch: pytest.MonkeyPatch) -> Graphed:
+    """The graph of a layer that is called twice, right each time, by plan ``compiled`` with ``compiler``."""
+    monkeypatch.setattr(EmulatorBackend, "compiler", staticmethod(compiler))
     case = BertCase()
     original = case.build(case.simplest)
     model = copy.deepcopy(original)
@@ -88,6 +87,14 @@ def test_a_call_that_cannot_be_compiled_runs_plain_and_says_why(monkeypatch: pyt
         mine, its = (case.run(one, inputs)["last_hidden_state"] for one in (original, model))
         assert torch.allclose(mine, its, atol=1e-5)
     (graph,) = graphs_of(model)
+    return graph
+
+
+def test_a_call_that_cannot_be_compiled_runs_plain_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        raise OSError("no compiler here\nand more of that")
+
+    graph = _right_twice(fails, monkeypatch)
     ((reason, times),) = graph.eager.items()
     assert reason.startswith("cannot be compiled: ") and "no compiler here" in reason and "\n" not in reason
     assert times == 2
@@ -100,17 +107,7 @@ def test_kernels_that_compute_something_else_are_not_captured(share: float, monk
     def wrong(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
         return lambda *args: tuple(one * (1 + share) for one in module.forward(*args))
 
-    monkeypatch.setattr(EmulatorBackend, "compiler", staticmethod(wrong))
-    case = BertCase()
-    original = case.build(case.simplest)
-    model = copy.deepcopy(original)
-    with by_plan("compiled") as replacer:
-        replacer(model)
-    inputs = case.inputs(case.simplest)
-    for _ in range(2):
-        mine, its = (case.run(one, inputs)["last_hidden_state"] for one in (original, model))
-        assert torch.allclose(mine, its, atol=1e-5)
-    (graph,) = graphs_of(model)
+    graph = _right_twice(wrong, monkeypatch)
     assert (graph.captures, dict(graph.eager)) == (0, {"a replay gives something else than the call": 2})
 
 
