@@ -42,7 +42,7 @@ from harness.properties import BY_NAME
 from harness.registry import choose
 from harness.trial import Replacer
 from policies import replace_module
-from reports import record
+from reports import record, storage
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -209,10 +209,10 @@ def parse_pip(arguments: list[str]) -> None:
 def two_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``monday`` and ``tuesday``: one property of GPT-J, first as it is, then with a seeded fault."""
     folder = tmp_path_factory.mktemp("runs")
-    record.write(one_verdict("monday", "2026-03-02T02:17:00+00:00", replace_module), folder / "monday")
+    storage.write(one_verdict("monday", "2026-03-02T02:17:00+00:00", replace_module), folder / "monday")
     (fault,) = find_faults(("M10 style",))
     with fault.inject(replace_module) as faulty:
-        record.write(one_verdict("tuesday", "2026-03-03T02:17:00+00:00", faulty), folder / "tuesday")
+        storage.write(one_verdict("tuesday", "2026-03-03T02:17:00+00:00", faulty), folder / "tuesday")
     return folder
 
 

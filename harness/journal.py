@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 
-from reports.record import JOURNAL_NAME, RECORD_NAME, ErrorBudget, NullLane, Timing, Verdict
+from reports.record import ErrorBudget, NullLane, Timing, Verdict
+from reports.storage import JOURNAL_NAME, RECORD_NAME
 
 from .timing.light import SpeedOfLight
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from reports.record import Coverage, Run, Timing, Verdict, write
+from reports.record import Coverage, Run, Timing, Verdict
+from reports.storage import write
 
 from .environment import fingerprint
 from .journal import CeilingsDone, CheckDone, Journal, TimingDone, TimingsPlanned

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from reports import record
-from reports.record import RecordError
+from reports import record, storage
 from reports.summary import measured_ratio
 
 if TYPE_CHECKING:
@@ -132,7 +131,7 @@ def read_history(folder: Path) -> History:
     """
     if not folder.is_dir():
         raise HistoryError(f"{folder}: no such folder; give a folder that holds run folders")
-    runs, problems = _read_runs(sorted(folder.rglob(record.RECORD_NAME)))
+    runs, problems = _read_runs(sorted(folder.rglob(storage.RECORD_NAME)))
     if not runs:
         found = "no run record" if not problems else f"no readable run record; the first: {problems[0]}"
         raise HistoryError(f"{folder}: {found}")
@@ -153,7 +152,7 @@ def _read_runs(files: list[Path]) -> tuple[list[_PartialRun], list[str]]:
     for file in files:
         try:
             run = _read(file)
-        except RecordError as problem:
+        except storage.RecordError as problem:
             problems.append(str(problem))
             continue
         if run.created.tzinfo is None:
@@ -168,13 +167,13 @@ def _read_runs(files: list[Path]) -> tuple[list[_PartialRun], list[str]]:
 
 
 def _read(file: Path) -> _PartialRun:
-    data = record.read_bytes(file)
-    with contextlib.suppress(*record.UNREADABLE):
+    data = storage.read_bytes(file)
+    with contextlib.suppress(*storage.UNREADABLE):
         run = _DECODER.decode(data)
         if run.schema == record.SCHEMA_VERSION:
             return run
     # The slow way, which says what is wrong with it.
-    return record.decode(data, _PartialRun, file)
+    return storage.decode(data, _PartialRun, file)
 
 
 def _better(new: tuple[_PartialRun, Path], old: tuple[_PartialRun, Path]) -> tuple[tuple[_PartialRun, Path], str | None]:
@@ -182,7 +181,7 @@ def _better(new: tuple[_PartialRun, Path], old: tuple[_PartialRun, Path]) -> tup
     if new[0].complete != old[0].complete:
         # One was copied while its run was still going, or before it was resumed: the complete one holds it all.
         return (new if new[0].complete else old), None
-    if record.read_bytes(new[1]) == record.read_bytes(old[1]):
+    if storage.read_bytes(new[1]) == storage.read_bytes(old[1]):
         return old, None
     return old, f"{new[1]}: run id {old[0].id} is also in {old[1]} with other contents; only that one counts"
 

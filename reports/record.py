@@ -1,36 +1,21 @@
-"""The run record: what one run of the harness found, as data.
+"""The run record: what one run of the harness found, as data. ``storage`` writes and reads it.
 
-Requirements this file must meet:
-
-* A record is written once and never edited; a reader may trust every field's type, because reading validates it.
-* It opens without torch, without transformers and without the other rooms.
-* It is versioned. A record of another version is refused with one line that names both versions.
-* A record that is cut short or damaged is refused as a whole; it is never half believed.
+A record is written once and never edited, and it opens without torch, without transformers and without the other rooms.
 
 Units: seconds for durations, bytes for memory, hertz for clocks. Errors are relative to the scale of the
 original's output (its largest absolute value over the positions that count) unless a field says otherwise.
-JSON has no infinity and no NaN, and a wrong replacement produces both: ``write`` records them as ``NOT_FINITE``.
 """
 
 from __future__ import annotations
 
-import math
-import os
 import sys
-import uuid
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 SCHEMA_VERSION = 1
-RECORD_NAME = "run.json"
-JOURNAL_NAME = "journal.jsonl"
-"""What an unfinished run has instead."""
 NOT_FINITE = sys.float_info.max
-"""What a NaN or an infinity (with its sign) becomes in a record: larger than any figure that was measured."""
+"""What a NaN or an infinity (with its sign) becomes in a record (JSON has neither): larger than any figure measured."""
 
 Outcome = Literal["held", "failed", "vacuous", "error", "unavailable"]
 """What became of one property on one case.
@@ -45,10 +30,6 @@ unavailable  the case needs a package that is not installed
 TimingVerdict = Literal["FASTER", "SAME", "SLOWER", "AMBIGUOUS", "VOID", "FAILED"]
 """FASTER, SAME (shown equivalent within the margin), SLOWER, AMBIGUOUS (the interval allows more than one of them),
 VOID (the measurement contradicts itself or a ceiling), FAILED (equality did not hold, so nothing was timed)."""
-
-
-class RecordError(ValueError):
-    """A run record cannot be read: missing, damaged, of another version, or not a record. One line, with the path."""
 
 
 class Struct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -266,100 +247,3 @@ class Run(Struct, frozen=True, kw_only=True):
         """True when every verdict held (unavailable cases aside) and no timed row was wrong."""
         held = all(v.outcome in ("held", "unavailable") for v in self.verdicts)
         return held and all(t.verdict != "FAILED" for t in self.timings)
-
-
-class _Version(msgspec.Struct):
-    schema: int
-
-
-Decoded = TypeVar("Decoded")
-
-
-def write(run: Run, folder: Path) -> Path:
-    """Write ``run`` as ``folder/run.json``, atomically: the file is either absent or whole.
-
-    Raises ``OSError`` when the folder cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / RECORD_NAME
-    data = msgspec.json.encode(_finite(msgspec.to_builtins(run)))
-    # On one line: half of an indented record is the space before raw samples, and a history reads a thousand of them.
-    write_atomically(target, data + b"\n")
-    return target
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return -NOT_FINITE if value < 0 else NOT_FINITE
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return value
-
-
-def write_atomically(target: Path, data: bytes) -> None:
-    """Replace ``target`` by ``data`` in one step; a reader sees the old file or the new one, never a part.
-
-    Raises ``OSError`` when the disk is full or the folder cannot be written; nothing is left behind then.
-    """
-    # Not tempfile: its files are for the owner alone, and reports are published.
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def read(path: Path) -> Run:
-    """Read a record from a run folder or from the file itself.
-
-    Raises ``RecordError``, one line, when there is no record, when it is damaged, or when its version is foreign.
-    """
-    file = path / RECORD_NAME if path.is_dir() else path
-    return decode(read_bytes(file), Run, file)
-
-
-def read_bytes(file: Path) -> bytes:
-    """The contents of a record's file. Raises ``RecordError``, one line, when there are none to be had."""
-    try:
-        return file.read_bytes()
-    except OSError as problem:
-        if file.with_name(JOURNAL_NAME).exists():
-            raise RecordError(
-                f"{file.parent}: this run is not finished; go on with harness check --resume {file.parent}"
-            ) from None
-        raise RecordError(f"{file}: no run record can be read here ({problem.strerror})") from None
-
-
-def decode(data: bytes, kind: type[Decoded], origin: Path) -> Decoded:
-    """Read a record's bytes as a ``Run``, or as any struct that takes a part of a run's fields.
-
-    Raises ``RecordError``, one line that begins with ``origin``.
-    """
-    try:
-        version = msgspec.json.decode(data, type=_Version).schema
-    except UNREADABLE as problem:
-        raise RecordError(f"{origin}: not a run record ({_reason(problem)})") from None
-    if version != SCHEMA_VERSION:
-        raise RecordError(
-            f"{origin}: record version {version}, this harness reads version {SCHEMA_VERSION}; "
-            "use the harness that wrote it, or run again"
-        )
-    try:
-        return msgspec.json.decode(data, type=kind)
-    except UNREADABLE as problem:
-        raise RecordError(f"{origin}: damaged run record ({_reason(problem)})") from None
-
-
-UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-"""What decoding a damaged file may raise."""
-
-
-def _reason(problem: Exception) -> str:
-    return " ".join(str(problem).split())

@@ -75,21 +75,21 @@ def adapters(
 
 
 def _write_scripts(scripts: dict[str, str], folder: Path) -> None:
-    from reports import record
+    from reports import storage
 
     for name, text in scripts.items():
         (folder / "scripts").mkdir(parents=True, exist_ok=True)
-        record.write_atomically(folder / "scripts" / name, text.encode())
+        storage.write_atomically(folder / "scripts" / name, text.encode())
 
 
 def _write(reports: list[Report], folder: Path) -> None:
-    from reports import record
+    from reports import storage
 
     from ..foreign.report import markdown
 
     folder.mkdir(parents=True, exist_ok=True)
-    record.write_atomically(folder / "adapters.json", msgspec.json.format(msgspec.json.encode(reports), indent=1))
-    record.write_atomically(folder / "adapters.md", markdown(reports).encode())
+    storage.write_atomically(folder / "adapters.json", msgspec.json.format(msgspec.json.encode(reports), indent=1))
+    storage.write_atomically(folder / "adapters.md", markdown(reports).encode())
 
 
 def _show(reports: list[Report], folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from reports import record
+from reports import storage
 from reports.record import Run
 
 from ..journal import Journal, Plan
@@ -153,7 +153,7 @@ def _perform(scope: Scope, begun: tuple[Journal, Scope], *, json: bool) -> int:
         finished = perform_run(journal, scope, reporter)
     page = write_page(finished, journal.folder)
     if json:
-        sys.stdout.write((journal.folder / record.RECORD_NAME).read_text())
+        sys.stdout.write((journal.folder / storage.RECORD_NAME).read_text())
     else:
         terminal.show(Console(), terminal.render_terminal(finished), terminal.run_lines(finished))
         print(f"report: {page}")
@@ -177,17 +177,17 @@ def write_page(run: Run, folder: Path) -> Path:
     from reports.html import render_html
 
     page = folder / "index.html"
-    record.write_atomically(page, render_html(run, previous_run(run, folder)).encode())
+    storage.write_atomically(page, render_html(run, previous_run(run, folder)).encode())
     return page
 
 
 def previous_run(run: Run, folder: Path) -> Run | None:
     """The latest finished run beside ``folder`` that began before ``run`` on the same machine in the same profile."""
-    candidates = sorted(folder.resolve().parent.glob(f"*/{record.RECORD_NAME}"), reverse=True)
+    candidates = sorted(folder.resolve().parent.glob(f"*/{storage.RECORD_NAME}"), reverse=True)
     for path in candidates:
         try:
-            other = record.read(path)
-        except record.RecordError:
+            other = storage.read(path)
+        except storage.RecordError:
             continue
         same = other.environment.machine == run.environment.machine and other.profile == run.profile
         if same and other.id != run.id and other.created <= run.created:

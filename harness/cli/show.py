@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from reports import record
+from reports import storage
 
 from . import options
 from .perform import previous_run, write_page
@@ -20,7 +20,7 @@ def report(
     format: Annotated[str, typer.Option(help="html (written beside the record), md or text (printed).")] = "html",
 ) -> int:
     """Render the report of a finished run again."""
-    found = record.read(run)
+    found = storage.read(run)
     folder = run if run.is_dir() else run.parent
     match format:
         case "html":
@@ -51,7 +51,7 @@ def compare(
     from reports import compare as comparing
     from reports import markdown, terminal
 
-    comparison = comparing.compare(record.read(base), record.read(head))
+    comparison = comparing.compare(storage.read(base), storage.read(head))
     broken = comparing.violations(comparison, [one.strip() for one in fail_on.split(",") if one.strip()])
     if json:
         print(comparing.render_json(comparison))
@@ -76,7 +76,7 @@ def history(
     trends = find_trends(found)
     terminal.show(Console(), terminal.render_history(found, trends), terminal.history_lines(found, trends))
     if html is not None:
-        record.write_atomically(html, render_history_html(found, trends).encode())
+        storage.write_atomically(html, render_history_html(found, trends).encode())
         print(f"page: {html}")
     return 1 if trends.regressions else 0
 
@@ -87,7 +87,7 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Write the script here (default: print it).", metavar="FILE")] = None,
 ) -> int:
     """Write the self-contained script that shows one failure of a run, without the harness."""
-    failures = {one.failure.id: one.failure for one in record.read(run).verdicts if one.failure is not None}
+    failures = {one.failure.id: one.failure for one in storage.read(run).verdicts if one.failure is not None}
     if failure not in failures:
         known = f"there are: {' '.join(failures)}" if failures else "nothing failed in this run"
         raise typer.BadParameter(f"{run}: no failure is called {failure!r}; {known}")
@@ -97,6 +97,6 @@ def reproduce(
     if out is None:
         sys.stdout.write(script)
     else:
-        record.write_atomically(out, script.encode())
+        storage.write_atomically(out, script.encode())
         print(f"script: {out}")
     return 0

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from reports import record
+from reports import storage
 
 from . import options
 from .progress import Reporter
@@ -57,9 +57,9 @@ def validate(
         done = perform(request, reporter.verdict)
     command = shlex.join(["harness", *sys.argv[1:]])
     run = make_record(request, done, run_id=uuid.uuid4().hex, created=created, command=command)
-    record.write(run, folder)
+    storage.write(run, folder)
     write_page(run, folder)
-    sys.stdout.write((folder / record.RECORD_NAME).read_text() if json else block(run, done, folder))
+    sys.stdout.write((folder / storage.RECORD_NAME).read_text() if json else block(run, done, folder))
     return 0 if run.ok else 1
 
 
@@ -96,5 +96,5 @@ def _split(file: str) -> tuple[str, str | None]:
 def _must_be_free(folder: Path) -> None:
     from ..journal import JournalError
 
-    if (folder / record.RECORD_NAME).exists():
+    if (folder / storage.RECORD_NAME).exists():
         raise JournalError(f"{folder}: holds a finished run already; choose another folder")

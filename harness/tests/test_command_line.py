@@ -13,7 +13,7 @@ import pytest
 from cases import CASES
 from harness.cli.app import status
 from harness.journal import Journal, Plan
-from reports import record
+from reports import storage
 
 
 def harness(*arguments: object) -> int:
@@ -65,7 +65,7 @@ def test_an_unknown_plan_gets_the_list(command: str, capsys: pytest.CaptureFixtu
 def test_a_plan_that_was_asked_for_is_named_in_the_record(tmp_path: Path) -> None:
     few = ("--profile", "quick", "--property", "revert", "--examples", "4", "--workers", "1", "--out", tmp_path)
     assert harness("check", "llama", "--plan", "packed", *few) == 0
-    (verdict,) = record.read(tmp_path / "run.json").verdicts
+    (verdict,) = storage.read(tmp_path / "run.json").verdicts
     assert verdict.policy.endswith("Policy, plan packed")
 
 
@@ -79,7 +79,7 @@ def test_only_the_properties_that_are_named_are_judged(tmp_path: Path, capsys: p
     assert (
         harness("check", "opt", "--property", "cache", "--property", "revert", "--examples", 20, "--out", tmp_path / "run") == 0
     )
-    assert {one.property for one in record.read(tmp_path / "run").verdicts} == {"cache", "revert"}
+    assert {one.property for one in storage.read(tmp_path / "run").verdicts} == {"cache", "revert"}
 
 
 def begun(folder: Path, **asked: Any) -> Path:
@@ -92,7 +92,7 @@ def begun(folder: Path, **asked: Any) -> Path:
 def test_a_run_goes_on_as_it_was_begun_whatever_command_resumes_it(tmp_path: Path) -> None:
     folder = begun(tmp_path / "run", examples=20, properties=("revert",))
     assert harness("run", "--resume", folder) == 0
-    finished = record.read(folder)
+    finished = storage.read(folder)
     assert [one.property for one in finished.verdicts] == ["revert"]
     assert not finished.timings
 
@@ -117,10 +117,10 @@ def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str
 
 
 def test_a_finished_run_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = (finished / record.RECORD_NAME).read_bytes()
+    before = (finished / storage.RECORD_NAME).read_bytes()
     assert harness("check", "gptj", "--out", finished) == 2
     assert "finished run already" in one_line(capsys)
-    assert (finished / record.RECORD_NAME).read_bytes() == before
+    assert (finished / storage.RECORD_NAME).read_bytes() == before
 
 
 def test_a_device_that_is_not_there_is_said_before_anything_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_device_that_is_not_there_is_said_before_anything_runs(capsys: pytest.
 
 
 def test_a_run_leaves_a_record_and_a_page(finished: Path) -> None:
-    run = record.read(finished)
+    run = storage.read(finished)
     assert run.complete
     assert run.ok
     assert {one.case for one in run.verdicts} == {"gptj"}
@@ -142,7 +142,7 @@ def test_a_run_leaves_a_record_and_a_page(finished: Path) -> None:
 
 
 def test_every_claimed_axis_is_counted_in_the_record(finished: Path) -> None:
-    (coverage,) = record.read(finished).coverage
+    (coverage,) = storage.read(finished).coverage
     assert set(coverage.axes) >= {"heads", "rotary", "padding", "layers"}
     totals = {sum(counts.values()) for counts in coverage.axes.values()}
     assert len(totals) == 1
@@ -163,7 +163,7 @@ def test_report_writes_the_page_again(finished: Path, capsys: pytest.CaptureFixt
 def test_a_damaged_record_is_refused_in_one_line(
     content: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / record.RECORD_NAME).write_text(content)
+    (tmp_path / storage.RECORD_NAME).write_text(content)
     assert harness("report", tmp_path) == 2
     assert word in one_line(capsys)
     assert not (tmp_path / "index.html").exists()

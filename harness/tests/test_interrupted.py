@@ -16,7 +16,7 @@ from harness import workers
 from harness.cli.app import status
 from harness.faults import CaseReport, Outcome, runner
 from harness.pool import stopping
-from reports import record
+from reports import storage
 
 
 def breaking_off_after_the_first(honest: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
@@ -46,10 +46,10 @@ def test_an_interrupted_check_keeps_what_it_found_and_goes_on_from_there(
         somebody.setattr(workers, "run_tasks", breaking_off_after_the_first(workers.run_tasks))
         assert status(CASES, ["check", "opt", *few, "--out", str(tmp_path)]) == 130
     assert capsys.readouterr().err.endswith("harness: interrupted; what is done is kept, go on with --resume DIR\n")
-    assert not (tmp_path / record.RECORD_NAME).exists()
+    assert not (tmp_path / storage.RECORD_NAME).exists()
     assert status(CASES, ["check", "--resume", str(tmp_path)]) == 0
     assert capsys.readouterr().err.count("held") == 1
-    assert {one.property for one in record.read(tmp_path).verdicts} == {"revert", "deep copy"}
+    assert {one.property for one in storage.read(tmp_path).verdicts} == {"revert", "deep copy"}
 
 
 def test_an_interrupted_exam_reports_the_parts_that_were_done(

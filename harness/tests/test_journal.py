@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.journal import CheckDone, Journal, JournalError, Plan
-from reports.record import JOURNAL_NAME, Verdict
+from reports.record import Verdict
+from reports.storage import JOURNAL_NAME
 
 
 def plan() -> Plan:

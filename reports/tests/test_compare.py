@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from reports import compare, markdown, record, terminal
+from reports import compare, markdown, storage, terminal
 from reports.tests import strategies, synthetic
 
 
@@ -211,7 +211,7 @@ def test_every_rendering_of_a_comparison_holds_every_change():
 
 def test_two_full_runs_are_read_and_compared_within_a_second(tmp_path):
     for name, seed in (("a", 1), ("b", 2)):
-        record.write(synthetic.full_run(name, seed=seed), tmp_path / name)
+        storage.write(synthetic.full_run(name, seed=seed), tmp_path / name)
     start = time.perf_counter()
-    compare.compare(record.read(tmp_path / "a"), record.read(tmp_path / "b"))
+    compare.compare(storage.read(tmp_path / "a"), storage.read(tmp_path / "b"))
     assert time.perf_counter() - start < 1

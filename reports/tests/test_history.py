@@ -10,7 +10,7 @@ import time
 import msgspec
 import pytest
 
-from reports import history, html, record, terminal, trends
+from reports import history, html, storage, terminal, trends
 from reports.tests import synthetic
 
 
@@ -26,7 +26,7 @@ def nights(folder, ratios, *, outcomes=None, machine="5f2c9a", first=0):
             timings=(synthetic.timing(at=ratio, samples=2),),
             verdicts=(synthetic.verdict(outcome=outcome, reason="Because."),),
         )
-        record.write(run, folder / run.id)
+        storage.write(run, folder / run.id)
 
 
 def noisy(*levels, length=30, noise=0.004, seed=0):
@@ -56,7 +56,7 @@ def test_runs_of_two_machines_lie_in_one_folder_and_in_two_series(tmp_path):
 
 def test_bad_records_cost_one_line_each_and_the_good_ones_are_used(tmp_path):
     nights(tmp_path, [1.1, 1.2])
-    good = (tmp_path / "5f2c9a-000" / record.RECORD_NAME).read_bytes()
+    good = (tmp_path / "5f2c9a-000" / storage.RECORD_NAME).read_bytes()
     bad = {
         "half": good[: len(good) // 2],
         "foreign": b'{"schema": 9}',
@@ -65,7 +65,7 @@ def test_bad_records_cost_one_line_each_and_the_good_ones_are_used(tmp_path):
     }
     for name, data in bad.items():
         (tmp_path / name).mkdir()
-        (tmp_path / name / record.RECORD_NAME).write_bytes(data)
+        (tmp_path / name / storage.RECORD_NAME).write_bytes(data)
     past = history.read_history(tmp_path)
     assert len(past.runs) == 2
     assert len(past.problems) == len(bad)
@@ -82,15 +82,15 @@ def test_a_run_that_was_copied_twice_counts_once(tmp_path):
 
 
 def test_of_two_copies_of_a_run_the_complete_one_counts(tmp_path):
-    record.write(synthetic.run("r", complete=False, timings=()), tmp_path / "a")
-    record.write(synthetic.run("r"), tmp_path / "b")
+    storage.write(synthetic.run("r", complete=False, timings=()), tmp_path / "a")
+    storage.write(synthetic.run("r"), tmp_path / "b")
     past = history.read_history(tmp_path)
     assert (len(past.runs), past.runs[0].complete, len(past.timings), past.problems) == (1, True, 1, ())
 
 
 def test_two_different_runs_with_one_id_are_reported_and_one_counts(tmp_path):
-    record.write(synthetic.run("r", seed=1), tmp_path / "a")
-    record.write(synthetic.run("r", seed=2), tmp_path / "b")
+    storage.write(synthetic.run("r", seed=1), tmp_path / "a")
+    storage.write(synthetic.run("r", seed=2), tmp_path / "b")
     past = history.read_history(tmp_path)
     assert len(past.runs) == 1
     (line,) = past.problems
@@ -100,7 +100,7 @@ def test_two_different_runs_with_one_id_are_reported_and_one_counts(tmp_path):
 
 def test_a_time_without_a_zone_is_taken_as_utc(tmp_path):
     nights(tmp_path, [1.1])
-    record.write(synthetic.run("later", created="2026-05-01T00:00:00"), tmp_path / "later")
+    storage.write(synthetic.run("later", created="2026-05-01T00:00:00"), tmp_path / "later")
     assert history.read_history(tmp_path).runs[-1].id == "later"
 
 
@@ -117,7 +117,7 @@ def test_a_folder_without_runs_is_an_error_in_one_line(tmp_path, make, message):
 
 
 def test_a_folder_of_bad_records_only_is_an_error_that_shows_the_first(tmp_path):
-    (tmp_path / record.RECORD_NAME).write_text("{")
+    (tmp_path / storage.RECORD_NAME).write_text("{")
     with pytest.raises(history.HistoryError, match=r"no readable run record; the first: .*not a run record"):
         history.read_history(tmp_path)
 
@@ -182,7 +182,7 @@ def test_a_property_that_holds_again_or_never_held_is_told_apart(tmp_path):
 def test_the_trend_page_shows_regressions_series_and_what_was_left_out(tmp_path):
     nights(tmp_path, noisy(1.40, 1.30))
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / record.RECORD_NAME).write_text("{<script>")
+    (tmp_path / "bad" / storage.RECORD_NAME).write_text("{<script>")
     page = html.render_history_html(*find(tmp_path))
     assert "1 regression has not recovered" in page
     assert "after run 5f2c9a-029" in page
@@ -196,7 +196,7 @@ def test_two_hundred_full_runs_are_read_and_searched_within_their_share_of_five_
     for number in range(200):
         folder = tmp_path / f"{number}"
         folder.mkdir()
-        (folder / record.RECORD_NAME).write_text(text.replace('"run-0000"', f'"run-{number:04}"'))
+        (folder / storage.RECORD_NAME).write_text(text.replace('"run-0000"', f'"run-{number:04}"'))
     taken = []
     gc.freeze()  # what other tests have left in this process would be looked through again and again
     try:

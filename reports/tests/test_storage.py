@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reports import record
+from reports import record, storage
 from reports.tests import strategies, synthetic
 
 
 @given(run=strategies.runs())
 def test_any_run_reads_back_as_it_was_written(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    record.write(run, folder)
-    assert record.read(folder) == run
-    assert record.read(folder / record.RECORD_NAME) == run
+    storage.write(run, folder)
+    assert storage.read(folder) == run
+    assert storage.read(folder / storage.RECORD_NAME) == run
 
 
 @pytest.mark.parametrize(
@@ -33,29 +33,29 @@ def test_an_error_that_is_not_finite_is_recorded_as_the_largest_figure(tmp_path,
     failure = msgspec.structs.replace(
         synthetic.failure(), stages=(record.Stage(name="attention", own_error=value, inherited_error=0.0),)
     )
-    record.write(synthetic.run(verdicts=(synthetic.verdict(outcome="failed", worst_error=value, failure=failure),)), tmp_path)
-    verdict = record.read(tmp_path).verdicts[0]
+    storage.write(synthetic.run(verdicts=(synthetic.verdict(outcome="failed", worst_error=value, failure=failure),)), tmp_path)
+    verdict = storage.read(tmp_path).verdicts[0]
     assert verdict.worst_error == kept
     assert verdict.failure.stages[0].own_error == kept
 
 
 def test_a_full_disk_leaves_the_old_record_and_nothing_else(tmp_path, monkeypatch):
-    record.write(synthetic.run("old"), tmp_path)
+    storage.write(synthetic.run("old"), tmp_path)
 
     def full(_descriptor):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match=r"No space left"):
-        record.write(synthetic.run("new"), tmp_path)
-    assert record.read(tmp_path).id == "old"
-    assert os.listdir(tmp_path) == [record.RECORD_NAME]
+        storage.write(synthetic.run("new"), tmp_path)
+    assert storage.read(tmp_path).id == "old"
+    assert os.listdir(tmp_path) == [storage.RECORD_NAME]
 
 
 def test_a_record_is_readable_by_whoever_the_umask_allows(tmp_path):
     mask = os.umask(0o022)
     try:
-        path = record.write(synthetic.run(), tmp_path)
+        path = storage.write(synthetic.run(), tmp_path)
     finally:
         os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o644
@@ -64,11 +64,11 @@ def test_a_record_is_readable_by_whoever_the_umask_allows(tmp_path):
 @given(cut=st.integers(0, 2000))
 def test_a_record_cut_short_anywhere_is_refused_in_one_line_with_its_path(cut, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    path = record.write(synthetic.run(timings=(), verdicts=()), folder)
+    path = storage.write(synthetic.run(timings=(), verdicts=()), folder)
     data = path.read_bytes()
     path.write_bytes(data[: cut % len(data.rstrip())])
-    with pytest.raises(record.RecordError) as problem:
-        record.read(folder)
+    with pytest.raises(storage.RecordError) as problem:
+        storage.read(folder)
     assert str(problem.value).startswith(f"{path}: ")
     assert "\n" not in str(problem.value)
 
@@ -78,38 +78,38 @@ def test_a_record_cut_short_anywhere_is_refused_in_one_line_with_its_path(cut, t
     [b"", b"[]", b"null", b'{"schema": "1"}', b"\xff\xfe", b'{"schema": 1, "x": ' + b"[" * 100_000, b"[" * 100_000],
 )
 def test_what_is_no_record_is_refused_in_one_line(tmp_path, data):
-    (tmp_path / record.RECORD_NAME).write_bytes(data)
-    with pytest.raises(record.RecordError, match=r"not a run record|damaged run record") as problem:
-        record.read(tmp_path)
+    (tmp_path / storage.RECORD_NAME).write_bytes(data)
+    with pytest.raises(storage.RecordError, match=r"not a run record|damaged run record") as problem:
+        storage.read(tmp_path)
     assert "\n" not in str(problem.value)
 
 
 def test_a_foreign_version_is_refused_by_naming_both_versions(tmp_path):
-    (tmp_path / record.RECORD_NAME).write_text('{"schema": 7, "anything": true}')
+    (tmp_path / storage.RECORD_NAME).write_text('{"schema": 7, "anything": true}')
     with pytest.raises(
-        record.RecordError,
+        storage.RecordError,
         match=r"record version 7, this harness reads version 1; use the harness that wrote it, or run again",
     ):
-        record.read(tmp_path)
+        storage.read(tmp_path)
 
 
 def test_a_missing_record_is_refused_with_its_path(tmp_path):
-    with pytest.raises(record.RecordError, match=r"run.json: no run record can be read here"):
-        record.read(tmp_path)
+    with pytest.raises(storage.RecordError, match=r"run.json: no run record can be read here"):
+        storage.read(tmp_path)
 
 
 def test_a_run_that_is_not_finished_says_how_to_go_on(tmp_path):
-    (tmp_path / record.JOURNAL_NAME).touch()
-    with pytest.raises(record.RecordError, match=f"this run is not finished; go on with harness check --resume {tmp_path}"):
-        record.read(tmp_path)
+    (tmp_path / storage.JOURNAL_NAME).touch()
+    with pytest.raises(storage.RecordError, match=f"this run is not finished; go on with harness check --resume {tmp_path}"):
+        storage.read(tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"seed": "3"}, {"unheard": 1}, {"verdicts": [{}]}, {"complete": None}])
 def test_a_wrong_or_unknown_field_is_refused_by_its_place(tmp_path, change):
-    path = record.write(synthetic.run(), tmp_path)
+    path = storage.write(synthetic.run(), tmp_path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(record.RecordError, match=r"damaged run record"):
-        record.read(tmp_path)
+    with pytest.raises(storage.RecordError, match=r"damaged run record"):
+        storage.read(tmp_path)
 
 
 @pytest.mark.parametrize(
