@@ -19,6 +19,7 @@ from harness.hf.inputs import BATCH, LARGE_HEADS, LARGE_INNER, LARGEST_HEADS, LA
 from harness.randomise import randomise
 
 from .megatron_cpu import core, megatron_alone, process_groups, quietly
+from .megatron_refused import refusals
 
 LAYER = "transformer.transformer_layer"
 ROTATED = {"none": 0.0, "whole": 1.0, "half": 0.5, "quarter": 0.25}
@@ -153,8 +154,6 @@ class MegatronCase(Case):
         return {"hidden_states": model(**inputs.kwargs)}
 
     def refusals(self) -> tuple[Refusal, ...]:
-        from .megatron_refused import refusals
-
         return refusals(self)
 
     def workload_module(self, workload: Workload) -> nn.Module:

@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from harness.case import Refusal
+from harness.case import Case, Refusal
 from harness.hf.tampered import AdaptedLinear, count_heads_otherwise, drop_otherwise, extra_parameter, subclass
 from harness.randomise import randomise
 
 from .megatron_cpu import core, megatron_alone, process_groups, quietly
-
-if TYPE_CHECKING:
-    from .megatron import MegatronCase
 
 _BUILT_WITH: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("an output gate", "attention_output_gate", {"attention_output_gate": True}),
@@ -51,7 +48,7 @@ _CONFIGURED_LATER: tuple[tuple[str, str, Any], ...] = (
 )
 
 
-def refusals(case: MegatronCase) -> tuple[Refusal, ...]:
+def refusals(case: Case) -> tuple[Refusal, ...]:
     """Every refusal; ``case`` builds the models that carry them."""
     built = tuple(Refusal(name=n, feature=f, build=_with(case, given)) for n, f, given in _BUILT_WITH)
     later = tuple(Refusal(name=n, feature=f, build=_later(case, f, value)) for n, f, value in _CONFIGURED_LATER)
@@ -60,18 +57,18 @@ def refusals(case: MegatronCase) -> tuple[Refusal, ...]:
     return (*built, *later, *changed, *other)
 
 
-def _with(case: MegatronCase, given: dict[str, Any]) -> Callable[[], nn.Module]:
+def _with(case: Case, given: dict[str, Any]) -> Callable[[], nn.Module]:
     return lambda: case.build(case.simplest, **given)
 
 
-def _later(case: MegatronCase, field: str, value: Any) -> Callable[[], nn.Module]:
+def _later(case: Case, field: str, value: Any) -> Callable[[], nn.Module]:
     def configure(layer: Any) -> None:
         setattr(layer.config, field, value)
 
     return _changed(case, configure)
 
 
-def _changed(case: MegatronCase, change: Callable[[Any], None]) -> Callable[[], nn.Module]:
+def _changed(case: Case, change: Callable[[Any], None]) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         model = case.build(case.simplest)
         for layer in [one for one in model.modules() if type(one).__name__ == "TransformerLayer"]:

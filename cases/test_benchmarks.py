@@ -16,7 +16,7 @@ from cases import CASES
 from harness.bench.columns import Column, original_columns, replaced_column
 from harness.bench.gate import show_equal
 from harness.case import Case, Workload
-from harness.timing.devices import open_device
+from harness.timing.opening import open_device
 from harness.timing.paired import compare
 
 LARGEST = 300_000_000

@@ -26,6 +26,7 @@ from policies.vae import VAEPolicy
 
 from .diffusion_pairs import CASES, UNET, VAE, assert_close, edits, example, pair
 
+POLICIES = {"unet": UNetPolicy, "vae": VAEPolicy}
 EXAMPLES = settings(max_examples=10, database=None, suppress_health_check=list(HealthCheck))
 
 
@@ -128,7 +129,16 @@ def test_the_surface_stays_the_originals(case: Case) -> None:
     assert replaced.config == original.config
     assert (replaced.dtype, replaced.device) == (original.dtype, original.device)
     assert list(replaced.state_dict()) == list(original.state_dict())
-    assert f"replaced by {type(replaced)._fused_policy.fget(replaced).__name__}" in repr(replaced)
+    assert f"replaced by {POLICIES[case.name].__name__}, plan: " in repr(replaced)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+def test_a_policy_derived_from_one_of_these_is_the_one_that_a_model_and_its_copy_name(case: Case) -> None:
+    mine = type("Mine", (POLICIES[case.name],), {})
+    model = case.build(example(case))
+    replace_module(model, policies=(mine,))
+    assert "replaced by Mine, plan: " in repr(copy.deepcopy(model))
+    assert replace_module(model).left[0].reason == "already replaced by Mine"
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)

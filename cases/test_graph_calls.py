@@ -47,9 +47,9 @@ class DropsKeywords(Graphed):
 class ExceptionSticks(Graphed):
     """An exception while capturing leaves the wrapper in its capturing state."""
 
-    def _capture(self, leaves: Any, spec: Any) -> Any:
+    def _make(self, key: Any, leaves: Any, spec: Any) -> Any:
         try:
-            return super()._capture(leaves, spec)
+            return super()._make(key, leaves, spec)
         except ValueError:
             self._kept.clear()
             self.function = self.captured = lambda *args, **kwargs: None

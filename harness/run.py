@@ -92,7 +92,7 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
 
 def _processes(device: str) -> int:
     """One a core, as far as the memory of a GPU goes."""
-    from .timing.devices import open_device
+    from .timing.opening import open_device
 
     cores = len(os.sched_getaffinity(0))
     return cores if device == "cpu" else max(1, min(cores, open_device(device).free_bytes() // BYTES_A_WORKER))
@@ -119,8 +119,8 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
     from .bench.rates import measure_rates
     from .bench.rows import time_job, warm_call
     from .timing.ceilings import measure_ceilings
-    from .timing.devices import open_device
     from .timing.null_lane import null_lane
+    from .timing.opening import open_device
 
     entries = [entry for entry in scope.entries if entry.unavailable is None]
     device = open_device(scope.device)

@@ -29,6 +29,8 @@ from .anatomy import (
 from .base import AnatomyPolicy, Swap, qualified_name
 from .calls import CallConvention, Returns, RotarySource
 from .megatron_config import unknown_feature
+from .megatron_older import OlderMegatronLayerPolicy
+from .megatron_parts import activation, no_kernel_without_mask, parallel_linear
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,17 +54,12 @@ class MegatronLayerPolicy(AnatomyPolicy):
 
     @classmethod
     def plan(cls, module: nn.Module) -> Swap:
-        from .fused.layer import LayerSwap
-        from .megatron_older import OlderMegatronLayerPolicy
-
-        return LayerSwap(module, OlderMegatronLayerPolicy if _is_older(module) else cls)
+        return OlderMegatronLayerPolicy.plan(module) if _is_older(module) else super().plan(module)
 
     @classmethod
     def read(cls, layer: Any) -> LayerAnatomy:
         if _is_older(layer.layer):
-            from .megatron_older import read_parallel_layer
-
-            return read_parallel_layer(layer)
+            return OlderMegatronLayerPolicy.read(layer)
         for config in {id(one): one for one in map(layer.get, _CONFIGURED)}.values():
             unknown = unknown_feature(config)
             if unknown is not None:
@@ -127,13 +124,6 @@ def _attention(layer: Any) -> Attention:
     )
 
 
-def no_kernel_without_mask(layer: Any, softmax: Any) -> None:
-    """Refuse a softmax that computes one function for some shapes and another for the rest."""
-    fuses = getattr(softmax, "scaled_masked_softmax_fusion", False) and getattr(softmax, "input_in_float16", False)
-    if fuses and softmax.attn_mask_type.name == "causal":
-        raise layer.refuse("masked_softmax_fusion in half precision: for some shapes its kernel passes over the mask")
-
-
 def _window(layer: Any, softmax: Any) -> int | None:
     """How many keys a query sees, itself among them. ``window_size`` counts those before it and those after it."""
     if softmax.window_size is None:
@@ -191,38 +181,6 @@ def _activation(layer: Any, own: Any, first: Linear) -> Activation:
     if function is F.silu and config.gated_linear_unit:
         return Activation(kind=ActivationKind.SILU, function=function)
     raise layer.refuse("bias_activation_fusion with an activation for which Megatron has no fused kernel")
-
-
-def activation(layer: Any, path: str) -> Activation:
-    """The activation at ``path``: one of torch's functions by its kernel, anything else as the layer's own."""
-    from torch.nn import functional as F  # noqa: N812
-
-    function = layer.get(path)
-    kernels = ((F.gelu, ActivationKind.GELU), (F.silu, ActivationKind.SILU), (F.relu, ActivationKind.RELU))
-    for known, kind in kernels:
-        if function is known:
-            return Activation(kind=kind, function=function)
-    read: Activation = layer.activation(path)
-    return read
-
-
-def parallel_linear(layer: Any, path: str, *class_names: str, adds: bool = False) -> Linear:
-    """The parallel linear at ``path``, whole on this process. Raises ``UnsupportedLayer``.
-
-    It hands back its bias instead of adding it where ``skip_bias_add`` is set. Most callers then add it themselves;
-    ``adds`` says that this one would let it drop.
-    """
-    found = layer.module(path, *class_names)
-    if found.weight is None or getattr(found, "is_expert", False):
-        raise layer.refuse(f"{path} holds no weight of its own, or an expert's")
-    size, part = ("output_size", "output_size_per_partition")
-    if not hasattr(found, part):
-        size, part = ("input_size", "input_size_per_partition")
-    if getattr(found, part) != getattr(found, size):
-        raise layer.refuse(f"tensor parallelism: {path} holds {getattr(found, part)} of {getattr(found, size)}")
-    if adds and found.skip_bias_add and found.bias is not None:
-        raise layer.refuse(f"{path} has a bias that is never added (skip_bias_add)")
-    return Linear(name=path, weight=found.weight, bias=found.bias)
 
 
 def _function_name(function: Any) -> str:

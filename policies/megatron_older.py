@@ -34,8 +34,9 @@ from .anatomy import (
     NormPosition,
     QKVLayout,
 )
+from .base import AnatomyPolicy
 from .calls import CallConvention, Returns
-from .megatron import MegatronLayerPolicy, activation, no_kernel_without_mask, parallel_linear
+from .megatron_parts import activation, no_kernel_without_mask, parallel_linear
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,29 +44,29 @@ if TYPE_CHECKING:
 _TOKENS, _BATCH = 5, 2
 
 
-class OlderMegatronLayerPolicy(MegatronLayerPolicy):
-    """``MegatronLayerPolicy`` with the older layer's call: it returns the hidden states alone."""
+class OlderMegatronLayerPolicy(AnatomyPolicy):
+    """What ``MegatronLayerPolicy`` hands older layers to. They return the hidden states alone."""
 
+    layer_classes = ("*:ParallelTransformerLayer",)
     call = CallConvention(returns=Returns.TENSOR, sequence_first=True, true_means_masked=True)
 
-
-def read_parallel_layer(layer: Any) -> LayerAnatomy:
-    """Describe the ``ParallelTransformerLayer`` behind ``layer`` (a ``Structure``). Raises ``UnsupportedLayer``."""
-    if layer.has("inter_attention"):
-        raise layer.refuse("cross-attention (inter_attention)")
-    path = "self_attention" if layer.has("self_attention") else "attention"
-    readings = [
-        _anatomy(layer, path, layout, causality, activation)
-        for layout in (QKVLayout.INTERLEAVED, QKVLayout.BLOCKED)
-        for causality in (Causality.NEVER, Causality.IF_NO_MASK)
-        for activation in _activations(layer)
-    ]
-    layer.heads_agree(readings[0])
-    question = _Question(layer, readings[0].attention.out.weight)
-    for reading in readings:
-        if question.answered_by(reading):
-            return reading
-    raise layer.refuse("its own forward computes something else than its parts say")
+    @classmethod
+    def read(cls, layer: Any) -> LayerAnatomy:
+        if layer.has("inter_attention"):
+            raise layer.refuse("cross-attention (inter_attention)")
+        path = "self_attention" if layer.has("self_attention") else "attention"
+        readings = [
+            _anatomy(layer, path, layout, causality, activation)
+            for layout in (QKVLayout.INTERLEAVED, QKVLayout.BLOCKED)
+            for causality in (Causality.NEVER, Causality.IF_NO_MASK)
+            for activation in _activations(layer)
+        ]
+        layer.heads_agree(readings[0])
+        question = _Question(layer, readings[0].attention.out.weight)
+        for reading in readings:
+            if question.answered_by(reading):
+                return reading
+        raise layer.refuse("its own forward computes something else than its parts say")
 
 
 class _Question:

@@ -53,7 +53,8 @@ def doctor(
     if timing:
         return _timing(device, limit)
     from ..environment import fingerprint
-    from ..timing.devices import DeviceUnavailable, open_device
+    from ..timing.devices import DeviceUnavailable
+    from ..timing.opening import open_device
 
     found = fingerprint(accelerator=True)
     notes = [*found.notes, *open_device("cpu").unavailable]
@@ -75,7 +76,7 @@ def doctor(
 
 def _timing(kind: str, limit: float) -> int:
     """Exit status 1 where equal calls were called different more often than one time in a hundred."""
-    from ..timing.devices import open_device
+    from ..timing.opening import open_device
     from ..timing.selftest import selftest
 
     console = Console(stderr=True)

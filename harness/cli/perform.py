@@ -134,7 +134,7 @@ def _journal(
 
 def _see_device(scope: Scope) -> None:
     """Raises ``DeviceUnavailable`` before anything is begun on a device that is not there."""
-    from ..timing.devices import open_device
+    from ..timing.opening import open_device
 
     open_device(scope.device)
 
@@ -200,7 +200,7 @@ def _list_jobs(scope: Scope, *, json: bool) -> int:
 
     from ..bench.jobs import DTYPES, plan_jobs
     from ..bench.rates import measure_rates
-    from ..timing.devices import open_device
+    from ..timing.opening import open_device
 
     device = open_device(scope.device)
     rates = measure_rates(device, DTYPES[scope.device])

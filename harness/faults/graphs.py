@@ -17,7 +17,8 @@ from policies.fused import diffusion, layer, preallocated, trees
 from policies.fused import graphs as fused_graphs
 from policies.fused.attributes import AttributeWatch
 from policies.fused.capture import EmulatorBackend, captured_by
-from policies.fused.graphs import Capture, Graphed
+from policies.fused.captured_call import CapturedCall
+from policies.fused.graphs import Graphed
 from policies.fused.trees import ContainerSpec, TensorSpec
 
 from ..trial import Replacer
@@ -46,7 +47,7 @@ class OneGraph(Graphed):
     """The first capture serves every call; inputs are broadcast into it."""
 
     def _replayed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        capture = next((one for one in self._kept.values() if isinstance(one, Capture)), None)
+        capture = next((one for one in self._kept.values() if isinstance(one, CapturedCall)), None)
         if capture is None:
             return super()._replayed(args, kwargs)
         leaves, _ = trees.flatten((args, {name: kwargs[name] for name in sorted(kwargs)}))
@@ -61,7 +62,7 @@ class ShallowRefresh(Graphed):
 
     def _make(self, key: Any, leaves: list[Tensor], spec: Any) -> Any:
         made = super()._make(key, leaves, spec)
-        if isinstance(made, Capture):
+        if isinstance(made, CapturedCall):
             for static, deep in zip(made.inputs, _depths(spec), strict=True):
                 if deep > 2:
                     static.fill = lambda source: None  # type: ignore[method-assign]
@@ -140,7 +141,7 @@ class FrozenTime(Graphed):
 
     def _make(self, key: Any, leaves: list[Tensor], spec: Any) -> Any:
         made = super()._make(key, leaves, spec)
-        if isinstance(made, Capture):
+        if isinstance(made, CapturedCall):
             for static in made.inputs:
                 if len(static.spec.shape) < 2:
                     static.fill = lambda source: None  # type: ignore[method-assign]

@@ -22,7 +22,8 @@ from harness.case import Workload
 from harness.placed import placed
 from harness.registry import CaseEntry, choose
 from harness.timing.cpu import CpuDevice
-from harness.timing.devices import Call, open_device
+from harness.timing.devices import Call
+from harness.timing.opening import open_device
 from harness.trial import graphs_of
 from policies import replace_module
 from policies.fused.capture import EmulatorBackend, captured_by

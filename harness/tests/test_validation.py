@@ -17,10 +17,10 @@ from cases import CASES
 from harness.validation.derive import derive
 from harness.validation.derived import DerivedCase
 from harness.validation.file import Contents
-from harness.validation.inspection import Passed, linear_paths
 from harness.validation.invent import invent
 from harness.validation.isolation import Limits
 from harness.validation.models import NotDerivable
+from harness.validation.parts import Passed, linear_paths
 from harness.validation.validate import Request, Validation, record, validate
 from harness.validation.verdict import NO_FLOAT64, block
 from harness.validation.work import Subject, time

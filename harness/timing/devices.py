@@ -108,22 +108,6 @@ class Device(ABC):
         return time.get_clock_info("perf_counter").resolution
 
 
-def open_device(kind: str, *, threads: int | None = None) -> Device:
-    """The CPU (with ``threads`` threads, by default as torch has them now) or the current CUDA device.
-
-    Raises ``DeviceUnavailable`` for a device that is not there or not known.
-    """
-    if kind == "cpu":
-        from harness.timing.cpu import CpuDevice
-
-        return CpuDevice(threads=threads)
-    if kind == "cuda":
-        from harness.timing.cuda import open_cuda
-
-        return open_cuda()
-    raise DeviceUnavailable(f"device must be 'cpu' or 'cuda', got {kind!r}")
-
-
 def disturbances(before: Conditions, after: Conditions) -> tuple[str, ...]:
     """What happened between two snapshots that may have disturbed a timing, each with what to do about it."""
     found = [_clock_change(before, after), _other_load(before, after)]

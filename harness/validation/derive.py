@@ -25,7 +25,8 @@ from ..hf.unusual import NORM_EPS, WEIGHTS
 from ..properties.sizes import DEEP, DEEPEST
 from ..search import quiet
 from ..trial import cast
-from .derived import DECODER, Derivation, DerivedCase, config_values
+from .derivation import Derivation
+from .derived import DECODER, DerivedCase, config_values
 from .fields import declared, extra_values, fields_of_roles, idle_dropouts, role_of
 from .models import NotDerivable, layer_class, models_with
 

@@ -2,52 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..case import Axis, Example, Inputs, Refusal, Value, Workload
+from ..case import Example, Inputs, Refusal, Value, Workload
 from ..hf import inputs as hf
 from ..hf.case import TransformersCase, attention_implementation, load
 from ..hf.rotary import rope_parameters
+from .derivation import CHANNELS, Derivation
+from .workload import default_workloads, layer_and_call
 
 DECODER = "config is_decoder"
 DROPOUT = 0.1
-PATCH, CHANNELS = 4, 3
-"""Pixels a side of a patch, and colours, of image models."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Derivation:
-    """All that is known of a derived case; data only, so that it travels between processes.
-
-    ``fields`` maps a role to the configuration's own names for it; ``dropouts`` are fields that are switched on.
-    ``kept_apart`` lists axis values that do not go together; ``refused`` what a policy refuses (axis, value, feature);
-    ``dropped`` and ``undrawn`` say what could not be drawn, and why.
-    """
-
-    layer: str
-    model: str
-    config: str
-    fields: dict[str, tuple[str, ...]]
-    axes: tuple[Axis, ...]
-    dropouts: tuple[str, ...] = ()
-    undrawn: tuple[str, ...] = ()
-    dropped: tuple[str, ...] = ()
-    kept_apart: tuple[tuple[tuple[str, Value], ...], ...] = ()
-    refused: tuple[tuple[str, Value, str], ...] = ()
-    causal: bool = False
-    causal_if_decoder: bool = False
-    cached: bool = False
-    image: bool = False
-    sdpa: bool = True
-    layers_of: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.layer.partition(":")[2]
+PATCH = 4
+"""Pixels a side of a patch of image models."""
 
 
 def config_values(derivation: Derivation, example: Example | None = None) -> dict[str, Any]:
@@ -159,19 +129,13 @@ class DerivedCase(TransformersCase):
 
     @property
     def workloads(self) -> tuple[Workload, ...]:  # type: ignore[override]
-        from .workload import default_workloads
-
         return default_workloads(self.derivation)
 
     def workload_module(self, workload: Workload) -> nn.Module:
-        from .workload import layer_and_call
-
         return layer_and_call(self.derivation, workload, "sdpa")[0]
 
     def workload_call(self, module: nn.Module, workload: Workload) -> dict[str, Any]:
         implementation = attention_implementation(module)
-        from .workload import layer_and_call
-
         return layer_and_call(self.derivation, workload, implementation or "sdpa")[1]
 
 

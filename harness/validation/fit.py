@@ -12,7 +12,8 @@ from policies.base import DSPolicy, UnsupportedLayer
 
 from ..case import Example
 from ..search import quiet
-from .derived import Derivation, DerivedCase
+from .derivation import Derivation
+from .derived import DerivedCase
 
 
 def fitted(derivation: Derivation, policy: type[DSPolicy]) -> Derivation:

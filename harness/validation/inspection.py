@@ -23,24 +23,16 @@ from policies.calls import CACHE_NAMES
 from ..exact import exact_mode
 from ..search import quiet
 from ..trial import cast
-from .derived import Derivation, DerivedCase
+from .derivation import Derivation
+from .derived import DerivedCase
 from .models import layer_class
 from .norms import NormFound, is_norm, norm_found
+from .parts import Passed, is_linear, is_plain, linear_paths, same, watched
 
 _QUERY = re.compile(r"^(q|query|q_proj|q_lin|wq|to_q|query_proj)$")
 _KEY = re.compile(r"^(k|key|k_proj|k_lin|wk|to_k|key_proj)$")
 _VALUE = re.compile(r"^(v|value|v_proj|v_lin|wv|to_v|value_proj)$")
 _FUSED = re.compile(r"^(query_key_value|qkv|qkv_proj|c_attn|wqkv|in_proj|w_pack|att_proj)$", re.IGNORECASE)
-CLOSE = 1e-9
-
-
-@dataclass(frozen=True, kw_only=True)
-class Passed:
-    """One call of one part of the layer."""
-
-    module: nn.Module
-    given: Tensor
-    returned: Tensor
 
 
 @dataclass(kw_only=True)
@@ -96,11 +88,11 @@ def inspect_layer(derivation: Derivation) -> Found:
     with quiet(), exact_mode():
         model = case.build(example).double()
         layer = next(one for one in model.modules() if type(one) is layer_class(derivation.layer))
-        parts, call, output = _watched(case, model, layer, cast(case.inputs(example).kwargs, torch.float64))
+        parts, call, output = watched(model, layer, cast(case.inputs(example).kwargs, torch.float64))
     found = Found(layer=derivation.layer, model=derivation.model)
     _call(found, layer, call, output)
     found.own_linears = {
-        path: qualified_name(type(part.module)) for path, part in parts.items() if not _plain(part) and _is_linear(part)
+        path: qualified_name(type(part.module)) for path, part in parts.items() if not is_plain(part) and is_linear(part)
     }
     _attention(found, layer, parts)
     _mlp(found, layer, parts)
@@ -118,40 +110,6 @@ def _telling(case: DerivedCase) -> Any:
         if axis is not None and value in axis.values:
             example = example.with_value(name, value)
     return example
-
-
-def _watched(
-    case: DerivedCase, model: nn.Module, layer: nn.Module, kwargs: dict[str, Any]
-) -> tuple[dict[str, Passed], dict[str, Any], Any]:
-    """Each part's call in the order of their ends, the layer's own call by argument name, and what it returned."""
-    parts: dict[str, Passed] = {}
-    call: dict[str, Any] = {}
-    outputs: list[Any] = []
-    names = list(inspect.signature(layer.forward).parameters)
-
-    def note(path: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
-            returned = output[0] if isinstance(output, tuple) else output
-            if given is not None and isinstance(returned, Tensor):
-                # Copies: what comes next may add to a tensor in place.
-                parts[path] = Passed(module=module, given=given.clone(), returned=returned.clone())
-
-        return hook
-
-    def whole(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        call.update({**dict(zip(names, args)), **kwargs})
-        outputs.append(output)
-
-    hooks = [one.register_forward_hook(note(path), with_kwargs=True) for path, one in layer.named_modules() if path]
-    hooks.append(layer.register_forward_hook(whole, with_kwargs=True))
-    try:
-        model(**kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    call["hidden_states"] = call.get("hidden_states", next(iter(call.values())))
-    return parts, call, outputs[0]
 
 
 def _call(found: Found, layer: nn.Module, call: dict[str, Any], output: Any) -> None:
@@ -177,24 +135,6 @@ def _is_deaf(layer: nn.Module, call: dict[str, Any]) -> bool:
         return False
     causal, free = (one[0] if isinstance(one, tuple) else one for one in told)
     return torch.equal(causal, free)
-
-
-def linear_paths(parts: dict[str, Passed]) -> list[str]:
-    """Paths of linears, and of what is built on one and returned the same."""
-    return [path for path, part in parts.items() if _plain(part) or _is_linear(part)]
-
-
-def _plain(part: Passed) -> bool:
-    return type(part.module).__name__ in ("Linear", "Conv1D")
-
-
-def _is_linear(part: Passed) -> bool:
-    """Whether a subclass of ``nn.Linear`` returned what ``nn.Linear`` would have."""
-    module = part.module
-    if not isinstance(module, nn.Linear):
-        return False
-    with torch.no_grad():
-        return same(part.returned, nn.functional.linear(part.given, module.weight, module.bias))
 
 
 def _attention(found: Found, layer: nn.Module, parts: dict[str, Passed]) -> None:
@@ -344,10 +284,3 @@ _ROTARY_SIZES = ("rotary_ndims", "rotary_dim")
 _SCALES = ("scaling", "scale", "inv_norm_factor", "softmax_scale")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads")
-
-
-def same(one: Tensor, other: Tensor) -> bool:
-    """Whether two float64 tensors hold the same values, up to the rounding of one addition more or less."""
-    if one.shape != other.shape:
-        return False
-    return float((one - other).abs().max()) <= CLOSE * max(float(other.abs().max()), 1e-300)

@@ -22,8 +22,9 @@ from ..exact import exact_mode
 from ..properties.equality import MODEL_EQUALITY
 from ..search import quiet
 from ..trial import Trial
+from .derivation import Derivation
 from .derive import derive
-from .derived import Derivation, DerivedCase
+from .derived import DerivedCase
 from .inspection import Found, inspect_layer
 from .page import Choices, write_page
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from policies.anatomy import NormKind
 from policies.base import qualified_name
 
-if TYPE_CHECKING:
-    from .inspection import Passed
+from .parts import Passed
 
 _EPS_NAMES = ("eps", "variance_epsilon", "epsilon", "norm_eps")
 _EPS_VALUES = (1e-5, 1e-6, 1e-12, 1e-8)

@@ -19,7 +19,7 @@ from reports.record import Coverage, ErrorBudget, Run, Timing, Verdict
 
 from ..faults.report import Outcome
 from . import work
-from .derived import Derivation
+from .derivation import Derivation
 from .file import Contents, UnusableFile, look
 from .isolation import Isolated, Limits, Lost, isolated
 from .models import NotDerivable

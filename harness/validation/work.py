@@ -27,8 +27,9 @@ from ..properties.captured import CAPTURED, captures
 from ..registry import load_case
 from ..search import quiet, see_shared
 from ..trial import Handle, Replacer
+from .derivation import Derivation
 from .derive import derive
-from .derived import Derivation, DerivedCase
+from .derived import DerivedCase
 from .file import Contents, in_one_line, load_file
 from .fit import fitted
 from .models import NotDerivable
@@ -188,8 +189,8 @@ def time(subject: Subject, budget: float, seed: int, memory: int) -> tuple[Timin
     from ..bench.jobs import Job
     from ..bench.rows import time_job
     from ..timing.ceilings import measure_ceilings
-    from ..timing.devices import open_device
     from ..timing.light import held_against
+    from ..timing.opening import open_device
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     case = subject.case

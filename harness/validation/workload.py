@@ -17,7 +17,7 @@ from ..hf import inputs as hf
 from ..hf.case import load
 from ..randomise import randomise
 from ..search import quiet
-from .derived import CHANNELS, Derivation
+from .derivation import CHANNELS, Derivation
 
 LARGEST = 8_000_000
 """Parameters of the largest layer that is timed whole: a second of pairs of it carries an interval."""

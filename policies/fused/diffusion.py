@@ -14,7 +14,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +56,17 @@ class DiffusionState:
     Every part knows the state, and the state must not keep the model: a copy of one part would bring all of it along.
     """
 
-    def __init__(self, root: nn.Module, *, backend: type[CaptureBackend] | None, shared: frozenset[str], execution: Plan) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        policy: type[DSPolicy],
+        *,
+        backend: type[CaptureBackend] | None,
+        shared: frozenset[str],
+        execution: Plan,
+    ) -> None:
         self.owner: weakref.ref[nn.Module] | None = weakref.ref(root)
+        self.policy = policy
         self.execution = execution
         self.backend = backend
         self.shared = shared
@@ -72,7 +81,7 @@ class DiffusionState:
         self._made: CaptureBackend | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("backend", "shared", "strides", "execution")}
+        return {name: getattr(self, name) for name in ("policy", "backend", "shared", "strides", "execution")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy counts its own calls, derives its own caches, and belongs to the model that was copied with it, if one was."""
@@ -177,7 +186,9 @@ _STATELESS = frozenset(
 class FusedRoot(Swapped):
     """Mixin before a whole diffusion model."""
 
-    _fused_policy: ClassVar[type[DSPolicy]]
+    @property
+    def _fused_policy(self) -> type[DSPolicy]:
+        return self._fused_state.policy
 
     @property
     def fused(self) -> DiffusionState:
@@ -206,7 +217,7 @@ class FusedRoot(Swapped):
 
 
 class DiffusionSwap(Swap):
-    """Swaps a diffusion model's classes, and back. ``root_mixin`` and ``parts`` say what each becomes."""
+    """Swaps a diffusion model's classes, and back. ``mixin`` and ``parts`` say what each becomes."""
 
     def __init__(
         self,
@@ -229,7 +240,7 @@ class DiffusionSwap(Swap):
         plan = settle(self.execution)
         if plan in (Plan.PACKED, *CAPTURED):  # weights of convolutions are laid out channels_last, linears stay beside them,
             plan = settle(Plan.AUTO)  # and calls are captured as a whole
-        state = DiffusionState(self.root, backend=self.backend, shared=self.shared, execution=plan)
+        state = DiffusionState(self.root, self.policy, backend=self.backend, shared=self.shared, execution=plan)
         try:
             for module in self.root.modules():
                 mixin = self.mixin if module is self.root else self.parts.get(qualified_name(type(module)))

@@ -20,8 +20,6 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,24 +28,20 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .attributes import AttributeWatch
-from .capture import CaptureBackend, Recording, storage_id
-from .inspection import NotRepeatable, TrialRun
-from .preallocated import Preallocated
+from .capture import CaptureBackend, storage_id
+from .captured_call import CapturedCall, SetsAttributesError, capture_call
+from .inspection import NotRepeatable
 from .transforms import compiling
 from .trees import (
     NotCapturableError,
     Spec,
-    StaticTensor,
-    TensorSpec,
     clone_leaves,
     fits,
     flatten,
-    preallocated_in,
     unflatten,
 )
 
 DEFAULT_LIMIT = 8
-_SETS_ATTRIBUTES = "attributes of its module are set by the call"
 _MEANWHILE = "another call is being captured"
 _NEVER_ALIKE = "calls are seldom of one form twice"
 _capturing = threading.Lock()
@@ -56,25 +50,6 @@ what two of them note crosswise stays. Nobody waits for it, a form of call may t
 
 Key = tuple[Spec, tuple[Any, ...]]
 """What a capture is found by: the description of a call, and what else decides which work it is."""
-
-
-@dataclass(frozen=True, eq=False)
-class Capture:
-    """One captured signature."""
-
-    inputs: list[StaticTensor]
-    recording: Recording
-    leaves: list[Tensor]
-    """Of its output: overwritten by the next run."""
-    spec: Spec
-    """Of its output."""
-    writes_caches: bool
-
-    def run(self, values: list[Tensor]) -> None:
-        """Replay with ``values`` in the inputs."""
-        for static, value in zip(self.inputs, values, strict=True):
-            static.fill(value)
-        self.recording.replay()
 
 
 class Graphed:
@@ -116,20 +91,20 @@ class Graphed:
         self.captures = 0
         self.replays = 0
         self.eager: Counter[str] = Counter()
-        self._kept: OrderedDict[Key, Capture | str] = OrderedDict()
+        self._kept: OrderedDict[Key, CapturedCall | str] = OrderedDict()
         self._watch = AttributeWatch(self.watched)
         self._lock = threading.RLock()
         self._running = False
-        self._sets_attributes = False
+        self._sets_attributes: str | None = None
 
     def __len__(self) -> int:
         """How many captures are held."""
-        return sum(isinstance(one, Capture) for one in self._kept.values())
+        return sum(isinstance(one, CapturedCall) for one in self._kept.values())
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the inputs and outputs that captures hold; what a run needs in between is the backend's."""
-        held = [one for one in self._kept.values() if isinstance(one, Capture)]
+        held = [one for one in self._kept.values() if isinstance(one, CapturedCall)]
         tensors = [tensor for one in held for tensor in (*(static.tensor for static in one.inputs), *one.leaves)]
         return sum({storage_id(one): one.untyped_storage().nbytes() for one in tensors}.values())
 
@@ -166,14 +141,14 @@ class Graphed:
         self.replays += 1
         return unflatten(capture.spec, iter(clone_leaves(capture.leaves)))
 
-    def _launched(self, key: Key, leaves: list[Tensor]) -> Capture | None:
+    def _launched(self, key: Key, leaves: list[Tensor]) -> CapturedCall | None:
         """The capture of the last call, replayed with ``leaves``, where it is for this one too. All it reads must be in memory.
 
         The device is at work while the host looks for what else has changed, which of a model takes longer than to launch
         it. What turns out to be old is left where it is: it lies in the graph's own memory. Caches do not, so they wait.
         """
         last, capture = self._latest()
-        if key is not last or not isinstance(capture, Capture) or capture.writes_caches:
+        if key is not last or not isinstance(capture, CapturedCall) or capture.writes_caches:
             return None
         capture.run(leaves)
         return capture
@@ -184,11 +159,11 @@ class Graphed:
         leaves: list[Tensor] = []
         return (leaves, key) if key is not None and around == key[1] and fits(tree, key[0], leaves) else None
 
-    def _latest(self) -> tuple[Key | None, Capture | str | None]:
+    def _latest(self) -> tuple[Key | None, CapturedCall | str | None]:
         """The last call's signature and what is kept for it: to look that up by its hash would take longer than all else."""
         return next(reversed(self._kept.items()), (None, None))
 
-    def _for(self, key: Key, leaves: list[Tensor]) -> Capture | str:
+    def _for(self, key: Key, leaves: list[Tensor]) -> CapturedCall | str:
         """The capture for a signature, made if there is none, or why there is none."""
         last, capture = self._latest()
         if key is last and capture is not None:
@@ -207,9 +182,7 @@ class Graphed:
         return capture
 
     def _check_call(self, leaves: list[Tensor]) -> None:
-        reason = "a call while capturing" if self._running or self.backend.busy() else None
-        if reason is None and self._sets_attributes:
-            reason = _SETS_ATTRIBUTES
+        reason = "a call while capturing" if self._running or self.backend.busy() else self._sets_attributes
         if reason is None and _get_current_dispatch_mode() is not None:
             reason = "a dispatch mode is active"
         if reason is None and any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
@@ -226,13 +199,25 @@ class Graphed:
             yield from module.parameters()
             yield from module.buffers()
 
-    def _make(self, key: Any, leaves: list[Tensor], spec: Spec) -> Capture | str:
+    def _make(self, key: Any, leaves: list[Tensor], spec: Spec) -> CapturedCall | str:
         """Capture a signature, or learn why not; either is kept, an exception of the function's own is not."""
         self._running = True
         try:
-            made: Capture | str = self._capture(leaves, spec)
+            made: CapturedCall | str = capture_call(
+                self.function,
+                self.captured,
+                leaves,
+                spec,
+                weights=list(self._weights()),
+                watch=self._watch,
+                backend=self.backend,
+            )
         except (NotCapturableError, NotRepeatable) as refusal:
             made = str(refusal)
+            if isinstance(refusal, SetsAttributesError):
+                self._sets_attributes = made
+        else:
+            self.captures += 1
         finally:
             self._running = False
         self._kept[key] = made
@@ -240,105 +225,10 @@ class Graphed:
             self._kept.popitem(last=False)
         return made
 
-    def _capture(self, leaves: list[Tensor], spec: Spec) -> Capture:
-        elsewhere = next(filter(None, map(self.backend.refuses, self._weights())), None)
-        if elsewhere is not None:
-            raise NotCapturableError(elsewhere)
-        with _plain_mode():
-            inputs = [StaticTensor(TensorSpec.of(leaf)) for leaf in leaves]
-            for static, leaf in zip(inputs, leaves, strict=True):
-                static.fill(leaf)
-            tensors = [static.tensor for static in inputs]
-            protected = [*tensors, *self._weights()]
-        caches = preallocated_in(spec)
-        with _mode_of(caches):
-            with _undone(caches), TrialRun(protected):
-                expected = self.backend.warm_up(lambda: _run_once(self.function, spec, tensors))
-            if self._watch.moved() or self._watch.changed():
-                # A replay would not set them again, and the eager call that follows must find them as they were.
-                self._watch.restore()
-                self._sets_attributes = True
-                raise NotCapturableError(_SETS_ATTRIBUTES)
-            foreign = [*protected, *(tensor for cache in caches for tensor in cache.tensors)]
-            with _undone(caches):
-                _check_own(self.backend.warm_up(lambda: _run_once(self.captured, spec, tensors)), foreign)
-            try:
-                with _undone(caches):
-                    recording = self.backend.capture(lambda: _run_once(self.captured, spec, tensors))
-            except RuntimeError as problem:
-                # It has just run twice: this is about capturing (a library that waits for the device, a stream of its own).
-                raise NotCapturableError(f"cannot be captured: {str(problem).partition(chr(10))[0]}") from problem
-            outputs, output_spec = _check_own(recording.output, foreign)
-            with _undone(caches):
-                recording.replay()
-            if not _agree(flatten(expected)[0], outputs):
-                raise NotCapturableError("a replay gives something else than the call")
-        self.captures += 1
-        return Capture(inputs, recording, outputs, output_spec, writes_caches=bool(caches))
-
 
 def _described(tree: Any, around: tuple[Any, ...]) -> tuple[list[Tensor], Key]:
     leaves, spec = flatten(tree)
     return leaves, (spec, around)
-
-
-def _run_once(function: Callable[..., Any], spec: Spec, tensors: list[Tensor]) -> Any:
-    args, kwargs = given = unflatten(spec, iter(tensors))
-    result = function(*args, **kwargs)
-    leaves, after = flatten(given)
-    if after != spec or any(one is not other for one, other in zip(leaves, tensors, strict=True)):
-        raise NotCapturableError("containers among its arguments are changed by the call")
-    return result
-
-
-def _check_own(result: Any, foreign: list[Tensor]) -> tuple[list[Tensor], Spec]:
-    """The tensors of a result and its description. Raises ``NotCapturableError`` where one lies in the memory of ``foreign``."""
-    leaves, spec = flatten(result)
-    memory = {storage_id(one) for one in foreign}
-    if any(storage_id(one) in memory for one in leaves):
-        raise NotCapturableError("inputs, weights or what a cache holds are returned")
-    return leaves, spec
-
-
-def _agree(expected: list[Tensor], actual: list[Tensor]) -> bool:
-    """Whether tensors are the same to half of their dtypes' digits, in the root mean square of those elements that are finite."""
-    return len(expected) == len(actual) and all(map(_close, expected, actual))
-
-
-def _close(expected: Tensor, actual: Tensor) -> bool:
-    if (expected.shape, expected.dtype) != (actual.shape, actual.dtype):
-        return False
-    if not expected.is_floating_point():
-        return torch.equal(expected, actual)
-    wide, known = expected.double(), expected.isfinite()
-    error = torch.where(known, actual.double() - wide, 0.0).square().sum()
-    return bool(error <= torch.finfo(expected.dtype).eps * torch.where(known, wide, 0.0).square().sum())
-
-
-@contextmanager
-def _undone(caches: list[Preallocated]) -> Iterator[None]:
-    """Runs that come before the one that counts leave caches as they were. Raises ``NotCapturableError`` where they change by
-    more than tensors' values, which a replay would not repeat."""
-    with ExitStack() as stack:
-        for cache in caches:
-            stack.enter_context(cache.undone())
-        yield
-        if any(cache.changed() for cache in caches):
-            raise NotCapturableError("its cache changes by more than values")
-
-
-@contextmanager
-def _mode_of(caches: list[Preallocated]) -> Iterator[None]:
-    """What was made in inference mode can be written to in no other."""
-    with torch.inference_mode(any(tensor.is_inference() for cache in caches for tensor in cache.tensors)), torch.no_grad():
-        yield
-
-
-@contextmanager
-def _plain_mode() -> Iterator[None]:
-    """Static tensors outlive the call, so they must not be inference tensors."""
-    with torch.inference_mode(False), torch.no_grad():
-        yield
 
 
 def _ambient() -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,9 @@ from .capture import backend
 from .diffusion import DiffusionSwap, FusedRoot
 from .transforms import compiling, not_plain
 
-if TYPE_CHECKING:
-    from ..unet import UNetPolicy
-
 
 class FusedUNet(FusedRoot):
     """Mixin before ``UNet2DConditionModel``. Shapes: sample (B, C, Y, X), timestep a number, () or (B,)."""
-
-    @property
-    def _fused_policy(self) -> type[UNetPolicy]:  # type: ignore[override]
-        from ..unet import UNetPolicy
-
-        return UNetPolicy
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         original = super().forward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,18 +14,9 @@ from .diffusion import PARTS, DiffusionSwap, FusedRoot
 from .swapped import Swapped
 from .transforms import compiling, not_plain
 
-if TYPE_CHECKING:
-    from ..vae import VAEPolicy
-
 
 class FusedVAE(FusedRoot):
     """Mixin before ``AutoencoderKL``: its methods stay its own."""
-
-    @property
-    def _fused_policy(self) -> type[VAEPolicy]:  # type: ignore[override]
-        from ..vae import VAEPolicy
-
-        return VAEPolicy
 
 
 class FusedCoder(Swapped):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from harness.timing.cpu import CpuDevice
-from harness.timing.devices import Conditions, DeviceUnavailable, disturbances, open_device
+from harness.timing.devices import Conditions, DeviceUnavailable, disturbances
+from harness.timing.opening import open_device
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity is Linux only")
 

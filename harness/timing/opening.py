@@ -1,0 +1,19 @@
+"""Devices by name."""
+
+from __future__ import annotations
+
+from harness.timing.cpu import CpuDevice
+from harness.timing.cuda import open_cuda
+from harness.timing.devices import Device, DeviceUnavailable
+
+
+def open_device(kind: str, *, threads: int | None = None) -> Device:
+    """The CPU (with ``threads`` threads, by default as torch has them now) or the current CUDA device.
+
+    Raises ``DeviceUnavailable`` for a device that is not there or not known.
+    """
+    if kind == "cpu":
+        return CpuDevice(threads=threads)
+    if kind == "cuda":
+        return open_cuda()
+    raise DeviceUnavailable(f"device must be 'cpu' or 'cuda', got {kind!r}")
