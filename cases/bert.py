@@ -31,7 +31,7 @@ class BertCase(common.TransformersCase):
         common.EPS,
         *common.COMMON,
         Axis("chunked_mlp", (0, 1)),
-        Axis("source_tokens", (2, 1, 5), claimed=False),
+        common.SOURCE_TOKENS,
     )
     workloads: ClassVar[tuple[Workload, ...]] = (
         Workload(name="bert-base", phase="encoder", batch=1, tokens=128, config=BASE, weight_bytes=28_400_000),

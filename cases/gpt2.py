@@ -9,7 +9,7 @@ from unittest import mock
 
 import torch
 
-from harness.case import Axis, Example, Inputs, Workload, flag
+from harness.case import Example, Inputs, Workload, flag
 
 from . import common
 
@@ -35,7 +35,7 @@ class GPT2Case(common.TransformersCase):
         flag("scale_attn_weights", simplest=True),
         flag("scale_by_inverse_layer_index", simplest=False),
         flag("reorder_and_upcast", simplest=False),
-        Axis("source_tokens", (2, 1, 5), claimed=False),
+        common.SOURCE_TOKENS,
     )
     workloads = (
         Workload(name="gpt2", phase="prefill", batch=1, tokens=128, config=SMALL, weight_bytes=28_400_000),

@@ -159,6 +159,13 @@ class Case(ABC):
     def simplest(self) -> Example:
         return Example({axis.name: axis.simplest for axis in self.axes}, 0)
 
+    def admitted(self, example: Example) -> Example:
+        """``example`` with values that its axes do not have at their simplest."""
+        for axis in self.axes:
+            if example.values.get(axis.name) not in axis.values:
+                example = example.with_value(axis.name, axis.simplest)
+        return example
+
     @abstractmethod
     def build(self, example: Example) -> nn.Module:
         """A tiny float32 model in eval mode with every parameter and buffer that may vary randomised."""

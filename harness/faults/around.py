@@ -1,4 +1,4 @@
-"""Faults that show in what a call is made within: another thread's call, a function transform."""
+"""Faults that show in what a call is made within: another thread's call, a function transform, a graph of gradients."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from policies.fused import layer as fused_layer
-from policies.fused.transformer import FusedTransformerLayer
+from policies.fused.attention import AttentionCall
+from policies.fused.transformer import EncoderStates, FusedTransformerLayer
 
 from ..properties.transforms import tangents
 from ..search import quiet
@@ -45,6 +46,30 @@ def in_own_memory(honest: Any) -> Any:
     return wrong
 
 
+def source_detached(honest: Any) -> Any:
+    """Cross-attention's kernel has gradients for parameters alone: none go back to what made the states that it reads."""
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, call: AttentionCall, encoder: EncoderStates | None = None) -> Tensor:
+        if encoder is not None:
+            encoder = EncoderStates(states=encoder.states.detach(), call=encoder.call)
+        out: Tensor = honest(self, x, call, encoder)
+        return out
+
+    return wrong
+
+
+def mask_detached(honest: Any) -> Any:
+    """Attention's kernel has gradients for queries, keys and values alone."""
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, call: AttentionCall, *rest: Any) -> Tensor:
+        if call.mask is not None:
+            call.mask = call.mask.detach()
+        out: Tensor = honest(self, x, call, *rest)
+        return out
+
+    return wrong
+
+
 def _loses_tangents(traits: Traits) -> bool:
     """Whether oneDNN, which has no derivative in forward mode, is there, and an original that has one."""
     if not (traits.layered and traits.by_onednn):
@@ -74,6 +99,24 @@ AROUND = (
         "What a layer gave is overwritten by its next call.",
         (FusedTransformerLayer, "__call__", in_own_memory),
         expects=("call twice",),
+    ),
+    miscomputing(
+        "F83 source gradients",
+        "F83",
+        "pytorch #159299",
+        "What made the states that cross-attention reads gets no gradients.",
+        (FusedTransformerLayer, "__call__", source_detached),
+        applies=lambda traits: traits.crosses,
+        expects=("gradients",),
+    ),
+    miscomputing(
+        "F83 mask gradients",
+        "F83",
+        "xformers #636",
+        "A bias of attention's scores, learned or made by another network, gets no gradients.",
+        (FusedTransformerLayer, "__call__", mask_detached),
+        applies=lambda traits: "4d float" in traits.values("mask"),
+        expects=("gradients",),
     ),
     miscomputing(
         "F67 forward mode",

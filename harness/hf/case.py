@@ -74,7 +74,7 @@ class TransformersCase(Case):
         return make_unusual(randomise(model, example.seed), example)
 
     def refusals(self) -> tuple[Refusal, ...]:
-        tampered = tampered_layers(lambda: self.build(self.complete), self.layer)
+        tampered = tampered_layers(lambda: self.build(self.admitted(self.complete)), self.layer)
         return (*tampered, other_attention(lambda: self.build(self.simplest), self.layer)) if self.sdpa else tampered
 
     @property

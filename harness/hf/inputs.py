@@ -44,6 +44,8 @@ INNER_OR_FOURFOLD = Axis("inner", (None, 5, 16, 31, 48), large=(None, *LARGE_INN
 """Of configurations in which None stands for four times the hidden size."""
 EPS = Axis("eps", (1e-5, 1e-12, 1e-6, 1e-3, 1e-1))
 IMPLEMENTATION = Axis("attention", ("sdpa", "eager"))
+SOURCE_TOKENS = Axis("source_tokens", (2, 1, 5), claimed=False)
+"""Of encoder states, for cross-attention."""
 PADDING = Axis("padding", ("none", "right", "left", "interior"))
 MASK = Axis("mask", ("none", "2d", "4d float", "4d bool", "4d prefix"))
 MASK_2D = Axis("mask", ("none", "2d"))

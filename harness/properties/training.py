@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 
 from policies.plans import Plan, PlanUnavailable
 
@@ -60,8 +61,9 @@ def _freeze(model: nn.Module, names: list[str]) -> None:
 
 
 def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
-    """Gradients by parameter name of a weighted sum of the outputs that count."""
+    """Gradients of a weighted sum of the outputs that count, by parameter name and by what was given."""
     model.zero_grad()
+    inputs = Inputs(kwargs=tree_map_only(Tensor, _leaf, inputs.kwargs), valid=inputs.valid)
     with torch.enable_grad():
         output = next(iter(run(model, inputs).values()))
         seen = output if inputs.valid is None else output[inputs.valid]
@@ -69,7 +71,14 @@ def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
         total = (seen * weights).sum()
         if total.requires_grad:
             total.backward()
-    return {name: parameter.grad for name, parameter in model.named_parameters()}
+    given = tree_flatten_with_path(inputs.kwargs)[0]
+    wanted = {f"the input{keystr(path)}": one.grad for path, one in given if isinstance(one, Tensor) and one.requires_grad}
+    return wanted | {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def _leaf(given: Tensor) -> Tensor:
+    """``given`` as one that wants a gradient, as what an encoder or a learned prompt made does."""
+    return given.detach().requires_grad_(given.is_floating_point())
 
 
 def _same_parameters(mine: Gradients, its: Gradients, what: str) -> None:
@@ -164,7 +173,8 @@ def _step(trial: Trial, model: nn.Module) -> None:
 
 GRADIENTS = Property(
     name="gradients",
-    statement="Gradients through the replacement are the original's, whichever parameters are frozen before or after.",
+    statement="Gradients through the replacement, of parameters and of what a call is given, are the original's, whichever "
+    "parameters are frozen before or after.",
     check=_gradients,
     exact=False,
     share=0.05,

@@ -15,8 +15,7 @@ class Derivation:
     """All that is known of a derived case.
 
     ``fields`` maps a role to the configuration's own names for it; ``dropouts`` are fields that are switched on.
-    ``kept_apart`` lists axis values that do not go together; ``refused`` what a policy refuses (axis, value, feature);
-    ``dropped`` and ``undrawn`` say what could not be drawn, and why.
+    ``kept_apart`` lists axis values that do not go together; ``dropped`` and ``undrawn`` say what could not be drawn, and why.
     """
 
     layer: str
@@ -28,7 +27,6 @@ class Derivation:
     undrawn: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     kept_apart: tuple[tuple[tuple[str, Value], ...], ...] = ()
-    refused: tuple[tuple[str, Value, str], ...] = ()
     causal: bool = False
     causal_if_decoder: bool = False
     cached: bool = False

@@ -26,7 +26,7 @@ from ..properties.sizes import DEEP, DEEPEST
 from ..search import quiet
 from ..trial import cast
 from .derivation import Derivation
-from .derived import DECODER, DerivedCase, config_values
+from .derived import CROSSING, DECODER, DerivedCase, config_values
 from .fields import declared, extra_values, fields_of_roles, idle_dropouts, role_of
 from .models import NotDerivable, layer_class, models_with
 
@@ -80,6 +80,8 @@ def _first_guess(config_class: type, layer: str) -> Derivation:
         axes.append(Axis("activation", (usual, *rest) if isinstance(usual, str) else hf.ACTIVATIONS.values))
     axes += [hf.BATCH, hf.TOKENS, hf.PADDING, hf.MASK, WEIGHTS, NORM_EPS]
     extras, undrawn = _extras(config_class, default)
+    if any(one.name == CROSSING for one in extras):
+        axes.append(hf.SOURCE_TOKENS)
     return Derivation(
         layer=layer,
         model="",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..case import Example, Inputs, Refusal, Value, Workload
+from ..case import Example, Inputs, Value, Workload
 from ..hf import inputs as hf
 from ..hf.case import TransformersCase, attention_implementation, load
 from ..hf.rotary import rope_parameters
@@ -15,6 +16,7 @@ from .derivation import CHANNELS, Derivation
 from .workload import default_workloads, layer_and_call
 
 DECODER = "config is_decoder"
+CROSSING = "config add_cross_attention"
 DROPOUT = 0.1
 PATCH = 4
 """Pixels a side of a patch of image models."""
@@ -45,6 +47,8 @@ def config_values(derivation: Derivation, example: Example | None = None) -> dic
         by_role["rope"] = _rope(values, size)
     drawn = {name: by_role[role] for role, names in derivation.fields.items() for name in names if role in by_role}
     extras = {name.removeprefix("config "): value for name, value in values.items() if name.startswith("config ")}
+    if DECODER in values:
+        extras["is_decoder"] = _decodes(values)
     return (
         drawn
         | extras
@@ -52,6 +56,11 @@ def config_values(derivation: Derivation, example: Example | None = None) -> dic
         | dict.fromkeys(derivation.dropouts, DROPOUT)
         | ({"image_size": 2 * PATCH, "patch_size": PATCH} if derivation.image else {})
     )
+
+
+def _decodes(values: Mapping[str, Value]) -> bool:
+    """Whether the model is a decoder, which one with cross-attention has to be."""
+    return DECODER in values and bool(values[DECODER] or values.get(CROSSING))
 
 
 _FIXED = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
@@ -106,8 +115,7 @@ class DerivedCase(TransformersCase):
 
     def is_causal(self, example: Example) -> bool:
         example = self.apart(example)
-        decoder = bool(example.values.get(DECODER))
-        return self.derivation.causal_if_decoder if decoder else self.derivation.causal
+        return self.derivation.causal_if_decoder if _decodes(example.values) else self.derivation.causal
 
     def caches(self, example: Example) -> bool:
         return self.cached and self.is_causal(example)
@@ -116,16 +124,17 @@ class DerivedCase(TransformersCase):
         layers = self.apart(example).values.get("layers", 1)
         return self.derivation.layers_of[int(str(layers))]
 
-    def refusals(self) -> tuple[Refusal, ...]:
-        return (*super().refusals(), *(_refusal(self, *one) for one in self.derivation.refused))
-
     def inputs(self, example: Example) -> Inputs:
         example = self.apart(example)
-        if not self.derivation.image:
-            return super().inputs(example)
-        generator = torch.Generator().manual_seed(example.seed + 2)
-        side = 2 * PATCH
-        return Inputs(kwargs={"pixel_values": torch.randn(example["batch"], CHANNELS, side, side, generator=generator)})
+        if self.derivation.image:
+            generator = torch.Generator().manual_seed(example.seed + 2)
+            side = 2 * PATCH
+            return Inputs(kwargs={"pixel_values": torch.randn(example["batch"], CHANNELS, side, side, generator=generator)})
+        inputs = super().inputs(example)
+        if not example.values.get(CROSSING):
+            return inputs
+        width = config_values(self.derivation, example)[self.derivation.fields["hidden"][0]]
+        return Inputs(kwargs=inputs.kwargs | hf.encoder_states(example, width), valid=inputs.valid)
 
     @property
     def workloads(self) -> tuple[Workload, ...]:  # type: ignore[override]
@@ -137,8 +146,3 @@ class DerivedCase(TransformersCase):
     def workload_call(self, module: nn.Module, workload: Workload) -> dict[str, Any]:
         implementation = attention_implementation(module)
         return layer_and_call(self.derivation, workload, implementation or "sdpa")[1]
-
-
-def _refusal(case: DerivedCase, axis: str, value: Value, feature: str) -> Refusal:
-    example = case.simplest.with_value(axis, value)
-    return Refusal(name=f"{axis}={value}", feature=feature, build=lambda: case.build(example))

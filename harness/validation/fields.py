@@ -36,7 +36,7 @@ ALSO: dict[str, tuple[str, ...]] = {
 NOT_FOR_LAYERS = re.compile(
     r"dropout|drop_path|pdrop|initializer|token_id|tie_|use_cache|is_encoder_decoder|logit_scale|logits_scaling|final_logit"
     r"|summary_|classifier|problem|return_|output_(hidden|attention)|pretraining|pooler|encoder_stride|gradient|_layerdrop"
-    r"|add_cross_attention|router|aux_loss|architectures|scale_embedding|layerscale_value|mask_|reshape|out_(features|indices)"
+    r"|router|aux_loss|architectures|scale_embedding|layerscale_value|mask_|reshape|out_(features|indices)"
 )
 """Fields that a layer in eval mode does not read, or that other axes stand for."""
 

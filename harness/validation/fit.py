@@ -1,6 +1,6 @@
-"""Match or refuse, on a derived case: what the policy refuses by name leaves the axes and is counted as refused.
+"""Match or refuse, for a policy from outside: what it refuses by name leaves a case's axes and is counted as refused.
 
-A case that somebody wrote says itself what has to be replaced. A derived one cannot know; there, a refusal that names
+Of this project's own policies a case says what has to be replaced. Of others nobody can know; there, a refusal that names
 its feature is an honest answer, and everything else has to hold.
 """
 
@@ -10,33 +10,50 @@ from dataclasses import replace
 
 from policies.base import DSPolicy, UnsupportedLayer
 
-from ..case import Example
+from ..case import Axis, Case, Example, Refusal, Value
 from ..search import quiet
-from .derivation import Derivation
-from .derived import DerivedCase
+
+Refused = tuple[tuple[str, Value, str], ...]
+"""Axis, value, and the feature that is named."""
 
 
-def fitted(derivation: Derivation, policy: type[DSPolicy]) -> Derivation:
-    """``derivation`` without what ``policy`` refuses, which is listed in ``refused``."""
-    case = DerivedCase(derivation)
-    axes, refused = [], []
-    for axis in derivation.axes:
-        reasons = {value: _refusal(case, case.simplest.with_value(axis.name, value), policy) for value in axis.values[1:]}
-        kept = (axis.simplest, *(value for value in axis.values[1:] if reasons[value] is None))
-        refused += [(axis.name, value, reason) for value, reason in reasons.items() if reason is not None]
-        axes.append(replace(axis, values=kept, claimed=axis.claimed and len(kept) > 1))
-    return replace(derivation, axes=tuple(axes), refused=tuple(refused))
+def refused_by(policy: type[DSPolicy], case: Case) -> Refused:
+    """What ``policy`` refuses in models of ``case``: each value of an axis that it does, alone."""
+    asked = [(axis.name, value) for axis in case.axes for value in axis.values[1:]]
+    answers = [(name, value, _refusal(case, case.simplest.with_value(name, value), policy)) for name, value in asked]
+    return tuple((name, value, feature) for name, value, feature in answers if feature is not None)
 
 
-def _refusal(case: DerivedCase, example: Example, policy: type[DSPolicy]) -> str | None:
+def without(case: Case, refused: Refused) -> Case:
+    """``case`` with the values of ``refused`` not among its axes any more, but among its refusals."""
+    whole = case.refusals
+    builds = {(name, value): case.simplest.with_value(name, value) for name, value, _ in refused}
+    own = tuple(
+        Refusal(name=f"{name}={value}", feature=feature, build=lambda one=builds[name, value]: case.build(one))  # type: ignore[misc]
+        for name, value, feature in refused
+    )
+    # A case's facts are those of its class elsewhere; here an instance has its own.
+    vars(case).update(axes=tuple(_remaining(axis, refused) for axis in case.axes), refusals=lambda: (*whole(), *own))
+    return case
+
+
+def _remaining(axis: Axis, refused: Refused) -> Axis:
+    gone = {value for name, value, _ in refused if name == axis.name}
+    if not gone:
+        return axis
+    kept = tuple(value for value in axis.values if value not in gone)
+    return replace(axis, values=kept, claimed=axis.claimed and len(kept) > 1)
+
+
+def _refusal(case: Case, example: Example, policy: type[DSPolicy]) -> str | None:
     """The feature that ``policy`` refuses in a model of ``example``, or None."""
-    with quiet():
+    with quiet(), case.surroundings():
         model = case.build(example)
-    for layer in [one for one in model.modules() if policy.matches(one)]:
-        try:
-            policy.plan(layer)
-        except UnsupportedLayer as refusal:
-            return refusal.feature
-        except Exception:
-            return None
+        for layer in [one for one in model.modules() if policy.matches(one)]:
+            try:
+                policy.plan(layer)
+            except UnsupportedLayer as refusal:
+                return refusal.feature
+            except Exception:
+                return None
     return None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..search import quiet
 from ..trial import cast
 from .derivation import Derivation
 from .derived import DerivedCase
-from .models import layer_class
+from .models import layers_of
 from .norms import NormFound, is_norm, norm_found
 from .parts import Passed, is_linear, is_plain, linear_paths, same, watched
 
@@ -78,6 +79,8 @@ class Found:
     head_size: str = ""
     scale: str = ""
     causal_flag: bool = False
+    flags: dict[str, bool] = field(default_factory=dict)
+    """What is set, whatever the configuration, on modules that are the architecture's own."""
     open: list[str] = field(default_factory=list)
 
 
@@ -87,7 +90,7 @@ def inspect_layer(derivation: Derivation) -> Found:
     example = case.apart(_telling(case))
     with quiet(), exact_mode():
         model = case.build(example).double()
-        layer = next(one for one in model.modules() if type(one) is layer_class(derivation.layer))
+        layer = layers_of(model, derivation.layer)[0]
         parts, call, output = watched(model, layer, cast(case.inputs(example).kwargs, torch.float64))
     found = Found(layer=derivation.layer, model=derivation.model)
     _call(found, layer, call, output)
@@ -100,6 +103,18 @@ def inspect_layer(derivation: Derivation) -> Found:
     _numbers(found, layer, parts, example["head_size"])
     found.containers = _containers(layer, (found.attention_path, found.activation))
     return found
+
+
+def constant_flags(layers: Iterable[nn.Module]) -> dict[str, bool]:
+    """By path, the flags of modules of an architecture's own that are the same in each of ``layers``."""
+    values: dict[str, set[bool]] = {}
+    for layer in layers:
+        for path, module in layer.named_modules():
+            if not type(module).__module__.startswith(_SHARED_MODULES):
+                for name, value in vars(module).items():
+                    if type(value) is bool and name != "training" and not name.startswith("_"):
+                        values.setdefault(f"{path}.{name}".strip("."), set()).add(value)
+    return {path: seen.pop() for path, seen in values.items() if len(seen) == 1}
 
 
 def _telling(case: DerivedCase) -> Any:
@@ -270,7 +285,10 @@ def _numbers(found: Found, layer: nn.Module, parts: dict[str, Passed], size: int
         found.open.append("where the attention module keeps its head size")
     if not hasattr(own, "config"):
         found.open.append("the attention module has no config: read its implementation elsewhere")
-    if found.fused:
+    if found.query:
+        heads = parts[found.query].returned.shape[-1] // size
+        found.heads = next((n for n in _HEADS if getattr(own, n, None) == heads), "")
+    elif found.fused:
         found.heads = next((n for n in _HEADS if isinstance(getattr(own, n, None), int)), "")
         found.kv_heads = next((n for n in _KV_HEADS if isinstance(getattr(own, n, None), int)), "")
         if found.kv_heads and not found.heads and hasattr(own, "num_key_value_groups"):
@@ -279,6 +297,7 @@ def _numbers(found: Found, layer: nn.Module, parts: dict[str, Passed], size: int
             found.open.append("where the attention module keeps its number of heads")
 
 
+_SHARED_MODULES = ("torch.", "transformers.activations")
 _HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "d_head", "attention_head_dim")
 _ROTARY_SIZES = ("rotary_ndims", "rotary_dim")
 _SCALES = ("scaling", "scale", "inv_norm_factor", "softmax_scale")

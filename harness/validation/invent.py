@@ -25,7 +25,8 @@ from ..trial import Trial
 from .derivation import Derivation
 from .derive import derive
 from .derived import DerivedCase
-from .inspection import Found, inspect_layer
+from .inspection import Found, constant_flags, inspect_layer
+from .models import layers_of
 from .page import Choices, write_page
 
 
@@ -63,7 +64,17 @@ def invent(name: str, layer: str) -> Invented:
             refused.append(f"{field}={example[axis]!r}")
         else:
             wrong.append(f"{axis}={example[axis]}: {problem}")
+    found.flags = _flags(case, found, plain)
     return Invented(write_page(name, found, choices, plain), found, derivation, tuple(refused), tuple(wrong))
+
+
+def _flags(case: DerivedCase, found: Found, plain: dict[str, Any]) -> dict[str, bool]:
+    """What is set on a layer's parts under every configuration that the page does not refuse, but for what it reads anyway."""
+    examples = [case.simplest, *(one for axis, one in _one_axis_off(case) if axis.removeprefix("config ") not in plain)]
+    with quiet():
+        layers = [one for example in examples for one in layers_of(case.build(example), case.layer)]
+    read = {f"{found.attention_path}.is_causal"} if found.causal_flag else set()
+    return {path: value for path, value in constant_flags(layers).items() if path not in read}
 
 
 def _choose(name: str, found: Found, case: DerivedCase) -> tuple[Choices, str | None]:

@@ -33,6 +33,12 @@ def layer_class(path: str) -> type[nn.Module]:
     raise NotDerivable("; ".join(filter(None, (f"{module_name} has no module class {name}", hint))))
 
 
+def layers_of(model: nn.Module, path: str) -> list[nn.Module]:
+    """The layers of ``model`` that are of the class ``module:Class``, exactly."""
+    cls = layer_class(path)
+    return [one for one in model.modules() if type(one) is cls]
+
+
 def models_with(layer: type[nn.Module], tiny: Any) -> list[Any]:
     """The model classes that contain ``layer``, those with the fewest parameters first.
 

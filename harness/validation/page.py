@@ -10,8 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from policies.anatomy import FusedQKV, QKVLayout, RotaryStyle
-from policies.base import qualified_name
+from policies.anatomy import QKVLayout, RotaryStyle
 
 from .inspection import Found
 from .norms import NormFound
@@ -133,6 +132,7 @@ def _checks(found: Found, refuses: bool) -> list[str]:
         module, _, cls = class_name.partition(":")
         named = f'f"{{_MODELING}}:{cls}"' if module == found.layer.partition(":")[0] else f'"{class_name}"'
         lines.append(f'layer.module("{path}", {named})')
+    lines += [f'layer.flag("{path}", {value})' for path, value in found.flags.items()]
     if refuses:
         lines += [
             "for name, value in _PLAIN.items():",
@@ -168,10 +168,11 @@ def _attention_lines(found: Found, choices: Choices) -> list[str]:
     size = f"own.{found.head_size}" if found.head_size else 'TODO("head size")'
     if found.query:
         qkv = f"SplitQKV(query={_linear(found, found.query)}, key=key, value={_linear(found, found.value)})"
-        heads, kv_heads = f"kv_heads{' * own.num_key_value_groups' if found.grouped else ''}", "kv_heads"
+        kv_heads = "kv_heads"
+        heads = f"own.{found.heads}" if found.heads else f"kv_heads{' * own.num_key_value_groups' if found.grouped else ''}"
     else:
         qkv = f"FusedQKV(linear={_linear(found, found.fused)}, layout=QKVLayout.{choices.layout.name})"
-        heads = f"own.{found.heads.replace(' * own.', ' * own.')}" if found.heads else 'TODO("heads")'
+        heads = f"own.{found.heads}" if found.heads else 'TODO("heads")'
         kv_heads = f"own.{found.kv_heads}" if found.kv_heads else heads
     lines = [
         f"qkv={qkv},",
@@ -282,11 +283,3 @@ def _linear(found: Found, path: str) -> str:
     if path not in found.own_linears:
         return f'layer.linear("{path}")'
     return f'{_LINEAR_FUNCTION}(layer, "{path}")'
-
-
-def default_name(layer: type) -> str:
-    """``MistralDecoderLayer`` -> ``MistralDecoderLayerPolicy``."""
-    return f"{qualified_name(layer).rpartition(':')[2]}Policy"
-
-
-__all__ = ["Choices", "FusedQKV", "default_name", "write_page"]

@@ -19,7 +19,6 @@ from reports.record import Coverage, ErrorBudget, Run, Timing, Verdict
 
 from ..faults.report import Outcome
 from . import work
-from .derivation import Derivation
 from .file import Contents, UnusableFile, look
 from .isolation import Isolated, Limits, Lost, isolated
 from .models import NotDerivable
@@ -42,21 +41,21 @@ class Request:
     limits: Limits = field(default_factory=Limits)
     properties: tuple[str, ...] | None = None
     known: work.Known = ()
-    """Cases for layers of which none can be derived."""
+    """Cases that somebody wrote for layers."""
 
 
 @dataclass
 class Validation:
-    """What came of it. ``derivation`` tells what was drawn and what could not be, where no case was given."""
+    """What came of it. ``subjects`` are what was judged, by the names of their cases; ``unjudged`` says of other layer classes
+    why there was no case for them. ``faults`` were tried, and ``timings`` measured, on the first."""
 
-    policy: str = "?"
-    case: str = "?"
+    policy: str
+    file: str
+    subjects: dict[str, work.Subject] = field(default_factory=dict)
+    unjudged: tuple[str, ...] = ()
     verdicts: list[Verdict] = field(default_factory=list)
     coverage: list[Coverage] = field(default_factory=list)
     timings: tuple[Timing, ...] = ()
-    derivation: Derivation | None = None
-    known: str | None = None
-    """Path of the case that was known for the layer."""
     budgets: list[ErrorBudget] = field(default_factory=list)
     untimed: str = ""
     faults: list[Outcome] = field(default_factory=list)
@@ -67,6 +66,11 @@ class Validation:
     def failed(self) -> list[Verdict]:
         return [one for one in self.verdicts if one.outcome not in ("held", "unavailable")]
 
+    @property
+    def case(self) -> str:
+        """The name of the first case, or of the file where there is none yet."""
+        return next(iter(self.subjects), self.file)
+
 
 Progress = Callable[[Verdict], None]
 
@@ -74,7 +78,7 @@ Progress = Callable[[Verdict], None]
 def validate(request: Request, progress: Progress) -> Validation:
     """Validate the policy of ``request``; never raises for anything that its file does."""
     start = clock.perf_counter()
-    done = Validation(policy=request.name or "?", case=Path(request.path).name)
+    done = Validation(policy=request.name or "?", file=Path(request.path).name)
     with isolated(request.limits, fresh=True) as fresh, isolated(request.limits, fresh=False) as quick:
         _Stages(request, fresh, quick, done, progress).all()
     done.seconds = clock.perf_counter() - start
@@ -92,58 +96,53 @@ class _Stages:
         if contents is None:
             return
         self.done.policy = contents.policy
-        subject = self._case(contents)
-        if subject is None:
+        statement = (
+            "The layers that the policy replaces have a case: one beside it, one that is known, or one derived from a model."
+        )
+        found = self._stage("case", statement, work.subjects_in, self._path, contents, self.request.known)
+        if found is None:
             return
-        why_not = self._reading(subject)
-        if not self.done.failed and subject.derivation is not None:
-            subject = self._fit(subject)
-        self._properties(subject, why_not)
-        self._exam(subject)
-        self._time(subject)
+        self.done.subjects, self.done.unjudged = dict(found.subjects), found.unjudged
+        for name, subject in found.subjects:
+            why_not = self._reading(name, subject)
+            if why_not is None:
+                subject = self._fit(name, subject)
+            self._properties(name, subject, why_not)
+        first = next(iter(self.done.subjects.values()))
+        self._exam(first)
+        self._time(first)
+
+    @property
+    def _path(self) -> str:
+        return os.path.abspath(self.request.path)
 
     def _file(self) -> Contents | None:
         statement = "The file imports and holds the policy that is meant."
-        return self._stage("file", statement, look, os.path.abspath(self.request.path), self.request.name)
+        return self._stage("file", statement, look, self._path, self.request.name)
 
-    def _case(self, contents: Contents) -> work.Subject | None:
-        path = os.path.abspath(self.request.path)
-        if contents.case is not None:
-            subject = work.Subject(path, contents)
-            name = self._stage("case", "The case beside the policy builds its simplest model.", work.simplest, subject)
-        else:
-            statement = "A case can be derived from the layer's model and configuration, or is known."
-            found = self._stage("case", statement, work.case_for, contents, self.request.known)
-            if isinstance(found, str):
-                subject = work.Subject(path, contents, known=found)
-                self.done.known = found
-                name = self._stage("known case", "The case known for the layer builds a model.", work.simplest, subject)
-            else:
-                subject = work.Subject(path, contents, found)
-                name = None if found is None else found.name
-        if name is None:
-            return None
-        self.done.case = name
-        return subject
-
-    def _reading(self, subject: work.Subject) -> str | None:
+    def _reading(self, name: str, subject: work.Subject) -> str | None:
         """Judge reading; why nothing further can be judged, or None."""
-        checked = self._judged(self._task(subject, work.READING))
-        if checked is None:
-            return f"reading a layer {self.done.verdicts[-1].reason}"
+        statement = "The policy matches a layer, reads it (or refuses it by name) and changes nothing."
+        try:
+            checked = self.pool.run(work.judge, self._task(subject, work.READING))
+        except Lost as loss:
+            self._say(_verdict(self.done, self.request, work.READING, statement, f"{loss}", case=name))
+            return f"reading a layer {loss}"
+        self._say(checked.verdict)
         if checked.verdict.outcome == "held":
             self.pool = self.quick
         return None
 
-    def _fit(self, subject: work.Subject) -> work.Subject:
+    def _fit(self, name: str, subject: work.Subject) -> work.Subject:
+        """``subject`` without what its policy refuses."""
         try:
-            derivation = self.pool.run(work.fit, subject)
+            subject = replace(subject, refused=self.pool.run(work.fit, subject))
         except Lost:
             return subject
-        self.done.derivation = derivation
-        return replace(subject, derivation=derivation)
+        self.done.subjects[name] = subject
+        return subject
 
-    def _properties(self, subject: work.Subject, why_not: str | None) -> None:
+    def _properties(self, case: str, subject: work.Subject, why_not: str | None) -> None:
         from ..check import Checked
         from ..faults.exam import LEAST_SHARE
         from ..properties import BY_NAME
@@ -151,13 +150,13 @@ class _Stages:
         wanted = self.request.properties or tuple(BY_NAME)
         if why_not is not None:
             for name in wanted:
-                self._say(_verdict(self.done, self.request, name, BY_NAME[name].statement, f"not judged: {why_not}"))
+                self._say(_verdict(self.done, self.request, name, BY_NAME[name].statement, f"not judged: {why_not}", case=case))
             return
         try:
             applicable = self.pool.run(work.applicable, subject)
         except Exception as problem:
             reason = f"which properties apply cannot be told: {problem}"
-            self._say(_verdict(self.done, self.request, "properties", "The case is whole.", reason))
+            self._say(_verdict(self.done, self.request, "properties", "The case is whole.", reason, case=case))
             return
         names = [name for name in applicable if name in wanted]
         # A property that is given hardly a share of the examples is one whose example takes seconds.
@@ -169,12 +168,13 @@ class _Stages:
                 drawn.append(result)
                 found[task.prop] = result.verdict
             else:
-                found[task.prop] = _verdict(self.done, self.request, task.prop, BY_NAME[task.prop].statement, f"{result}")
+                statement = BY_NAME[task.prop].statement
+                found[task.prop] = _verdict(self.done, self.request, task.prop, statement, f"{result}", case=case)
             self.progress(found[task.prop])
         self.done.verdicts += [found[name] for name in names]
         if drawn:
-            self.done.coverage = [self.pool.run(work.covered, subject, drawn)]
-            self.done.budgets = [one.budget for one in drawn if one.budget is not None]
+            self.done.coverage.append(self.pool.run(work.covered, subject, drawn))
+            self.done.budgets += [one.budget for one in drawn if one.budget is not None]
 
     def _exam(self, subject: work.Subject) -> None:
         """Seed faults into a policy that holds: how well could errors in it be seen?"""
@@ -203,16 +203,6 @@ class _Stages:
     def _task(self, subject: work.Subject, prop: str) -> work.Task:
         return work.Task(subject, prop, self.request.profile, self.request.seed)
 
-    def _judged(self, task: work.Task) -> Any:
-        statement = "The policy matches a layer, reads it (or refuses it by name) and changes nothing."
-        try:
-            checked = self.pool.run(work.judge, task)
-        except Lost as loss:
-            self._say(_verdict(self.done, self.request, task.prop, statement, f"{loss}"))
-            return None
-        self._say(checked.verdict)
-        return checked
-
     def _stage(self, name: str, statement: str, function: Callable[..., Any], *args: Any) -> Any:
         """The result of a stage, or None with its verdict recorded."""
         start = clock.perf_counter()
@@ -240,11 +230,12 @@ def _verdict(
     statement: str,
     reason: str,
     *,
+    case: str | None = None,
     outcome: Any = "error",
     seconds: float = 0.0,
 ) -> Verdict:
     return Verdict(
-        case=done.case,
+        case=done.case if case is None else case,
         policy=done.policy,
         property=name,
         statement=statement,
@@ -271,25 +262,33 @@ def record(request: Request, done: Validation, *, run_id: str, created: str, com
         complete=True,
         seconds=done.seconds,
         environment=fingerprint(accelerator=False),
-        verdicts=tuple(msgspec.structs.replace(one, case=done.case, policy=done.policy) for one in done.verdicts),
+        verdicts=tuple(_of_the_policy(one, done) for one in done.verdicts),
         coverage=tuple(done.coverage),
         timings=done.timings,
         budgets=tuple(done.budgets),
     )
 
 
+def _of_the_policy(verdict: Verdict, done: Validation) -> Verdict:
+    """The verdict with the names of policy and case, which were not known yet when the file was looked at."""
+    case = done.case if verdict.case == done.file else verdict.case
+    return msgspec.structs.replace(verdict, case=case, policy=done.policy)
+
+
 def notes(done: Validation) -> Iterator[str]:
-    """What a reader of the verdict has to know of a derived case, a line each."""
-    derivation = done.derivation
-    if done.known is not None:
-        yield f"judged on {done.known.partition(':')[2]}, the case that this project has for the layer"
-    if derivation is None:
-        return
-    drawn = [axis.name.removeprefix("config ") for axis in derivation.axes if len(axis.values) > 1]
-    yield f"case derived from {derivation.model.partition(':')[2]}; drawn: {', '.join(drawn)}"
-    for axis, value, feature in derivation.refused:
-        yield f"refused by name: {axis.removeprefix('config ')}={value} ({feature})"
-    for line in derivation.dropped:
-        yield f"not drawn, because the original fails: {line}"
-    for line in derivation.undrawn:
-        yield f"not drawn, because nobody knows what it means: {line}"
+    """What a reader of the verdict has to know of the cases, a line each."""
+    for line in done.unjudged:
+        yield f"not judged: {line}"
+    for subject in done.subjects.values():
+        derivation = subject.derivation
+        if subject.known is not None:
+            yield f"judged on {subject.known.partition(':')[2]}, the case that this project has for the layer"
+        if derivation is not None:
+            drawn = [axis.name.removeprefix("config ") for axis in subject.case.axes if len(axis.values) > 1]
+            yield f"case derived from {derivation.model.partition(':')[2]}; drawn: {', '.join(drawn)}"
+        for axis, value, feature in subject.refused:
+            yield f"refused by name: {axis.removeprefix('config ')}={value} ({feature})"
+        for line in () if derivation is None else derivation.dropped:
+            yield f"not drawn, because the original fails: {line}"
+        for line in () if derivation is None else derivation.undrawn:
+            yield f"not drawn, because nobody knows what it means: {line}"

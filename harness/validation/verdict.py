@@ -43,11 +43,11 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
         yield f"### {done.policy}: {'HOLDS' if not wrong else 'DOES NOT HOLD'}"
         yield ""
         yield (
-            f"{holds} of {len(judged)} properties hold on {examples} random models of {done.case} "
+            f"{holds} of {len(judged)} properties hold on {examples} random models of {' and '.join(done.subjects)} "
             f"({replaced} layers replaced), profile {run.profile}, seed {run.seed}, {run.seconds:.0f} s."
         )
     else:
-        yield f"### {done.case if done.policy == '?' else done.policy}: NOT JUDGED"
+        yield f"### {done.file if done.policy == '?' else done.policy}: NOT JUDGED"
         yield ""
     yield f"transformers {run.environment.packages.get('transformers', '?')}, torch {_torch(run)}."
     if wrong:
@@ -100,8 +100,11 @@ def _more(run: Run, done: Validation) -> Iterator[str]:
 
 def _budgets(run: Run) -> Iterator[str]:
     """How much of the rounding that is allowed was used."""
-    if run.budgets:
-        used = ", ".join(f"{one.dtype} {one.used_worst:.0%}" for one in run.budgets)
+    worst: dict[str, float] = {}
+    for one in run.budgets:
+        worst[one.dtype] = max(one.used_worst, worst.get(one.dtype, 0.0))
+    if worst:
+        used = ", ".join(f"{dtype} {share:.0%}" for dtype, share in worst.items())
         yield f"- error budget used at worst: {used}"
 
 

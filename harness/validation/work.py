@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from policies import replace_module
-from policies.base import DSPolicy
+from policies.base import DSPolicy, qualified_name
 from reports.record import Coverage, Timing
 
 from ..case import Case
@@ -31,7 +31,7 @@ from .derivation import Derivation
 from .derive import derive
 from .derived import DerivedCase
 from .file import Contents, in_one_line, load_file
-from .fit import fitted
+from .fit import Refused, refused_by, without
 from .models import NotDerivable
 from .steps import reads
 
@@ -48,13 +48,15 @@ FAULT_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Subject:
-    """What is judged, as data: a file, what is meant in it, and where the file has no case the derivation of one, or the path
-    ``module:Class`` of one that is known for its layer."""
+    """What is judged, as data: a file, what is meant in it, and for one kind of layer a case: the ``derivation`` of one, the path
+    ``module:Class`` of one that is ``known``, or else the one in the file. ``refused`` is what the policy has been seen to
+    refuse in it."""
 
     path: str
     contents: Contents
     derivation: Derivation | None = None
     known: str | None = None
+    refused: Refused = ()
 
     @property
     def policy(self) -> type[DSPolicy]:
@@ -63,6 +65,9 @@ class Subject:
 
     @property
     def case(self) -> Case:
+        return without(self._whole(), self.refused)
+
+    def _whole(self) -> Case:
         if self.derivation is not None:
             return DerivedCase(self.derivation)
         if self.known is not None:
@@ -112,7 +117,7 @@ def judge(task: Task) -> Checked:
     checked = _check(task, subject.case)
     if subject.derivation is not None and _original_failed(checked):
         for axis in _suspects(subject.derivation):
-            again = _check(task, DerivedCase(_without(subject.derivation, axis)))
+            again = _check(task, dataclasses.replace(subject, derivation=_without(subject.derivation, axis)).case)
             if not _original_failed(again):
                 return _with_note(again, axis)
     return _with_policy(_with_line(checked, subject.path), subject)
@@ -173,10 +178,9 @@ def _with_policy(checked: Checked, subject: Subject) -> Checked:
     return dataclasses.replace(checked, verdict=msgspec.structs.replace(checked.verdict, failure=failure))
 
 
-def fit(subject: Subject) -> Derivation:
-    """The subject's derivation without what its policy refuses."""
-    assert subject.derivation is not None
-    return fitted(subject.derivation, subject.policy)
+def fit(subject: Subject) -> Refused:
+    """What the subject's policy refuses in its case."""
+    return refused_by(subject.policy, subject.case)
 
 
 def time(subject: Subject, budget: float, seed: int, memory: int) -> tuple[Timing, ...] | str:
@@ -273,32 +277,52 @@ def _within(exam: Exam, fault: Fault, end: float) -> Outcome | None:
         return Outcome(fault=fault.id, case=exam.case.name, status="survived", message=f"not within {FAULT_SECONDS:g} s")
 
 
-def case_for(contents: Contents, known: Known) -> Derivation | str:
-    """A case for the first layer class of a policy that is installed: derived, or where that cannot be the path of one that
-    is known for it. Raises ``NotDerivable``."""
-    try:
-        return _derivation_for(contents)
-    except NotDerivable:
-        paths = [path for layer, path in known if layer in contents.layer_classes]
-        own = [path for path in paths if getattr(load_case(path), "layer", None) in contents.layer_classes]
-        if paths:
-            return (own or paths)[0]
-        raise
+@dataclass(frozen=True)
+class Found:
+    """``subjects`` by the names of their cases, and of the layer classes for which there is none why not."""
+
+    subjects: tuple[tuple[str, Subject], ...]
+    unjudged: tuple[str, ...] = ()
 
 
-def _derivation_for(contents: Contents) -> Derivation:
-    problems = []
-    for path in contents.layer_classes:
+def subjects_in(path: str, contents: Contents, known: Known) -> Found:
+    """What a policy is judged on. The case beside it, or for each layer class that it replaces the one that is known, and else
+    one that is derived. Raises ``NotDerivable`` where there is none at all."""
+    problems: list[str] = []
+    if contents.case is not None:
+        found = [Subject(path, contents)]
+    else:
+        found, problems = _for_each_class(path, contents, known)
+    if not found:
+        none = f"{contents.policy}.layer_classes is empty: say which classes it replaces, module:Class"
+        raise NotDerivable(problems[0] if problems else none)
+    return Found(tuple((_named(one), one) for one in found), tuple(problems))
+
+
+def _for_each_class(path: str, contents: Contents, known: Known) -> tuple[list[Subject], list[str]]:
+    found: list[Subject] = []
+    problems: list[str] = []
+    for layer in contents.layer_classes:
+        cases = [case for one, case in known if one == layer and _has_layer(case, layer)]
         try:
-            return derive(path)
+            found += [Subject(path, contents, known=case) for case in cases] or [Subject(path, contents, derive(layer))]
         except NotDerivable as problem:
-            problems.append(str(problem))
-    if not problems:
-        raise NotDerivable(f"{contents.policy}.layer_classes is empty: say which classes it replaces, module:Class")
-    raise NotDerivable(problems[0])
+            problems.append(f"{problem}")
+    return found, problems
 
 
-def simplest(subject: Subject) -> str:
+def _has_layer(case: str, layer: str) -> bool:
+    """Whether a model of the case at ``case`` has a layer of the class; not where the case cannot be built here."""
+    try:
+        with quiet():
+            made = load_case(case)
+            classes = {type(one) for one in made.build(made.simplest).modules()}
+    except Exception:
+        return False
+    return any(layer in (qualified_name(one), f"*:{one.__name__}") for one in classes)
+
+
+def _named(subject: Subject) -> str:
     """The name of the subject's case, whose simplest model builds. Raises ``NotDerivable``."""
     try:
         case = subject.case

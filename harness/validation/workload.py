@@ -18,6 +18,7 @@ from ..hf.case import load
 from ..randomise import randomise
 from ..search import quiet
 from .derivation import CHANNELS, Derivation
+from .models import layers_of
 
 LARGEST = 8_000_000
 """Parameters of the largest layer that is timed whole: a second of pairs of it carries an interval."""
@@ -34,7 +35,7 @@ def default_workloads(derivation: Derivation) -> tuple[Workload, ...]:
             continue
         try:
             with quiet(), torch.device("meta"):
-                layer = _layers(derivation, _model(derivation, values, "sdpa"))[0]
+                layer = layers_of(_model(derivation, values, "sdpa"), derivation.layer)[0]
         except Exception:
             continue
         parameters = sum(p.numel() for p in layer.parameters())
@@ -56,7 +57,7 @@ def layer_and_call(derivation: Derivation, workload: Workload, implementation: s
     """The first layer of a model of these sizes with random weights, and the arguments that the model hands to it."""
     with quiet():
         model = _model(derivation, dict(workload.config), implementation).eval()
-    layer = _layers(derivation, randomise(model, 0))[0]
+    layer = layers_of(randomise(model, 0), derivation.layer)[0]
     return layer, _recorded_call(model, layer, _inputs(derivation, workload))
 
 
@@ -81,11 +82,6 @@ def _model(derivation: Derivation, values: dict[str, Any], implementation: str) 
     config._attn_implementation = implementation
     model: nn.Module = load(derivation.model)(config)
     return model
-
-
-def _layers(derivation: Derivation, model: nn.Module) -> list[nn.Module]:
-    cls = load(derivation.layer)
-    return [one for one in model.modules() if type(one) is cls]
 
 
 def _inputs(derivation: Derivation, workload: Workload) -> dict[str, Any]:
