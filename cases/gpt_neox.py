@@ -34,6 +34,7 @@ class GPTNeoXCase(common.TransformersCase):
         common.ACTIVATIONS,
         common.EPS,
         *common.COMMON,
+        common.ROW_POSITIONS,
         flag("parallel_residual", simplest=True),
         flag("attention_bias", simplest=True),
     )

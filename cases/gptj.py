@@ -32,6 +32,7 @@ class GPTJCase(common.TransformersCase):
         common.ACTIVATIONS,
         common.EPS,
         *common.COMMON,
+        common.ROW_POSITIONS,
     )
     workloads = (
         Workload(name="gpt-j-6b", phase="prefill", batch=1, tokens=64, config=SIX_BILLION, weight_bytes=805_000_000),

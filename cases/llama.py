@@ -43,6 +43,7 @@ class LlamaCase(common.TransformersCase):
         Axis("activation", ("silu", *(one for one in common.ACTIVATIONS.values if one != "silu"))),
         common.EPS,
         *common.COMMON,
+        common.ROW_POSITIONS,
         flag("attention_bias", simplest=False),
         flag("mlp_bias", simplest=False),
     )

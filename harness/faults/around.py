@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -70,6 +71,19 @@ def mask_detached(honest: Any) -> Any:
     return wrong
 
 
+def past_detached(honest: Any) -> Any:
+    """What a cache gives is taken for numbers: nothing goes back to a prefix that is learned, or to the calls before."""
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, call: AttentionCall, *rest: Any) -> Tensor:
+        if call.cache is None:
+            return cast("Tensor", honest(self, x, call, *rest))
+        update = call.cache.update
+        with mock.patch.object(call.cache, "update", lambda *args: tuple(one.detach() for one in update(*args))):
+            return cast("Tensor", honest(self, x, call, *rest))
+
+    return wrong
+
+
 def _loses_tangents(traits: Traits) -> bool:
     """Whether oneDNN, which has no derivative in forward mode, is there, and an original that has one."""
     if not (traits.layered and traits.by_onednn):
@@ -115,7 +129,16 @@ AROUND = (
         "xformers #636",
         "A bias of attention's scores, learned or made by another network, gets no gradients.",
         (FusedTransformerLayer, "__call__", mask_detached),
-        applies=lambda traits: "4d float" in traits.values("mask"),
+        applies=lambda traits: traits.layered and "4d float" in traits.values("mask"),
+        expects=("gradients",),
+    ),
+    miscomputing(
+        "F83 prefix gradients",
+        "F83 F62",
+        "optimum-habana PR #975",
+        "No gradients go through a cache.",
+        (FusedTransformerLayer, "__call__", past_detached),
+        applies=lambda traits: traits.case.cached,
         expects=("gradients",),
     ),
     miscomputing(

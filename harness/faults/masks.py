@@ -146,6 +146,11 @@ def _padded(traits: Traits) -> bool:
     return _masked(traits) and (traits.varies("padding") or "left" in traits.values("mask"))
 
 
+def _weighs(traits: Traits) -> bool:
+    """Whether a mask may weigh keys, for each head in its own way."""
+    return traits.layered and "4d float" in traits.values("mask")
+
+
 def _causal_added() -> Fault:
     fault = misreading(
         "M15 added",
@@ -197,6 +202,24 @@ MASKS = (
         "A mask with a row for each query is read as one row for all.",
         _masking(lambda mask: mask[..., :1, :]),
         applies=_masked,
+    ),
+    miscomputing(
+        "F48 first head",
+        "F48 M14",
+        "DeepSpeed PR #2285",
+        "A mask with a row for each head is read as one for all.",
+        _masking(lambda mask: mask[:, :1]),
+        applies=_weighs,
+        expects=("call forms",),
+    ),
+    miscomputing(
+        "F46 hidden or not",
+        "F46 M14",
+        "DeepSpeed PR #2851",
+        "Of numbers to add to the scores it is read which keys they hide, and nothing else.",
+        _masking(lambda mask: like(mask, allowed_by(mask))),
+        applies=_weighs,
+        expects=("call forms",),
     ),
     miscomputing(
         "F46 added",

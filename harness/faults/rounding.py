@@ -161,6 +161,14 @@ ROUNDING = (
         (FusedTransformerLayer, "__call__", _not_a_number),
     ),
     miscomputing(
+        "F67 hidden",
+        "F67",
+        "DeepSpeed #2030",
+        "What is not a number becomes one: nobody notices an overflow.",
+        (FusedTransformerLayer, "__call__", lambda honest: lambda *args: honest(*args).nan_to_num()),
+        expects=("call forms",),
+    ),
+    miscomputing(
         "F67 autocast",
         "F67",
         "apex #979",

@@ -15,7 +15,7 @@ from policies.calls import CACHE_NAMES
 
 from ..case import Case, Example, Inputs, Refusal, Workload
 from ..randomise import randomise
-from .inputs import VOCABULARY, attention_mask, valid_positions
+from .inputs import VOCABULARY, attention_mask, row_positions, valid_positions
 from .tampered import other_attention, tampered_layers
 from .unusual import make_unusual
 from .workloads import (
@@ -41,7 +41,7 @@ class TransformersCase(Case):
     causal: ClassVar[bool] = True
     cached: ClassVar[bool] = True
     static_cache: ClassVar[bool] = True
-    input_axes = ("batch", "tokens", "padding", "mask", "source_tokens")
+    input_axes = ("batch", "tokens", "padding", "mask", "positions", "source_tokens")
     speaks_transformers = True
     indexed: ClassVar[bool] = True
     """Whether a layer is constructed with its index."""
@@ -86,7 +86,8 @@ class TransformersCase(Case):
         generator = torch.Generator().manual_seed(example.seed + 2)
         ids = torch.randint(3, VOCABULARY, (example["batch"], example["tokens"]), generator=generator)
         causal = self.is_causal(example)
-        kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": attention_mask(example, causal=causal)}
+        mask = attention_mask(example, causal=causal)
+        kwargs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask, **row_positions(example)}
         if self.caches(example):
             kwargs["use_cache"] = False
         return Inputs(kwargs=kwargs, valid=valid_positions(example, causal=causal))

@@ -44,6 +44,9 @@ INNER_OR_FOURFOLD = Axis("inner", (None, 5, 16, 31, 48), large=(None, *LARGE_INN
 """Of configurations in which None stands for four times the hidden size."""
 EPS = Axis("eps", (1e-5, 1e-12, 1e-6, 1e-3, 1e-1))
 IMPLEMENTATION = Axis("attention", ("sdpa", "eager"))
+COUNTED, OF_EACH_ROW = "counted", "of each row"
+ROW_POSITIONS = Axis("positions", (COUNTED, OF_EACH_ROW))
+"""Where each row's tokens stand: counted by the model, or told, as for a batch that is padded on the left."""
 SOURCE_TOKENS = Axis("source_tokens", (2, 1, 5), claimed=False)
 """Of encoder states, for cross-attention."""
 PADDING = Axis("padding", ("none", "right", "left", "interior"))
@@ -88,6 +91,14 @@ EAGER_ONLY = Axis("attention", ("eager",))
 def positions(example: Example) -> int:
     """Positions that the model of ``example`` learns or tabulates: all that its tokens need, and a few to decode."""
     return max(POSITIONS, int(example["tokens"]) + 4)
+
+
+def row_positions(example: Example) -> dict[str, Tensor]:
+    """``position_ids`` (B, T) where the example's ``positions`` are told: rows begin at up to three places."""
+    if example.values.get("positions", COUNTED) == COUNTED:
+        return {}
+    begins = (3 * torch.arange(example["batch"])[:, None] + example.seed) % 4
+    return {"position_ids": torch.arange(example["tokens"]) + begins}
 
 
 def padding_mask(example: Example) -> Tensor:

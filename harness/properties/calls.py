@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..case import Example, Inputs
 from ..trial import Disagreement, Trial
 from .base import Property, held_tensors, identical, living, same_outputs, snapshot
+from .cache import in_chunks, with_cache
 from .equality import Recorder, main_output
 from .inputs import other_inputs, tensors_in
 
@@ -152,6 +153,10 @@ def _untouched(trial: Trial) -> None:
         actual = _random_state_after(lambda: living(trial.run_replaced(model, inputs), inputs.valid))
         if not torch.is_grad_enabled():
             raise Disagreement("a call turns gradients off for whoever comes next")
+    if trial.case.caches(trial.example):
+        steps = with_cache(trial.fresh_inputs())
+        with torch.no_grad(), layer_inputs_watched(trial):
+            in_chunks(model, steps.kwargs, [1] * trial.example["tokens"])
     if not all(map(torch.equal, expected, actual)):
         raise Disagreement("a call draws other random numbers than the original's")
     _unchanged(before, inputs.kwargs, "input")
@@ -231,8 +236,8 @@ INTERLEAVED = Property(
 
 UNTOUCHED = Property(
     name="hands off",
-    statement="A call writes neither to its inputs nor to a layer's nor to the weights nor to the original, leaves gradients on, "
-    "and draws no random numbers that the original does not.",
+    statement="A call, or a step with a cache, writes neither to its inputs nor to a layer's; a call writes neither to the "
+    "weights nor to the original, leaves gradients on, and draws no random numbers that the original does not.",
     check=_untouched,
     exact=False,
     share=0.03,

@@ -3,6 +3,7 @@ kind or none, told whether to be causal."""
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..trial import Trial, Vacuous, fused_path, original_side
+from ..case import Example
+from ..trial import Disagreement, Trial, Vacuous, fused_path, original_side, sequence_first
 from .base import Property, layered, same_tensor
 from .equality import Recorded, Recorder, main_output, valid_positions
-from .hidden import BEYOND_HALF, LAYOUTS, beyond_half, given, repeated, with_zeros
+from .hidden import BEYOND_HALF, LAYOUTS, beyond_half, given, repeated, with_zeros, without_numbers
 from .inputs import mapped
 
 MASK = "attention_mask"
@@ -45,8 +47,9 @@ def _forms(trial: Trial) -> None:
         _laid_out(trial, path, mine, its, Recorded(mapped(call.args, layout), mapped(call.kwargs, layout), None), words)
     for words, change in HIDDEN.items():
         _given(trial, path, mine, its, call, words, change)
+    _poisoned(trial, path, mine, its, call)
     args, kwargs = _by_name(mine, call)
-    for words, mask in _masks(kwargs.get(MASK)):
+    for words, mask in _masks(kwargs.get(MASK), trial.example):
         _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), words)
     if MASK in call.kwargs and trial.case.speaks_transformers:
         for told in ({}, {"is_causal": bool(trial.example.seed & 2)}):
@@ -70,6 +73,21 @@ def _given(
     same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} {words}")
 
 
+def _poisoned(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded) -> None:
+    """A call with a row that is no number. What comes of it must be none either: by that an overflow is noticed."""
+    change = functools.partial(without_numbers, sequence_first=sequence_first(trial.replaced.model))
+    with original_side("called with a row that is no number"), given(mine, "", change):
+        expected = main_output(mine(*call.args, **call.kwargs))
+    with fused_path(its), given(its, "", change):
+        actual = main_output(its(*call.args, **call.kwargs))
+    valid = valid_positions(trial, expected)
+    what = f"{path} called with a row that is no number"
+    lost = expected.isnan() & ~actual.isnan()
+    if bool((lost if valid is None else lost[valid]).any()):
+        raise Disagreement(f"{what}: the original shows it, the replacement gives numbers")
+    same_tensor(trial, expected.nan_to_num(), actual.nan_to_num(), valid, what)
+
+
 def _laid_out(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
     """A call whose tensors lie otherwise in memory; not every original takes them."""
     try:
@@ -81,7 +99,7 @@ def _laid_out(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Re
     same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with tensors {words}")
 
 
-def _masks(mask: Any) -> Iterator[tuple[str, Any]]:
+def _masks(mask: Any, example: Example) -> Iterator[tuple[str, Any]]:
     """A mask (B, 1, T, S) in the other forms that torch or transformers have for one. What an original makes of them depends
     on its attention: sdpa takes truth for a key that is seen, eager adds whatever number it is."""
     if not isinstance(mask, Tensor) or mask.dim() != 4:
@@ -93,6 +111,17 @@ def _masks(mask: Any) -> Iterator[tuple[str, Any]]:
     for dtype in (torch.get_default_dtype(), torch.float16):
         added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         yield f"in {dtype}", added.masked_fill(~seen, torch.finfo(dtype).min)
+    for words, heads in (("all heads", 1), ("each head", heads_of(example))):
+        generator = torch.Generator().manual_seed(example.seed)
+        bias = torch.randn(seen.shape[0], heads, *seen.shape[2:], generator=generator, dtype=torch.float64).to(seen.device)
+        yield f"that weighs keys, for {words}", bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
+
+
+def heads_of(example: Example) -> int:
+    """How many heads the layers of ``example`` have; 1 where no axis tells."""
+    values = example.values
+    heads = values.get("heads") or int(str(values.get("kv_heads", 1))) * int(str(values.get("group", 1)))
+    return int(str(heads))
 
 
 def _masked(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
@@ -135,7 +164,7 @@ def _by_name(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[st
 FORMS = Property(
     name="call forms",
     statement="A replaced layer takes its arguments by position and by name, however they lie in memory and whatever half "
-    "precision could hold of them, a mask of any kind or none, and a word on causality, as the original does.",
+    "precision could hold of them, or no number, a mask of any kind or none, and a word on causality, as the original does.",
     check=_forms,
     applies=layered,
     share=0.05,

@@ -56,6 +56,13 @@ def with_zeros(x: Tensor) -> Tensor:
     return x
 
 
+def without_numbers(x: Tensor, *, sequence_first: bool) -> Tensor:
+    """Nothing that is a number in the first row of a batch, as an overflow further down leaves it."""
+    x = x.clone()
+    x.select(1 if sequence_first else 0, 0).fill_(torch.nan)
+    return x
+
+
 def with_gaps(tensor: Tensor) -> Tensor:
     """The same values, with room between neighbours in memory, as in a slice."""
     return torch.stack((tensor, torch.zeros_like(tensor)), dim=-1)[..., 0]

@@ -89,6 +89,10 @@ def padded(inputs: Inputs, columns: int, *, left: bool) -> tuple[Inputs, slice]:
         "input_ids": torch.cat((garbage, ids) if left else (ids, garbage), dim=1),
         "attention_mask": torch.cat((nothing, mask) if left else (mask, nothing), dim=1),
     }
+    if "position_ids" in kwargs:
+        told = inputs.kwargs["position_ids"]
+        somewhere = told.new_zeros(told.shape[0], columns)
+        kwargs["position_ids"] = torch.cat((somewhere, told) if left else (told, somewhere), dim=1)
     real = slice(columns, None) if left else slice(0, ids.shape[1])
     return Inputs(kwargs=kwargs), real
 

@@ -14,8 +14,9 @@ from policies.plans import Plan, PlanUnavailable
 from ..case import Inputs
 from ..exact import exact_mode
 from ..numerics import EXACT_TOLERANCE
-from ..trial import Disagreement, Trial, Vacuous, cast, fused_states, original_side
+from ..trial import Disagreement, Trial, Vacuous, cast, fused_path, fused_states, original_side
 from .base import Property, same_outputs
+from .cache import OUTPUT, cuts, in_chunks, with_cache
 from .lifecycle import same_state
 
 Gradients = dict[str, Tensor | None]
@@ -34,25 +35,41 @@ def _gradients(trial: Trial) -> None:
     share = chosen.choice((0.0, 0.5, 0.9)) if trial.case.layered else 0.0
     frozen = [name for name, _ in original.named_parameters() if chosen.random() < share]
     early = chosen.random() < 0.5
+    run, inputs, how = _call(trial, by_cache=chosen.random() < 0.5)
     if early:
         _freeze(model, frozen)
     trial.replace(model)
-    trial.run_replaced(model, trial.fresh_inputs())
+    with fused_path(model):
+        run(model, inputs)
     _freeze(model, frozen)
     _freeze(original, frozen)
-    what = f"with {len(frozen)} parameters frozen {'before' if early else 'after'} the replacement"
-    _same_parameters(*_both(trial, original, model, trial.fresh_inputs()), what)
-    inputs = trial.fresh_inputs()
+    what = f"{how}with {len(frozen)} parameters frozen {'before' if early else 'after'} the replacement"
+    _same_parameters(*_both(run, original, model, inputs), what)
     inputs = Inputs(kwargs=cast(inputs.kwargs, torch.float64), valid=inputs.valid)
     with exact_mode():
-        mine, its = _both(trial, original.double(), model.double(), inputs)
-        _same_gradients(trial, mine, its, _scale(trial, original, inputs), what)
+        mine, its = _both(run, original.double(), model.double(), inputs)
+        _same_gradients(trial, mine, its, _scale(run, original, inputs), what)
 
 
-def _both(trial: Trial, original: nn.Module, model: nn.Module, inputs: Inputs) -> tuple[Gradients, Gradients]:
+def _call(trial: Trial, *, by_cache: bool) -> tuple[Run, Inputs, str]:
+    """One call, or several with a cache, where the model has one: as a learned prefix in it gets its gradients."""
+    inputs = trial.fresh_inputs()
+    if not (by_cache and trial.case.caches(trial.example)):
+        return trial.case.run, inputs, ""
+    lengths = cuts(trial.example["tokens"], trial.example.seed)
+
+    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        return {OUTPUT: in_chunks(model, inputs.kwargs, lengths)[0]}
+
+    return run, with_cache(inputs), f"calls of {lengths} tokens with a cache, "
+
+
+def _both(run: Run, original: nn.Module, model: nn.Module, inputs: Inputs) -> tuple[Gradients, Gradients]:
     with original_side("with gradients"):
-        mine = _backward(trial.case.run, original, inputs)
-    return mine, _backward(trial.run_replaced, model, inputs)
+        mine = _backward(run, original, inputs)
+    with fused_path(model):
+        its = _backward(run, model, inputs)
+    return mine, its
 
 
 def _freeze(model: nn.Module, names: list[str]) -> None:
@@ -91,11 +108,11 @@ def _same_parameters(mine: Gradients, its: Gradients, what: str) -> None:
             raise Disagreement(f"{what}: {name} has no gradient, and has one in the original")
 
 
-def _scale(trial: Trial, model: nn.Module, inputs: Inputs) -> float:
+def _scale(run: Run, model: nn.Module, inputs: Inputs) -> float:
     """The largest gradient of all, nothing frozen. What is left to learn may have none but rounding errors: a key's bias
     shifts all scores of a query alike."""
     model.requires_grad_(True)
-    gradients = _backward(trial.case.run, model, inputs).values()
+    gradients = _backward(run, model, inputs).values()
     return max((float(one.abs().max()) for one in gradients if one is not None), default=0.0)
 
 
@@ -173,8 +190,8 @@ def _step(trial: Trial, model: nn.Module) -> None:
 
 GRADIENTS = Property(
     name="gradients",
-    statement="Gradients through the replacement, of parameters and of what a call is given, are the original's, whichever "
-    "parameters are frozen before or after.",
+    statement="Gradients through the replacement, of parameters and of what a call is given, through a cache too, are the "
+    "original's, whichever parameters are frozen before or after.",
     check=_gradients,
     exact=False,
     share=0.05,

@@ -3,7 +3,6 @@ harness itself."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from torch import nn
 
 from cases import CASES
 from harness.validation.derive import derive
-from harness.validation.derived import DerivedCase
+from harness.validation.derived import CROSSING, DerivedCase
 from harness.validation.file import Contents
 from harness.validation.invent import invent
 from harness.validation.isolation import Limits
@@ -198,7 +197,7 @@ MODELING = "transformers.models.{0}.modeling_{0}:{1}"
     [
         ("mistral", "MistralDecoderLayer", ()),
         ("cohere", "CohereDecoderLayer", ("use_qk_norm=True",)),
-        ("electra", "ElectraLayer", ()),
+        ("electra", "ElectraLayer", ("add_cross_attention=True",)),
         (
             "falcon",
             "FalconDecoderLayer",
@@ -265,6 +264,30 @@ def test_a_derived_case_says_what_could_not_be_drawn() -> None:
     assert derivation.causal and derivation.cached
 
 
+def test_a_derived_case_draws_cross_attention_and_gives_it_states_to_read() -> None:
+    """A replacement that ignored them would compute the same otherwise."""
+    case = DerivedCase(derive(MODELING.format("electra", "ElectraLayer")))
+    crossing = case.simplest.with_value(CROSSING, True)
+    inputs = case.inputs(crossing)
+    model = case.build(crossing)
+    without = case.inputs(crossing.with_value(CROSSING, False))
+    assert case.is_causal(crossing) and not case.is_causal(case.simplest)
+    assert set(inputs.kwargs) == {*without.kwargs, "encoder_hidden_states", "encoder_attention_mask", "use_cache"}
+    with torch.no_grad():
+        assert not torch.equal(*(case.run(model, one)["last_hidden_state"] for one in (inputs, without)))
+
+
+@pytest.mark.parametrize("layer", ["electra:ElectraLayer", "phi:PhiDecoderLayer"])
+def test_a_written_policy_refuses_flags_and_heads_that_are_set_otherwise(layer: str) -> None:
+    """A layer may read them, or never look at them: nobody can tell from a run."""
+    source = invent("Mine", MODELING.format(*layer.split(":"))).source
+    if "electra" in layer:
+        assert 'layer.flag("attention.is_cross_attention", False)' in source
+        assert "heads=own.num_attention_heads" in source
+    else:
+        assert "layer.flag(" not in source
+
+
 def test_dropout_is_on_in_a_derived_case_though_it_is_off_by_default() -> None:
     """Else a replacement that runs its fused path in training would compute the same."""
     derivation = derive(MODELING.format("mistral", "MistralDecoderLayer"))
@@ -305,25 +328,75 @@ def test_the_examples_hold(example: str) -> None:
 
 KNOWN = tuple((one, entry.path) for entry in CASES for one in entry.policy_entry.load().layer_classes)
 FORWARDING = "from policies.{module} import {policy}\nclass Mine({policy}):\n    pass\n"
+WITHOUT_ENCODERS = """
+from policies.bert import HFBertLayerPolicy
+
+class Mine(HFBertLayerPolicy):
+    layer_classes = (*HFBertLayerPolicy.layer_classes[:1], "transformers.models.llama.modeling_llama:NoSuchLayer")
+
+    @classmethod
+    def read(cls, layer):
+        if layer.has("crossattention"):
+            raise layer.refuse("cross-attention")
+        return super().read(layer)
+"""
+
+
+def known(path: Path, *properties: str) -> tuple[Request, Validation]:
+    """The validation of the policy at ``path`` on the cases that this project has, limited to ``properties``."""
+    limits = Limits(seconds=60.0, memory=2**30, workers=1)
+    request = Request(path=str(path), profile="quick", budget=0.0, faults=0.0, limits=limits, properties=properties, known=KNOWN)
+    return request, validate(request, lambda verdict: None)
+
+
+def said(request: Request, done: Validation, folder: Path) -> str:
+    """The block that an author pastes."""
+    return block(record(request, done, run_id="1", created="2026-03-02T02:17:00+00:00", command=""), done, folder)
 
 
 @pytest.mark.parametrize(
-    ("module", "policy", "case"), [("gpt_neo", "HFGPTNEOLayerPolicy", "gpt_neo"), ("vae", "VAEPolicy", "vae")]
+    ("module", "policy", "cases"),
+    [
+        ("bert", "HFBertLayerPolicy", ["bert", "roberta"]),
+        ("gpt_neo", "HFGPTNEOLayerPolicy", ["gpt_neo"]),
+        ("vae", "VAEPolicy", ["vae"]),
+    ],
 )
-def test_where_no_case_can_be_derived_the_one_that_is_known_for_the_layer_is_used(
-    module: str, policy: str, case: str, tmp_path: Path
+def test_each_layer_that_a_policy_replaces_is_judged_on_the_case_that_is_known_for_it(
+    module: str, policy: str, cases: list[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.py"
     path.write_text(FORWARDING.format(module=module, policy=policy))
-    limits = Limits(seconds=60.0, memory=2**30, workers=1)
-    asked = Request(path=str(path), profile="quick", budget=0.0, faults=0.0, limits=limits, properties=("revert",), known=KNOWN)
-    done = validate(asked, lambda verdict: None)
-    assert done.case == case and not done.failed
-    assert "the case that this project has for the layer" in block(
-        record(asked, done, run_id="1", created="", command=""), done, tmp_path
-    )
-    without = validate(dataclasses.replace(asked, known=()), lambda verdict: None)
-    assert "case" in [one.property for one in without.failed]
+    request, done = known(path, "revert")
+    assert not done.failed
+    assert [one.case for one in done.verdicts if one.property == "revert"] == list(done.subjects) == cases
+    text = said(request, done, tmp_path)
+    assert f"random models of {' and '.join(cases)} " in text
+    assert text.count("the case that this project has for the layer") == len(cases)
+
+
+def test_a_case_that_nobody_wrote_and_nobody_can_derive_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(FORWARDING.format(module="vae", policy="VAEPolicy"))
+    done = validate(Request(path=str(path), limits=LIMITS, properties=("revert",)), lambda verdict: None)
+    assert "write a Case beside the policy" in reason(done, "case").replace("W", "w")
+
+
+def test_a_policy_that_leaves_cross_attention_out_is_refuted_on_the_known_case() -> None:
+    """One derived from BERT's configuration asked no decoder with an encoder for a long time, and it held."""
+    _, done = known(BAD / "deaf_to_encoders.py", "model equality", "revert")
+    assert "relative error" in reason(done, "model equality")
+    assert not reason(done, "revert")
+
+
+def test_what_a_policy_refuses_in_a_known_case_is_counted_as_refused_and_a_class_without_a_case_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(WITHOUT_ENCODERS)
+    request, done = known(path, "model equality", "refusal")
+    assert not done.failed, [one.reason for one in done.failed]
+    text = said(request, done, tmp_path)
+    assert "- refused by name: role=decoder with cross-attention (cross-attention)" in text
+    assert "- not judged: transformers.models.llama.modeling_llama has no module class NoSuchLayer" in text
 
 
 def test_a_workload_that_does_not_fit_the_memory_of_a_check_is_not_timed_and_says_what_would() -> None:

@@ -136,7 +136,8 @@ def runs(derivation: Derivation, example: Example) -> str | None:
 def _of_model(model: Any, layer: str) -> Derivation:
     guess = replace(_first_guess(model.config_class, layer), model=qualified_name(model))
     if model.main_input_name != "pixel_values":
-        return guess
+        told = "position_ids" in inspect.signature(model.forward).parameters
+        return replace(guess, axes=(*guess.axes, hf.ROW_POSITIONS)) if told else guess
     return replace(guess, image=True, axes=tuple(one for one in guess.axes if one.name not in _TOKEN_AXES))
 
 

@@ -1,0 +1,34 @@
+"""Its layers, put in by a swap of its own, never attend to an encoder."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from torch import nn
+
+from policies.base import Swap
+from policies.bert import HFBertLayerPolicy
+from policies.fused.layer import LayerSwap
+
+
+class _Deaf(LayerSwap):
+    def install(self) -> None:
+        super().install()
+        fused: Any = type(self.layer)
+
+        @functools.wraps(fused.forward)
+        def forward(layer: Any, *args: Any, **kwargs: Any) -> Any:
+            return fused.forward(layer, *args[:2], **{**kwargs, "encoder_hidden_states": None})
+
+        self.layer.__class__ = type(fused.__name__, (fused,), {"forward": forward})
+
+
+class BadPolicy(HFBertLayerPolicy):
+    """Its layers, put in by a swap of its own, never attend to an encoder."""
+
+    layer_classes = HFBertLayerPolicy.layer_classes[:1]
+
+    @classmethod
+    def plan(cls, module: nn.Module) -> Swap:
+        return _Deaf(module, cls)
