@@ -64,6 +64,13 @@ def _lost_offset(call: AttentionCall, attention: Attention) -> AttentionCall:
     return dataclasses.replace(call, cos=torch.ones_like(call.cos), sin=torch.zeros_like(call.cos))
 
 
+def _of_the_first_row(call: AttentionCall, attention: Attention) -> AttentionCall:
+    """Every row of the batch stands where the first does."""
+    if call.cos is None or call.sin is None:
+        return call
+    return dataclasses.replace(call, cos=call.cos[:1], sin=call.sin[:1])
+
+
 def _without_rotary(call: AttentionCall, attention: Attention) -> AttentionCall:
     if call.cos is None or call.sin is None:
         return call
@@ -181,6 +188,14 @@ ROTARY = (
         calling(_lost_offset),
         applies=lambda traits: traits.case.cached and _rotates(traits),
         expects=("cache",),
+    ),
+    miscomputing(
+        "F45 positions",
+        "F45 M10",
+        "DeepSpeed #1797",
+        "All rows of a padded batch are rotated as the first row is.",
+        calling(_of_the_first_row),
+        applies=lambda traits: traits.varies("positions") and _rotates(traits),
     ),
     miscomputing(
         "F38 no rotary",

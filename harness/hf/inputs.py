@@ -46,7 +46,7 @@ EPS = Axis("eps", (1e-5, 1e-12, 1e-6, 1e-3, 1e-1))
 IMPLEMENTATION = Axis("attention", ("sdpa", "eager"))
 COUNTED, OF_EACH_ROW = "counted", "of each row"
 ROW_POSITIONS = Axis("positions", (COUNTED, OF_EACH_ROW))
-"""Where each row's tokens stand: counted by the model, or told, as for a batch that is padded on the left."""
+"""Where each row's tokens stand: counted by the model, or told, as for a batch that is padded."""
 SOURCE_TOKENS = Axis("source_tokens", (2, 1, 5), claimed=False)
 """Of encoder states, for cross-attention."""
 PADDING = Axis("padding", ("none", "right", "left", "interior"))
@@ -94,11 +94,12 @@ def positions(example: Example) -> int:
 
 
 def row_positions(example: Example) -> dict[str, Tensor]:
-    """``position_ids`` (B, T) where the example's ``positions`` are told: rows begin at up to three places."""
+    """``position_ids`` (B, T) where the example's ``positions`` are told: each row leaves out some, up to three, at a place of
+    its own. By how much a row begins later nothing would show: rotary positions tell how far tokens are from each other."""
     if example.values.get("positions", COUNTED) == COUNTED:
         return {}
-    begins = (3 * torch.arange(example["batch"])[:, None] + example.seed) % 4
-    return {"position_ids": torch.arange(example["tokens"]) + begins}
+    counted, row = torch.arange(example["tokens"]), torch.arange(example["batch"])[:, None] + example.seed
+    return {"position_ids": counted + (counted > row % counted.numel()) * (row % 4)}
 
 
 def padding_mask(example: Example) -> Tensor:

@@ -167,7 +167,14 @@ def _store(layer: nn.Module, dtype: torch.dtype) -> None:
     linear.register_parameter("weight", nn.Parameter(weight, requires_grad=False))
 
 
-_HEADS = ("num_heads", "num_attention_heads", "num_attention_heads_per_partition", "num_key_value_groups", "head_size")
+_HEADS = (
+    "num_heads",
+    "n_heads",
+    "num_attention_heads",
+    "num_attention_heads_per_partition",
+    "num_key_value_groups",
+    "head_size",
+)
 """What attentions call the number of heads, or of queries to a key, or what they derive it from."""
 
 

@@ -277,15 +277,20 @@ def test_a_derived_case_draws_cross_attention_and_gives_it_states_to_read() -> N
         assert not torch.equal(*(case.run(model, one)["last_hidden_state"] for one in (inputs, without)))
 
 
-@pytest.mark.parametrize("layer", ["electra:ElectraLayer", "phi:PhiDecoderLayer"])
-def test_a_written_policy_refuses_flags_and_heads_that_are_set_otherwise(layer: str) -> None:
-    """A layer may read them, or never look at them: nobody can tell from a run."""
-    source = invent("Mine", MODELING.format(*layer.split(":"))).source
-    if "electra" in layer:
-        assert 'layer.flag("attention.is_cross_attention", False)' in source
-        assert "heads=own.num_attention_heads" in source
-    else:
-        assert "layer.flag(" not in source
+def test_a_written_policy_refuses_flags_and_heads_that_are_set_otherwise() -> None:
+    """A layer may read them, or never look at them: nobody can tell from a run.
+    What follows a refused field is refused with it."""
+    source = invent("Mine", MODELING.format("electra", "ElectraLayer")).source
+    assert 'layer.flag("attention.is_cross_attention", False)' in source
+    assert "heads=own.num_attention_heads" in source
+    assert "layer.flag(" not in invent("Mine", MODELING.format("phi", "PhiDecoderLayer")).source
+
+
+def test_a_case_is_derived_for_a_layer_that_sees_images() -> None:
+    """It has no tokens, no mask and no cache, and is asked for none."""
+    case = DerivedCase(derive(MODELING.format("vit", "ViTLayer")))
+    assert not {"tokens", "mask", "positions"} & {one.name for one in case.axes}
+    assert not (case.cached or case.static_cache)
 
 
 def test_dropout_is_on_in_a_derived_case_though_it_is_off_by_default() -> None:

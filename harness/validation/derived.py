@@ -38,7 +38,7 @@ def config_values(derivation: Derivation, example: Example | None = None) -> dic
         "layers": values.get("layers"),
         "activation": values.get("activation"),
         "eps": values.get("eps"),
-        "positions": hf.positions(example),
+        "positions": hf.POSITIONS if derivation.image else hf.positions(example),
         "vocabulary": hf.VOCABULARY,
         "window": values.get("window"),
         "rotary_elements": 2,
@@ -88,6 +88,7 @@ class DerivedCase(TransformersCase):
             "sdpa": derivation.sdpa,
             "causal": derivation.causal,
             "cached": derivation.cached,
+            "static_cache": derivation.cached,
         }
         vars(self).update(facts)
 

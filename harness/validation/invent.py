@@ -73,8 +73,8 @@ def _flags(case: DerivedCase, found: Found, plain: dict[str, Any]) -> dict[str, 
     examples = [case.simplest, *(one for axis, one in _one_axis_off(case) if axis.removeprefix("config ") not in plain)]
     with quiet():
         layers = [one for example in examples for one in layers_of(case.build(example), case.layer)]
-    read = {f"{found.attention_path}.is_causal"} if found.causal_flag else set()
-    return {path: value for path, value in constant_flags(layers).items() if path not in read}
+    read = {"is_causal", *plain} if found.causal_flag else set(plain)
+    return {path: value for path, value in constant_flags(layers).items() if path.rpartition(".")[2] not in read}
 
 
 def _choose(name: str, found: Found, case: DerivedCase) -> tuple[Choices, str | None]:
