@@ -47,7 +47,7 @@ class HFBertLayerPolicy(AnatomyPolicy):
 
 def _attention(layer: Any, path: str, kind: str) -> Attention:
     layer.module(path, *_classes("Attention"))
-    layer.flag(f"{path}.is_cross_attention", kind == "CrossAttention")
+    layer.constant(f"{path}.is_cross_attention", kind == "CrossAttention")
     own = layer.transformers_attention(f"{path}.self", *_classes(kind))
     layer.module(f"{path}.output", *_classes("SelfOutput"))
     causal = own.is_causal and own.config._attn_implementation == "sdpa"

@@ -38,7 +38,7 @@ def _cross_attention(layer: Any) -> Attention:
 
 def _attention(layer: Any, path: str, qkv: FusedQKV | SplitCrossQKV) -> Attention:
     own = layer.transformers_attention(path, f"{_MODELING}:GPT2Attention")
-    layer.flag(f"{path}.is_cross_attention", isinstance(qkv, SplitCrossQKV))
+    layer.constant(f"{path}.is_cross_attention", isinstance(qkv, SplitCrossQKV))
     return Attention(
         qkv=qkv,
         out=layer.linear(f"{path}.c_proj"),

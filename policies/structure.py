@@ -162,10 +162,10 @@ class Structure:
             if patched(module):
                 raise self.refuse(f"a forward of its own on {path or 'the layer'}, not its class's")
 
-    def flag(self, path: str, value: bool) -> None:
-        """Raise where the flag at ``path``, if there is one, is not the ``value`` that the parts go by."""
-        if self.has(path) and self.get(path) is not value:
-            raise self.refuse(f"{path}={not value}, which its parts contradict")
+    def constant(self, path: str, value: bool | float) -> None:
+        """Raise where what is set at ``path``, if anything is, is not the ``value`` that the parts go by."""
+        if self.has(path) and self.get(path) != value:
+            raise self.refuse(f"{path}={self.get(path)!r}, which its parts contradict")
 
     def all_modules_read(self) -> None:
         """Match or refuse, in general: raise unless each module of the layer was read, or computes nothing."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from policies.calls import Returns
 from policies.fused import layer as fused_layer
 from policies.fused import linear as fused_linear
+from policies.fused import watch as fused_watch
 from policies.fused.layer import FusedLayer, FusedState
 from policies.fused.transformer import FusedTransformerLayer
 
@@ -221,6 +222,14 @@ CALLING = (
         "Hooks on modules inside the layer are passed over.",
         (fused_layer, "inner_hooks", lambda honest: lambda modules: None),
         expects=("hooks",),
+    ),
+    miscomputing(
+        "F50 backward hooks",
+        "F50",
+        "optimum #1306",
+        "Hooks on the way back through modules inside the layer are passed over.",
+        (fused_watch, "_backward_hooks", lambda honest: lambda modules: None),
+        expects=("gradients",),
     ),
     miscomputing(
         "F79 packed copy",

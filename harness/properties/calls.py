@@ -162,11 +162,13 @@ def _untouched(trial: Trial) -> None:
         raise Disagreement("a call draws other random numbers than the original's")
     _unchanged(before, inputs.kwargs, "input")
     # An original may write to itself too: tables of rotary positions that depend on how many there are.
-    for before, after, whose in (
-        (state, held_tensors(model), "the replaced model's own"),
-        (untouched, held_tensors(trial.original), "the original's"),
-    ):
-        identical({name: before[name] for name in kept}, after, f"{whose} state after a call of the replaced model")
+    _same_state(state, model, kept, "the replaced model's own state after a call")
+    _same_state(untouched, trial.original, kept, "the original's state after a call of the replaced model")
+
+
+def _same_state(before: dict[str, Tensor], model: nn.Module, names: list[str], what: str) -> None:
+    after = held_tensors(model)
+    identical({name: before[name] for name in names}, {name: after[name] for name in names}, what)
 
 
 def _random_state_after(call: Callable[[], Any]) -> list[Tensor]:

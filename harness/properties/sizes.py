@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..case import Axis, Case, Inputs
 from ..trial import OriginalFailed, Trial, Vacuous, fused_path, original_side
-from .base import Property, layered, same_outputs
+from .base import Property, same_outputs
 from .cache import OUTPUT, in_chunks, with_cache
 from .equality import layers_alike
 from .inputs import has_tokens
@@ -102,6 +102,11 @@ def size_of(trial: Trial) -> str:
     return ", ".join(f"{name}={trial.example[name]}" for name in names)
 
 
+def has_lengths(case: Case) -> bool:
+    """Whether single layers are replaced that are given sequences, and not images alone."""
+    return case.layered and any(axis.name == "tokens" for axis in case.axes)
+
+
 def has_large_values(case: Case) -> bool:
     return any(axis.large for axis in case.axes)
 
@@ -163,7 +168,7 @@ LONG = Property(
     name="long sequences",
     statement="Sequences of up to 257 tokens give what the original gives, in one call and decoded.",
     check=_long,
-    applies=layered,
+    applies=has_lengths,
     share=0.03,
 )
 MANY_TOKENS = Property(
@@ -171,7 +176,7 @@ MANY_TOKENS = Property(
     statement="A sequence of more than two thousand tokens gives what the original gives, in one call and decoded, by kernels "
     "of several threads.",
     check=_many,
-    applies=layered,
+    applies=has_lengths,
     share=0.004,
     least=1,
 )

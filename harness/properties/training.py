@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_full_backward_pre_hook
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 
 from policies.plans import Plan, PlanUnavailable
@@ -14,9 +16,10 @@ from policies.plans import Plan, PlanUnavailable
 from ..case import Inputs
 from ..exact import exact_mode
 from ..numerics import EXACT_TOLERANCE
-from ..trial import Disagreement, Trial, Vacuous, cast, fused_path, fused_states, original_side
+from ..trial import Disagreement, OriginalFailed, Trial, Vacuous, cast, fused_path, fused_states, original_side
 from .base import Property, same_outputs
 from .cache import OUTPUT, cuts, in_chunks, with_cache
+from .hooks import scaled
 from .lifecycle import same_state
 
 Gradients = dict[str, Tensor | None]
@@ -38,7 +41,7 @@ def _gradients(trial: Trial) -> None:
     run, inputs, how = _call(trial, by_cache=chosen.random() < 0.5)
     if early:
         _freeze(model, frozen)
-    trial.replace(model)
+    replaced = trial.replace(model).replaced
     with fused_path(model):
         run(model, inputs)
     _freeze(model, frozen)
@@ -47,8 +50,36 @@ def _gradients(trial: Trial) -> None:
     _same_parameters(*_both(run, original, model, inputs), what)
     inputs = Inputs(kwargs=cast(inputs.kwargs, torch.float64), valid=inputs.valid)
     with exact_mode():
-        mine, its = _both(run, original.double(), model.double(), inputs)
-        _same_gradients(trial, mine, its, _scale(run, original, inputs), what)
+        found = {what: _both(run, original.double(), model.double(), inputs)}
+        if trial.case.layered:
+            hook = _Hook(trial, chosen.choice(replaced).path, everywhere=chosen.random() < 0.25)
+            with contextlib.suppress(OriginalFailed):  # one that adds in place to what is hooked says so
+                with original_side("with a backward hook"):
+                    mine = hook.passed(run, original, inputs)
+                found[f"{what}, {hook.words}"] = mine, hook.passed(run, model, inputs)
+        largest = _scale(run, original, inputs)
+    for words, (mine, its) in found.items():
+        _same_gradients(trial, mine, its, largest, words)
+
+
+class _Hook:
+    """Changes gradients on their way back to a linear inside the layer at ``path``, or to every linear of a model."""
+
+    def __init__(self, trial: Trial, path: str, *, everywhere: bool) -> None:
+        linears = [name for name, one in trial.original.get_submodule(path).named_modules() if name and _multiplies(one)]
+        self.path = None if everywhere else f"{path}.{random.Random(trial.example.seed).choice(linears)}"
+        self.words = f"a backward hook on {self.path or 'all modules'}"
+
+    def passed(self, run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
+        """Gradients of ``model`` past the hook."""
+        one = None if self.path is None else model.get_submodule(self.path)
+        register = register_module_full_backward_pre_hook if one is None else one.register_full_backward_pre_hook
+        with register(lambda module, gradients: scaled(gradients) if _multiplies(module) else None):
+            return _backward(run, model, inputs)
+
+
+def _multiplies(module: nn.Module) -> bool:
+    return "Linear" in type(module).__name__ or type(module).__name__ == "Conv1D"
 
 
 def _call(trial: Trial, *, by_cache: bool) -> tuple[Run, Inputs, str]:
@@ -190,8 +221,8 @@ def _step(trial: Trial, model: nn.Module) -> None:
 
 GRADIENTS = Property(
     name="gradients",
-    statement="Gradients through the replacement, of parameters and of what a call is given, through a cache too, are the "
-    "original's, whichever parameters are frozen before or after.",
+    statement="Gradients through the replacement, of parameters and of what a call is given, through a cache and past hooks, "
+    "are the original's, whichever parameters are frozen before or after.",
     check=_gradients,
     exact=False,
     share=0.05,

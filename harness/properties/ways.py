@@ -30,7 +30,7 @@ from .calls import extremes, layer_inputs_watched
 from .hidden import LAYOUTS, given, with_outlier
 from .inputs import mapped, other_inputs
 from .judged import Judged, judged, outputs_in
-from .sizes import by_several_threads, decoded, large_trials, largest_trials, long_trial, size_of
+from .sizes import by_several_threads, decoded, has_lengths, large_trials, largest_trials, long_trial, size_of
 from .threads import STOPS, another_threads, interrupted, layers_of
 from .transforms import tangents
 from .weights import CHANGES, change_weights
@@ -46,7 +46,7 @@ Way = Callable[[Trial, str], Judged]
 def ways(case: Case, dtype: str) -> tuple[Way, ...]:
     """Those that ``case`` can be called in."""
     every: tuple[Way, ...] = (once, again_and_again, with_other_weights, of_a_large_layer, beside_another_thread)
-    if case.layered:
+    if has_lengths(case):
         every = (*every, of_many_tokens)
     if case.cached:
         every = (*every, with_a_cache)

@@ -277,13 +277,18 @@ def test_a_derived_case_draws_cross_attention_and_gives_it_states_to_read() -> N
         assert not torch.equal(*(case.run(model, one)["last_hidden_state"] for one in (inputs, without)))
 
 
-def test_a_written_policy_refuses_flags_and_heads_that_are_set_otherwise() -> None:
-    """A layer may read them, or never look at them: nobody can tell from a run.
-    What follows a refused field is refused with it."""
-    source = invent("Mine", MODELING.format("electra", "ElectraLayer")).source
-    assert 'layer.flag("attention.is_cross_attention", False)' in source
-    assert "heads=own.num_attention_heads" in source
-    assert "layer.flag(" not in invent("Mine", MODELING.format("phi", "PhiDecoderLayer")).source
+@pytest.mark.parametrize(
+    ("layer", "lines"),
+    [
+        ("electra:ElectraLayer", ('constant("attention.is_cross_attention", False)', "heads=own.num_attention_heads")),
+        ("granite:GraniteDecoderLayer", ('constant("residual_multiplier", 1.0)', '_PLAIN = {"residual_multiplier": 1.0}')),
+        ("gpt_bigcode:GPTBigCodeBlock", ("kv_heads=own.kv_heads", '_PLAIN = {"multi_query": True}')),
+    ],
+)
+def test_a_written_policy_refuses_flags_numbers_and_heads_that_are_set_otherwise(layer: str, lines: tuple[str, ...]) -> None:
+    """A layer may read them, or never look at them: nobody can tell from a run."""
+    source = invent("Mine", MODELING.format(*layer.split(":"))).source
+    assert [one for one in lines if one not in source] == []
 
 
 def test_a_case_is_derived_for_a_layer_that_sees_images() -> None:

@@ -79,7 +79,7 @@ class Found:
     head_size: str = ""
     scale: str = ""
     causal_flag: bool = False
-    flags: dict[str, bool] = field(default_factory=dict)
+    constants: dict[str, bool | float] = field(default_factory=dict)
     """What is set, whatever the configuration, on modules that are the architecture's own."""
     open: list[str] = field(default_factory=list)
 
@@ -105,14 +105,14 @@ def inspect_layer(derivation: Derivation) -> Found:
     return found
 
 
-def constant_flags(layers: Iterable[nn.Module]) -> dict[str, bool]:
-    """By path, the flags of modules of an architecture's own that are the same in each of ``layers``."""
-    values: dict[str, set[bool]] = {}
+def constants(layers: Iterable[nn.Module]) -> dict[str, bool | float]:
+    """By path, the flags and numbers on modules of an architecture's own that are the same in each of ``layers``."""
+    values: dict[str, set[bool | float]] = {}
     for layer in layers:
         for path, module in layer.named_modules():
             if not type(module).__module__.startswith(_SHARED_MODULES):
                 for name, value in vars(module).items():
-                    if type(value) is bool and name != "training" and not name.startswith("_"):
+                    if type(value) in (bool, float) and name != "training" and not name.startswith("_"):
                         values.setdefault(f"{path}.{name}".strip("."), set()).add(value)
     return {path: seen.pop() for path, seen in values.items() if len(seen) == 1}
 
@@ -302,4 +302,4 @@ _HEAD_SIZES = ("head_dim", "attention_head_size", "head_size", "d_head", "attent
 _ROTARY_SIZES = ("rotary_ndims", "rotary_dim")
 _SCALES = ("scaling", "scale", "inv_norm_factor", "softmax_scale")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head")
-_KV_HEADS = ("num_key_value_heads", "num_kv_heads")
+_KV_HEADS = ("num_key_value_heads", "num_kv_heads", "kv_heads")

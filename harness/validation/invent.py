@@ -25,7 +25,7 @@ from ..trial import Trial
 from .derivation import Derivation
 from .derive import derive
 from .derived import DerivedCase
-from .inspection import Found, constant_flags, inspect_layer
+from .inspection import Found, constants, inspect_layer
 from .models import layers_of
 from .page import Choices, write_page
 
@@ -64,17 +64,20 @@ def invent(name: str, layer: str) -> Invented:
             refused.append(f"{field}={example[axis]!r}")
         else:
             wrong.append(f"{axis}={example[axis]}: {problem}")
-    found.flags = _flags(case, found, plain)
+    found.constants = _constants(case, found, plain)
     return Invented(write_page(name, found, choices, plain), found, derivation, tuple(refused), tuple(wrong))
 
 
-def _flags(case: DerivedCase, found: Found, plain: dict[str, Any]) -> dict[str, bool]:
-    """What is set on a layer's parts under every configuration that the page does not refuse, but for what it reads anyway."""
+def _constants(case: DerivedCase, found: Found, plain: dict[str, Any]) -> dict[str, bool | float]:
+    """What is set on a layer's parts under every configuration that the page does not refuse: flags that it does not read anyway,
+    and the numbers of fields that it refuses."""
     examples = [case.simplest, *(one for axis, one in _one_axis_off(case) if axis.removeprefix("config ") not in plain)]
     with quiet():
         layers = [one for example in examples for one in layers_of(case.build(example), case.layer)]
-    read = {"is_causal", *plain} if found.causal_flag else set(plain)
-    return {path: value for path, value in constant_flags(layers).items() if path.rpartition(".")[2] not in read}
+    read = {"is_causal"} if found.causal_flag else set()
+    same = {path: (path.rpartition(".")[2], value) for path, value in constants(layers).items()}
+    flags = {path: value for path, (name, value) in same.items() if type(value) is bool and name not in read | plain.keys()}
+    return flags | {path: value for path, (name, value) in same.items() if type(value) is float and name in plain}
 
 
 def _choose(name: str, found: Found, case: DerivedCase) -> tuple[Choices, str | None]:

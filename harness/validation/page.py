@@ -132,7 +132,7 @@ def _checks(found: Found, refuses: bool) -> list[str]:
         module, _, cls = class_name.partition(":")
         named = f'f"{{_MODELING}}:{cls}"' if module == found.layer.partition(":")[0] else f'"{class_name}"'
         lines.append(f'layer.module("{path}", {named})')
-    lines += [f'layer.flag("{path}", {value})' for path, value in found.flags.items()]
+    lines += [f'layer.constant("{path}", {value})' for path, value in found.constants.items()]
     if refuses:
         lines += [
             "for name, value in _PLAIN.items():",

@@ -18,7 +18,7 @@ from ..structure import patched
 _CONFIGURATIONS = ("config", "_internal_dict")
 """What libraries call the attribute that holds a module's configuration; diffusers reads it at calls."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_GLOBAL_HOOKS = tuple(f"_global{name}" for name in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"))
+_GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 
 class AttributeWatch:

@@ -19,7 +19,8 @@ def rotate(rotary: Rotary, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned, rest = (x, None) if size == x.shape[-1] else (x[..., :size], x[..., size:])
     if x.shape[-2] > 1 and not x.is_cuda:
         turned = turned.contiguous()  # as the quarter turn is: operands that lie alike are multiplied and added in half the time
-    turned = torch.addcmul(turned * cos, _quarter_turn(rotary.style, turned), sin)
+    # Angles may be of a wider dtype than what they turn.
+    turned = torch.addcmul(turned * cos, _quarter_turn(rotary.style, turned), sin).to(x.dtype)
     return turned if rest is None else torch.cat((turned, rest), dim=-1)
 
 

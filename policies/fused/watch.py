@@ -14,6 +14,7 @@ from operator import is_
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
@@ -122,6 +123,15 @@ def _plain_in(holder: Any) -> list[str]:
     return [name for name, value in vars(holder).items() if type(value) in _PLAIN]
 
 
+def _backward_hooks(modules: list[nn.Module]) -> str | None:
+    if torch_module._global_backward_hooks or torch_module._global_backward_pre_hooks:
+        return "a backward hook on all modules"
+    for module in modules:
+        if module._backward_hooks or module._backward_pre_hooks:
+            return f"a backward hook on {type(module).__name__}"
+    return None
+
+
 def inner_hooks(modules: list[nn.Module]) -> str | None:
     """Why hooks on inner modules keep the fused path from running, or None.
 
@@ -131,6 +141,10 @@ def inner_hooks(modules: list[nn.Module]) -> str | None:
     """
     if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
         return "a forward hook on all modules"
+    if torch.is_grad_enabled():
+        backward = _backward_hooks(modules)
+        if backward is not None:
+            return backward
     for module in modules:
         own = module.__dict__
         if not ("forward" in own or own["_forward_hooks"] or own["_forward_pre_hooks"]):
