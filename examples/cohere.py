@@ -32,6 +32,7 @@ class CoherePolicy(AnatomyPolicy):
     def read(cls, layer: Any) -> LayerAnatomy:
         own = layer.transformers_attention("self_attn", f"{_MODELING}:CohereAttention")
         layer.module("mlp", f"{_MODELING}:CohereMLP")
+        layer.constant("self_attn.use_qk_norm", False)
         for name, value in _PLAIN.items():
             if getattr(own.config, name) != value:
                 raise layer.refuse(f"{name}={getattr(own.config, name)!r}")

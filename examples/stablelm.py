@@ -1,5 +1,5 @@
 """StableLmDecoderLayer, read into an anatomy. Written by `harness new`, which refused parallel residuals;
-three lines by hand (``_PLAIN``, ``mlp_norm``, ``parallel``) express them.
+three lines by hand (``_PLAIN``, ``mlp_norm``, ``parallel``) express them, in the place of one that looked for them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ class StableLmPolicy(AnatomyPolicy):
     def read(cls, layer: Any) -> LayerAnatomy:
         own = layer.transformers_attention("self_attn", f"{_MODELING}:StableLmAttention")
         layer.module("mlp", f"{_MODELING}:StableLmMLP")
+        layer.constant("self_attn.qk_layernorm", False)
         for name, value in _PLAIN.items():
             if getattr(own.config, name) != value:
                 raise layer.refuse(f"{name}={getattr(own.config, name)!r}")
@@ -33,7 +34,7 @@ class StableLmPolicy(AnatomyPolicy):
             attention=Attention(
                 qkv=SplitQKV(query=layer.linear("self_attn.q_proj"), key=key, value=layer.linear("self_attn.v_proj")),
                 out=layer.linear("self_attn.o_proj"),
-                heads=kv_heads * own.num_key_value_groups,
+                heads=own.num_heads,
                 kv_heads=kv_heads,
                 head_size=own.head_dim,
                 scale=own.scaling,

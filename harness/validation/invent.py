@@ -76,8 +76,7 @@ def _constants(case: DerivedCase, found: Found, plain: dict[str, Any]) -> dict[s
         layers = [one for example in examples for one in layers_of(case.build(example), case.layer)]
     read = {"is_causal"} if found.causal_flag else set()
     same = {path: (path.rpartition(".")[2], value) for path, value in constants(layers).items()}
-    flags = {path: value for path, (name, value) in same.items() if type(value) is bool and name not in read | plain.keys()}
-    return flags | {path: value for path, (name, value) in same.items() if type(value) is float and name in plain}
+    return {path: value for path, (name, value) in same.items() if name in plain or (type(value) is bool and name not in read)}
 
 
 def _choose(name: str, found: Found, case: DerivedCase) -> tuple[Choices, str | None]:
