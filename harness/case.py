@@ -119,11 +119,18 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True)
 class Refusal:
-    """A model that must be refused: ``feature`` is a word that the refusal has to contain."""
+    """A model that must be refused: ``feature`` is a word that the refusal has to contain. Where there is an ``example``, the
+    model takes its inputs, and to compute what the original does with them is as good. ``build`` raises ``NotToBeHad`` where
+    the layers have no such feature."""
 
     name: str
     feature: str
     build: Callable[[], nn.Module]
+    example: Example | None = None
+
+
+class NotToBeHad(LookupError):
+    """A layer has no part of the kind that is to be changed."""
 
 
 class Case(ABC):

@@ -138,7 +138,7 @@ AROUND = (
         "optimum-habana PR #975",
         "No gradients go through a cache.",
         (FusedTransformerLayer, "__call__", past_detached),
-        applies=lambda traits: traits.case.cached,
+        applies=lambda traits: traits.layered and traits.case.cached,
         expects=("gradients",),
     ),
     miscomputing(

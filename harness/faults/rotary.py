@@ -155,7 +155,7 @@ ROTARY = (
         "DeepSpeed PR #8341",
         "Scaled rotary kinds lose their factor: what crashed before now runs silently unscaled.",
         calling(_unscaled_rotary),
-        applies=lambda traits: traits.varies("rope"),
+        applies=lambda traits: _rotates(traits) and traits.varies("rope"),
     ),
     miscomputing(
         "F35 index",

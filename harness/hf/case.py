@@ -74,8 +74,17 @@ class TransformersCase(Case):
         return make_unusual(randomise(model, example.seed), example)
 
     def refusals(self) -> tuple[Refusal, ...]:
-        tampered = tampered_layers(lambda: self.build(self.admitted(self.complete)), self.layer)
-        return (*tampered, other_attention(lambda: self.build(self.simplest), self.layer)) if self.sdpa else tampered
+        return self._tampered(None, None)
+
+    def changed_layers(self) -> tuple[Refusal, ...]:
+        """The same for a policy from outside, whose layers may do as well what one that was tampered with does."""
+        return self._tampered(self.admitted(self.complete), self.simplest)
+
+    def _tampered(self, complete: Example | None, simplest: Example | None) -> tuple[Refusal, ...]:
+        tampered = tampered_layers(lambda: self.build(self.admitted(self.complete)), self.layer, complete)
+        if not self.sdpa:
+            return tampered
+        return (*tampered, other_attention(lambda: self.build(self.simplest), self.layer, simplest))
 
     @property
     def complete(self) -> Example:

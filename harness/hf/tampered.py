@@ -1,17 +1,19 @@
-"""Models that look as usual and are not: each has to be refused by name, by every transformers policy."""
+"""Models that look as usual and are not: each has to be refused by name, by every transformers policy of this project."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_map_only
 
-from ..case import Refusal
+from ..case import Example, NotToBeHad, Refusal
 
 
 class AdaptedLinear(nn.Linear):
@@ -45,11 +47,11 @@ class _Doubled(nn.Module):
         return 2.0 * weight
 
 
-def tampered_layers(build: Callable[[], nn.Module], layer_class: str) -> tuple[Refusal, ...]:
-    """Refusals of models made by ``build``, whose layers are of ``layer_class`` (``module:Class``)."""
-    part = Refusal(name="a part of another class", feature="Custom", build=_with_other_parts(build, layer_class))
+def tampered_layers(build: Callable[[], nn.Module], layer_class: str, example: Example | None = None) -> tuple[Refusal, ...]:
+    """Refusals of models made by ``build``, whose layers are of ``layer_class`` (``module:Class``), to be run with ``example``
+    where it is given."""
     tampered = (
-        Refusal(name=name, feature=feature, build=_tampered(build, layer_class, tamper))
+        Refusal(name=name, feature=feature, build=_tampered(build, layer_class, tamper), example=example)
         for name, feature, tamper in (
             ("an adapted linear", "AdaptedLinear", _adapt),
             ("a parametrised weight", "Parametrized", _parametrise),
@@ -62,16 +64,38 @@ def tampered_layers(build: Callable[[], nn.Module], layer_class: str) -> tuple[R
             ("heads that contradict the projections", "heads", count_heads_otherwise),
         )
     )
-    return (*tampered, part)
+    if example is not None:
+        return (*tampered, *_each_part(build, layer_class, example))
+    return (*tampered, Refusal(name="a part of another class", feature="Custom", build=_with_other_parts(build, layer_class)))
 
 
-def other_attention(build: Callable[[], nn.Module], layer_class: str) -> Refusal:
+def other_attention(build: Callable[[], nn.Module], layer_class: str, example: Example | None = None) -> Refusal:
     """The refusal of an attention implementation whose masks mean something else."""
     return Refusal(
         name="another attention implementation",
         feature="flex_attention",
         build=_tampered(build, layer_class, _attend_otherwise),
+        example=example,
     )
+
+
+def _each_part(build: Callable[[], nn.Module], layer_class: str, example: Example) -> Iterator[Refusal]:
+    """A model for each part of a layer that has to be known, in which that part gives twice what it should."""
+    for name, part in _layers(build(), layer_class)[0].named_modules():
+        if name and _has_to_be_known(part):
+            double = functools.partial(_doubled, name=name)
+            made = _tampered(build, layer_class, double)
+            yield Refusal(name=f"{name} of another class", feature="Custom", build=made, example=example)
+
+
+def _doubled(layer: nn.Module, name: str) -> None:
+    part = layer.get_submodule(name)
+    own = type(part)
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return tree_map_only(torch.Tensor, lambda one: 2 * one, own.forward(self, *args, **kwargs))
+
+    part.__class__ = type(f"Custom{own.__name__}", (own,), {"forward": forward})
 
 
 def _tampered(build: Callable[[], nn.Module], layer_class: str, tamper: Callable[[nn.Module], None]) -> Callable[[], nn.Module]:
@@ -115,7 +139,7 @@ def _first_linear(layer: nn.Module) -> tuple[nn.Module, str, nn.Module]:
         for name, child in parent.named_children():
             if isinstance(child, nn.Linear) or type(child).__name__ == "Conv1D":
                 return parent, name, child
-    raise AssertionError(f"{type(layer).__name__} has no linear to tamper with")
+    raise NotToBeHad(f"{type(layer).__name__} has no linear")
 
 
 def _adapt(layer: nn.Module) -> None:
@@ -180,14 +204,17 @@ _HEADS = (
 
 def count_heads_otherwise(layer: nn.Module) -> None:
     """Many an attention takes the number of heads from the shapes, and never looks at the number that is written down."""
-    for part in layer.modules():
-        for name in _HEADS:
-            if hasattr(part, name):
-                setattr(part, name, getattr(part, name) + 1)
+    found = [(part, name) for part in layer.modules() for name in _HEADS if hasattr(part, name)]
+    if not found:
+        raise NotToBeHad(f"{type(layer).__name__} counts no heads")
+    for part, name in found:
+        setattr(part, name, getattr(part, name) + 1)
 
 
 def _attend_otherwise(layer: nn.Module) -> None:
     configs: list[Any] = [part.config for part in layer.modules() if hasattr(part, "config")]
+    if not configs:
+        raise NotToBeHad(f"{type(layer).__name__} has no configuration")
     for config in configs:
         config._attn_implementation = "flex_attention"
 

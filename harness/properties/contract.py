@@ -33,13 +33,18 @@ def _same_surface(path: str, layer: nn.Module, replacement: nn.Module) -> None:
     """Same signature, attributes, parameter names: what a caller or a parent may read."""
     if type(replacement) is type(layer):
         raise Disagreement(f"{path}: was to be replaced, and is a {type(layer).__name__} as before")
-    if inspect.signature(layer.forward) != inspect.signature(replacement.forward):
+    if _arguments(layer) != _arguments(replacement):
         raise Disagreement(f"{path}: the replacement's forward has another signature than the original's")
     missing = [name for name in vars(layer) if not name.startswith("_") and not hasattr(replacement, name)]
     if missing:
         raise Disagreement(f"{path}: the replacement lacks attributes of the original: {', '.join(missing)}")
     if list(dict(layer.named_parameters())) != list(dict(replacement.named_parameters())):
         raise Disagreement(f"{path}: the replacement's parameter names differ from the original's")
+
+
+def _arguments(layer: nn.Module) -> list[tuple[str, object, object]]:
+    """What a caller has to know of a layer's forward; annotations it need not."""
+    return [(one.name, one.kind, one.default) for one in inspect.signature(layer.forward).parameters.values()]
 
 
 def _five_methods(path: str, policy: Any, layer: nn.Module) -> None:

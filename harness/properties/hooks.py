@@ -113,7 +113,7 @@ def _paths(trial: Trial, chosen: random.Random) -> list[str]:
     inner = [name for name, _ in trial.original.get_submodule(layer).named_modules() if name]
     if not trial.case.layered:
         return chosen.sample(inner, min(MODULES, len(inner)))
-    return [chosen.choice([layer, *(f"{layer}.{name}" for name in chosen.sample(inner, 2))])]
+    return [chosen.choice([layer, *(f"{layer}.{name}" for name in chosen.sample(inner, min(2, len(inner))))])]
 
 
 def _replace_hooked(trial: Trial, model: nn.Module) -> None:

@@ -56,7 +56,7 @@ def _one_layer_twice(model: nn.Module, first: str, second: str, seed: int) -> No
 
 def _one_parameter_twice(model: nn.Module, first: str, second: str, seed: int) -> None:
     names = [name for name, _ in model.get_submodule(first).named_parameters()]
-    for name in random.Random(seed).sample(names, 1 + seed % 3):
+    for name in random.Random(seed).sample(names, min(1 + seed % 3, len(names))):
         path, _, leaf = name.rpartition(".")
         parameter = model.get_submodule(first).get_parameter(name)
         setattr(model.get_submodule(second).get_submodule(path), leaf, parameter)

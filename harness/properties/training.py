@@ -67,7 +67,8 @@ class _Hook:
 
     def __init__(self, trial: Trial, path: str, *, everywhere: bool) -> None:
         linears = [name for name, one in trial.original.get_submodule(path).named_modules() if name and _multiplies(one)]
-        self.path = None if everywhere else f"{path}.{random.Random(trial.example.seed).choice(linears)}"
+        inside = not everywhere and linears
+        self.path = f"{path}.{random.Random(trial.example.seed).choice(linears)}" if inside else None
         self.words = f"a backward hook on {self.path or 'all modules'}"
 
     def passed(self, run: Run, model: nn.Module, inputs: Inputs) -> Gradients:

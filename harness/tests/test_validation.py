@@ -399,6 +399,57 @@ def test_a_policy_that_leaves_cross_attention_out_is_refuted_on_the_known_case()
     assert not reason(done, "revert")
 
 
+PART = """
+from torch import nn
+from torch.nn import functional as F
+from transformers.models.llama.modeling_llama import {original}
+from policies.base import DSPolicy, Swap
+
+class Fast({original}):
+    def forward(self, {argument}):
+        return {result}
+
+class InPlace(Swap):
+    def __init__(self, module): self.module = module
+    def install(self): self.module.__class__ = Fast
+    def revert(self): self.module.__class__ = {original}
+
+class Mine(DSPolicy):
+    layer_classes = ("transformers.models.llama.modeling_llama:{original}",)
+    @classmethod
+    def plan(cls, module): return InPlace(module)
+"""
+BY_ITS_OWN_PARTS = "self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))"
+BY_THEIR_WEIGHTS = "self.down_proj(self.act_fn(F.linear(x, self.gate_proj.weight, self.gate_proj.bias)) * self.up_proj(x))"
+
+
+@pytest.mark.parametrize(
+    ("original", "argument", "result", "failed"),
+    [
+        ("LlamaRMSNorm", "hidden_states", "F.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)", []),
+        ("LlamaMLP", "x", BY_ITS_OWN_PARTS, []),
+        ("LlamaMLP", "x", BY_THEIR_WEIGHTS, ["hooks", "settings", "refusal"]),
+    ],
+)
+def test_a_part_of_a_layer_is_judged_as_a_layer_is_and_may_do_what_a_changed_original_does(
+    original: str, argument: str, result: str, failed: list[str], tmp_path: Path
+) -> None:
+    """Norms and MLPs are replaced by themselves as well. One that reads another's weight passes over what else that does."""
+    path = tmp_path / "mine.py"
+    path.write_text(PART.format(original=original, argument=argument, result=result))
+    done = validate(
+        Request(
+            path=str(path),
+            budget=0.0,
+            faults=0.0,
+            limits=Limits(seconds=60.0, memory=2**30, workers=1),
+            properties=("contract", "layer equality", "hooks", "settings", "shared weights", "refusal"),
+        ),
+        lambda verdict: None,
+    )
+    assert [one.property for one in done.failed] == failed
+
+
 def test_what_a_policy_refuses_in_a_known_case_is_counted_as_refused_and_a_class_without_a_case_is_named(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(WITHOUT_ENCODERS)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from policies.base import DSPolicy, UnsupportedLayer
 
 from ..case import Axis, Case, Example, Refusal, Value
+from ..hf.case import TransformersCase
 from ..search import quiet
 
 Refused = tuple[tuple[str, Value, str], ...]
@@ -25,8 +26,9 @@ def refused_by(policy: type[DSPolicy], case: Case) -> Refused:
 
 
 def without(case: Case, refused: Refused) -> Case:
-    """``case`` with the values of ``refused`` not among its axes any more, but among its refusals."""
-    whole = case.refusals
+    """``case`` as it is asked of a policy from outside: the values of ``refused`` are not among its axes any more, but among its
+    refusals."""
+    whole = case.changed_layers if isinstance(case, TransformersCase) else case.refusals
     builds = {(name, value): case.simplest.with_value(name, value) for name, value, _ in refused}
     own = tuple(
         Refusal(name=f"{name}={value}", feature=feature, build=lambda one=builds[name, value]: case.build(one))  # type: ignore[misc]
