@@ -128,6 +128,8 @@ def main(replace=None) -> int:
     except ({vacuous}, {original_failed}) as nothing:
         print(f"nothing can be shown here: {{nothing}}")
         return 2
+    except NameError:  # what this file lacks shows nothing
+        raise
     except Exception as problem:
         print(str(problem).splitlines()[0] if str(problem) else type(problem).__name__)
         return 1

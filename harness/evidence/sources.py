@@ -17,7 +17,7 @@ from .literals import CannotWriteError
 
 ROOMS = ("harness", "cases")
 DROPPED = frozenset(
-    {"strategy", "refusals", "layer_extras", "filled_cache"}
+    {"strategy", "refusals", "changed_layers", "_tampered", "layer_extras", "filled_cache"}
     | {"workloads", "workloads_on", "workload_module", "workload_call", "workload_step", "workload_config"}
 )
 """Members of a case that no example needs."""

@@ -44,8 +44,8 @@ INNER_OR_FOURFOLD = Axis("inner", (None, 5, 16, 31, 48), large=(None, *LARGE_INN
 """Of configurations in which None stands for four times the hidden size."""
 EPS = Axis("eps", (1e-5, 1e-12, 1e-6, 1e-3, 1e-1))
 IMPLEMENTATION = Axis("attention", ("sdpa", "eager"))
-COUNTED, OF_EACH_ROW = "counted", "of each row"
-ROW_POSITIONS = Axis("positions", (COUNTED, OF_EACH_ROW))
+COUNTED = "counted"
+ROW_POSITIONS = Axis("positions", (COUNTED, "of each row"))
 """Where each row's tokens stand: counted by the model, or told, as for a batch that is padded."""
 SOURCE_TOKENS = Axis("source_tokens", (2, 1, 5), claimed=False)
 """Of encoder states, for cross-attention."""

@@ -52,8 +52,10 @@ def _forms(trial: Trial) -> None:
     for words, mask in _masks(kwargs.get(MASK), trial.example):
         _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), words)
     if MASK in call.kwargs and trial.case.speaks_transformers:
-        for told in ({}, {"is_causal": bool(trial.example.seed & 2)}):
-            _without_mask(trial, path, mine, its, Recorded(call.args, {**call.kwargs, MASK: None, **told}, None))
+        unmasked: dict[str, bool | None] = {MASK: None}
+        word: dict[str, bool | None] = {"is_causal": bool(trial.example.seed & 2)}
+        for otherwise in (unmasked, unmasked | word, word):
+            _told(trial, path, mine, its, Recorded(call.args, {**call.kwargs, **otherwise}, None), otherwise)
 
 
 def _given(
@@ -134,16 +136,17 @@ def _masked(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Reco
     same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with a mask {words}")
 
 
-def _without_mask(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded) -> None:
-    """A call that leaves it to the layer which keys a query sees; not every release takes one."""
+def _told(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, otherwise: dict[str, bool | None]) -> None:
+    """A call that leaves it to the layer which keys a query sees, or has a word on it; not every release takes one."""
     try:
         expected = main_output(mine(*call.args, **call.kwargs))
     except (TypeError, ValueError):
         return
     with fused_path(its):
         actual = main_output(its(*call.args, **call.kwargs))
-    told = f", is_causal={call.kwargs['is_causal']}" if "is_causal" in call.kwargs else ""
-    same_tensor(trial, expected, actual, None, f"{path} called without a mask{told}")
+    valid = None if MASK in otherwise else valid_positions(trial, expected)
+    said = ", ".join(f"{name}={value}" for name, value in otherwise.items())
+    same_tensor(trial, expected, actual, valid, f"{path} called with {said}")
 
 
 def _by_position(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -124,6 +124,15 @@ def test_no_script_is_kept_that_does_not_show_the_failure() -> None:
         script(MODEL_EQUALITY, case, case.simplest, replace_module)
 
 
+def test_no_script_is_kept_that_lacks_something_of_its_own() -> None:
+    def unheard_of(model: Any) -> Any:
+        return a_name_that_nobody_has  # type: ignore[name-defined]  # noqa: F821
+
+    case = case_named("gpt2")
+    with quiet(), pytest.raises(CannotWriteError, match="NameError: name 'a_name_that_nobody_has' is not defined"):
+        script(BY_NAME["contract"], case, case.simplest, unheard_of)
+
+
 def test_values_are_written_as_source_that_gives_them_back() -> None:
     value = {
         "ids": torch.arange(70).reshape(2, 35),
