@@ -51,11 +51,11 @@ def _forms(trial: Trial) -> None:
     args, kwargs = _by_name(mine, call)
     for words, mask in _masks(kwargs.get(MASK), trial.example):
         _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), words)
-    if MASK in call.kwargs and trial.case.speaks_transformers:
+    if MASK in kwargs and trial.case.speaks_transformers:
         unmasked: dict[str, bool | None] = {MASK: None}
         word: dict[str, bool | None] = {"is_causal": bool(trial.example.seed & 2)}
         for otherwise in (unmasked, unmasked | word, word):
-            _told(trial, path, mine, its, Recorded(call.args, {**call.kwargs, **otherwise}, None), otherwise)
+            _told(trial, path, mine, its, Recorded(args, {**kwargs, **otherwise}, None), otherwise)
 
 
 def _given(
