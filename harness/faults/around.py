@@ -129,7 +129,7 @@ AROUND = (
         "xformers #636",
         "A bias of attention's scores, learned or made by another network, gets no gradients.",
         (FusedTransformerLayer, "__call__", mask_detached),
-        applies=lambda traits: traits.layered and "4d float" in traits.values("mask"),
+        applies=lambda traits: traits.weighing_masks,
         expects=("gradients",),
     ),
     miscomputing(

@@ -84,6 +84,11 @@ class Traits:
         """Whether attention is ever given a bool mask: transformers does so for sdpa, Megatron always."""
         return "sdpa" in self.values("attention") or any(call.true_means_masked for call in self.calls)
 
+    @property
+    def weighing_masks(self) -> bool:
+        """Whether a mask may weigh keys, for each head in its own way."""
+        return self.layered and "4d float" in self.values("mask")
+
     def any_block(self, wanted: Callable[[Attention], bool]) -> bool:
         return any(map(wanted, self.blocks))
 

@@ -146,11 +146,6 @@ def _padded(traits: Traits) -> bool:
     return _masked(traits) and (traits.varies("padding") or "left" in traits.values("mask"))
 
 
-def _weighs(traits: Traits) -> bool:
-    """Whether a mask may weigh keys, for each head in its own way."""
-    return traits.layered and "4d float" in traits.values("mask")
-
-
 def _causal_added() -> Fault:
     fault = misreading(
         "M15 added",
@@ -209,7 +204,7 @@ MASKS = (
         "DeepSpeed PR #2285",
         "A mask with a row for each head is read as one for all.",
         _masking(lambda mask: mask[:, :1]),
-        applies=_weighs,
+        applies=lambda traits: traits.weighing_masks,
         expects=("call forms",),
     ),
     miscomputing(
@@ -218,7 +213,7 @@ MASKS = (
         "DeepSpeed PR #2851",
         "Of numbers to add to the scores it is read which keys they hide, and nothing else.",
         _masking(lambda mask: like(mask, allowed_by(mask))),
-        applies=_weighs,
+        applies=lambda traits: traits.weighing_masks,
         expects=("call forms",),
     ),
     miscomputing(

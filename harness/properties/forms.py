@@ -68,22 +68,28 @@ def _given(
     change: Callable[[Tensor], Tensor],
 ) -> None:
     """A call with other hidden states."""
+    expected, actual = _both_given(mine, its, call, words, change)
+    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} {words}")
+
+
+def _both_given(
+    mine: nn.Module, its: nn.Module, call: Recorded, words: str, change: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What both sides make of ``change`` of their hidden states."""
     with original_side(words), given(mine, "", change):
         expected = main_output(mine(*call.args, **call.kwargs))
     with fused_path(its), given(its, "", change):
         actual = main_output(its(*call.args, **call.kwargs))
-    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} {words}")
+    return expected, actual
 
 
 def _poisoned(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded) -> None:
     """A call with a row that is no number. What comes of it must be none either: by that an overflow is noticed."""
     change = functools.partial(without_numbers, sequence_first=sequence_first(trial.replaced.model))
-    with original_side("called with a row that is no number"), given(mine, "", change):
-        expected = main_output(mine(*call.args, **call.kwargs))
-    with fused_path(its), given(its, "", change):
-        actual = main_output(its(*call.args, **call.kwargs))
+    words = "called with a row that is no number"
+    expected, actual = _both_given(mine, its, call, words, change)
     valid = valid_positions(trial, expected)
-    what = f"{path} called with a row that is no number"
+    what = f"{path} {words}"
     lost = expected.isnan() & ~actual.isnan()
     if bool((lost if valid is None else lost[valid]).any()):
         raise Disagreement(f"{what}: the original shows it, the replacement gives numbers")

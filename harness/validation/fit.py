@@ -7,6 +7,7 @@ its feature is an honest answer, and everything else has to hold.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from policies.base import DSPolicy, UnsupportedLayer
 
@@ -29,9 +30,8 @@ def without(case: Case, refused: Refused) -> Case:
     """``case`` as it is asked of a policy from outside: the values of ``refused`` are not among its axes any more, but among its
     refusals."""
     whole = case.changed_layers if isinstance(case, TransformersCase) else case.refusals
-    builds = {(name, value): case.simplest.with_value(name, value) for name, value, _ in refused}
     own = tuple(
-        Refusal(name=f"{name}={value}", feature=feature, build=lambda one=builds[name, value]: case.build(one))  # type: ignore[misc]
+        Refusal(name=f"{name}={value}", feature=feature, build=partial(case.build, case.simplest.with_value(name, value)))
         for name, value, feature in refused
     )
     # A case's facts are those of its class elsewhere; here an instance has its own.
