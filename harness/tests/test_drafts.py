@@ -1,0 +1,143 @@
+"""Cases that are derived from a layer, and policies that the harness writes for it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from harness.validation.derive import derive
+from harness.validation.derived import CROSSING, DerivedCase
+from harness.validation.invent import invent
+from harness.validation.models import NotDerivable
+from harness.validation.parts import Passed, linear_paths
+from policies.base import UnsupportedLayer
+from policies.structure import Structure
+
+MODELING = "transformers.models.{0}.modeling_{0}:{1}"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layer", "refused"),
+    [
+        ("mistral", "MistralDecoderLayer", ()),
+        ("cohere", "CohereDecoderLayer", ("use_qk_norm=True",)),
+        ("electra", "ElectraLayer", ("add_cross_attention=True",)),
+        (
+            "falcon",
+            "FalconDecoderLayer",
+            ("alibi=True", "new_decoder_architecture=True", "multi_query=False", "parallel_attn=False"),
+        ),
+    ],
+)
+def test_a_policy_is_written_that_computes_the_same_or_refuses(architecture: str, layer: str, refused: tuple[str, ...]) -> None:
+    """RMS norms and grouped queries; parallel residual and rotary pairs; post-norm with a decoder's cache; linears of a
+    class of its own, and a sum made in place."""
+    invented = invent("WrittenPolicy", MODELING.format(architecture, layer))
+    assert invented.wrong == ()
+    assert invented.refused == refused
+    assert "TODO" not in invented.source
+
+
+@pytest.mark.parametrize(
+    ("layer", "size"), [("phi:PhiDecoderLayer", "own.rotary_ndims"), ("mistral:MistralDecoderLayer", "None")]
+)
+def test_a_policy_is_written_that_asks_the_layer_how_many_elements_rotate(layer: str, size: str) -> None:
+    """Where it keeps the number; else as many as there are positions for."""
+    assert (
+        f"rotary=Rotary(style=RotaryStyle.HALF, size={size})"
+        in invent("WrittenPolicy", MODELING.format(*layer.split(":"))).source
+    )
+
+
+class _HalvedLinear(nn.Linear):
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return super().forward(input) / 2
+
+
+def test_a_linear_of_its_own_is_read_only_where_it_computes_what_a_linear_does() -> None:
+    from transformers.models.falcon.modeling_falcon import FalconLinear
+
+    x = torch.ones(1, 2, 4)
+    plain, odd = FalconLinear(4, 3), _HalvedLinear(4, 3)
+    parts = {name: Passed(module=one, given=x, returned=one(x)) for name, one in (("plain", plain), ("odd", odd))}
+    assert linear_paths(parts) == ["plain"]
+
+
+def test_a_linear_of_another_class_than_the_one_looked_at_is_refused() -> None:
+    from transformers.models.falcon.modeling_falcon import FalconLinear
+
+    layer = nn.ModuleDict({"own": FalconLinear(4, 3), "odd": _HalvedLinear(4, 3)})
+    name = MODELING.format("falcon", "FalconLinear")
+    assert Structure(layer).own_linear("own", name).weight is layer["own"].weight
+    with pytest.raises(UnsupportedLayer, match="odd is a _HalvedLinear, not FalconLinear"):
+        Structure(layer).own_linear("odd", name)
+
+
+def test_what_cannot_be_found_out_is_left_to_the_author_by_name() -> None:
+    """Gemma 2 norms the output of each block, which no anatomy expresses."""
+    invented = invent("WrittenPolicy", MODELING.format("gemma2", "Gemma2DecoderLayer"))
+    assert invented.wrong == ("norms that stand where no anatomy has one: post_attention_layernorm, post_feedforward_layernorm",)
+    assert "TODO: norms that stand where no anatomy has one" in invented.source
+
+
+def test_a_derived_case_says_what_could_not_be_drawn() -> None:
+    """Falcon's heads are not free with one key and value head, and its ALiBi takes no mask of four dimensions."""
+    derivation = derive(MODELING.format("falcon", "FalconDecoderLayer"))
+    assert any("config alibi=True" in one for one in derivation.dropped)
+    assert "num_ln_in_parallel_attn stays None" in derivation.undrawn
+    assert derivation.causal and derivation.cached
+
+
+def test_a_derived_case_draws_cross_attention_and_gives_it_states_to_read() -> None:
+    """A replacement that ignored them would compute the same otherwise."""
+    case = DerivedCase(derive(MODELING.format("electra", "ElectraLayer")))
+    crossing = case.simplest.with_value(CROSSING, True)
+    inputs = case.inputs(crossing)
+    model = case.build(crossing)
+    without = case.inputs(crossing.with_value(CROSSING, False))
+    assert case.is_causal(crossing) and not case.is_causal(case.simplest)
+    assert set(inputs.kwargs) == {*without.kwargs, "encoder_hidden_states", "encoder_attention_mask", "use_cache"}
+    with torch.no_grad():
+        assert not torch.equal(*(case.run(model, one)["last_hidden_state"] for one in (inputs, without)))
+
+
+@pytest.mark.parametrize(
+    ("layer", "lines"),
+    [
+        ("electra:ElectraLayer", ('constant("attention.is_cross_attention", False)', "heads=own.num_attention_heads")),
+        ("granite:GraniteDecoderLayer", ('constant("residual_multiplier", 1.0)', '_PLAIN = {"residual_multiplier": 1.0}')),
+        ("gpt_bigcode:GPTBigCodeBlock", ("kv_heads=own.kv_heads", '_PLAIN = {"multi_query": True}')),
+    ],
+)
+def test_a_written_policy_refuses_flags_numbers_and_heads_that_are_set_otherwise(layer: str, lines: tuple[str, ...]) -> None:
+    """A layer may read them, or never look at them: nobody can tell from a run."""
+    source = invent("Mine", MODELING.format(*layer.split(":"))).source
+    assert [one for one in lines if one not in source] == []
+
+
+def test_a_case_is_derived_for_a_layer_that_sees_images() -> None:
+    """It has no tokens, no mask and no cache, and is asked for none."""
+    case = DerivedCase(derive(MODELING.format("vit", "ViTLayer")))
+    assert not {"tokens", "mask", "positions"} & {one.name for one in case.axes}
+    assert not (case.cached or case.static_cache)
+
+
+def test_dropout_is_on_in_a_derived_case_though_it_is_off_by_default() -> None:
+    """Else a replacement that runs its fused path in training would compute the same."""
+    derivation = derive(MODELING.format("mistral", "MistralDecoderLayer"))
+    assert derivation.dropouts == ("attention_dropout",)
+    case = DerivedCase(derivation)
+    assert case.build(case.simplest).config.attention_dropout > 0
+
+
+def test_a_layer_class_that_is_not_there_is_answered_with_the_nearest() -> None:
+    """A mistyped class costs one look at the message."""
+    with pytest.raises(NotDerivable, match="did you mean MistralDecoderLayer"):
+        derive(MODELING.format("mistral", "MistralDecoderLayr"))
+
+
+def test_a_policy_is_written_that_knows_when_a_layer_hands_no_word_on_causality_on() -> None:
+    """The original passes it over, and so has a replacement to."""
+    assert 'HF_IGNORED | {"is_causal"}' in invent("Mine", MODELING.format("stablelm", "StableLmDecoderLayer")).source
+    assert "is_causal" not in invent("Mine", MODELING.format("phi", "PhiDecoderLayer")).source.partition("def read")[0]
