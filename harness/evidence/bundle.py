@@ -12,7 +12,7 @@ import ast
 from typing import Any
 
 from .literals import CannotWriteError
-from .sources import ROOMS, Key, defined, page_of, resolve, uses
+from .sources import ROOMS, Key, page_of, resolve, uses
 
 
 class Bundle:
@@ -77,7 +77,7 @@ class Bundle:
             if called != ast.get_source_segment(page.source, place):
                 edits.append((page.offset(place.lineno, place.col_offset), page.end(place), called))
         text = page.cut(start, node.end_lineno, edits, dropped)
-        old = getattr(node, "name", None) or next(defined(node))
+        old = getattr(node, "name", emitted)  # what an assignment names is among its uses
         return text if old == emitted else text.replace(old, emitted, 1)
 
 

@@ -3,6 +3,7 @@ kind or none, told whether to be causal."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -143,12 +144,14 @@ def _masked(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Reco
 
 
 def _told(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, otherwise: dict[str, bool | None]) -> None:
-    """A call that leaves it to the layer which keys a query sees, or has a word on it; not every release takes one."""
+    """A call that leaves it to the layer which keys a query sees, or has a word on it; not every release takes one, and what
+    it means beside an encoder's states the replacement may leave to the original."""
     try:
         expected = main_output(mine(*call.args, **call.kwargs))
     except (TypeError, ValueError):
         return
-    with fused_path(its):
+    left = otherwise.get("is_causal") and call.kwargs.get("encoder_hidden_states") is not None
+    with contextlib.nullcontext() if left else fused_path(its):
         actual = main_output(its(*call.args, **call.kwargs))
     valid = None if MASK in otherwise else valid_positions(trial, expected)
     said = ", ".join(f"{name}={value}" for name, value in otherwise.items())

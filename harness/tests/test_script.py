@@ -14,6 +14,7 @@ import torch
 
 import policies
 from cases import CASES
+from harness.evidence.bundle import Bundle
 from harness.evidence.literals import CannotWriteError, literal
 from harness.evidence.script import run_here, script
 from harness.plans import by_plan
@@ -131,6 +132,15 @@ def test_no_script_is_kept_that_lacks_something_of_its_own() -> None:
     case = case_named("gpt2")
     with quiet(), pytest.raises(CannotWriteError, match="NameError: name 'a_name_that_nobody_has' is not defined"):
         script(BY_NAME["contract"], case, case.simplest, unheard_of)
+
+
+def test_a_name_that_two_modules_have_for_different_things_is_told_apart_in_a_script() -> None:
+    bundle = Bundle()
+    called = [bundle.add(module, "MASK") for module in ("harness.hf.inputs", "harness.properties.forms")]
+    imports, definitions = bundle.text()
+    space: dict[str, Any] = {}
+    exec(f"from __future__ import annotations\n{imports}\n{definitions}", space)
+    assert [type(space[name]).__name__ for name in called] == ["Axis", "str"]
 
 
 def test_values_are_written_as_source_that_gives_them_back() -> None:

@@ -84,6 +84,8 @@ def read_arguments(
         problem = _no_encoder(state, cache) or problem
         if not _added(encoder_mask):
             problem = problem or not_a_mask(state, encoder_mask)
+        if call.causal:  # BERT's cross-attention is handed the word, too, GPT-2's is not
+            problem = problem or "a word on causality beside encoder states"
     if given.pop("output_attentions", False):
         problem = "attention weights asked for"
     context = given.pop("context", None)
