@@ -30,7 +30,8 @@ def one_line(captured: pytest.CaptureFixture[str]) -> str:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one small finished run."""
     folder = tmp_path_factory.mktemp("runs") / "first"
-    assert harness("check", "gptj", "--profile", "quick", "--workers", "1", "--out", folder) == 0
+    asked = ("--property", "model equality", "--property", "cache", "--property", "hooks")
+    assert harness("check", "gptj", "--profile", "quick", *asked, "--workers", "1", "--out", folder) == 0
     return folder
 
 
