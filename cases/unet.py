@@ -16,6 +16,7 @@ from harness.randomise import randomise
 from .unet_inputs import conditioning, image, residuals
 from .unet_refused import refused_diffusion
 from .unet_sizes import SD15, SD21, SDXL
+from .unet_unusual import UNUSUAL, is_simple, settled, unusual
 
 DOWN = {
     "C": "CrossAttnDownBlock2D",
@@ -65,6 +66,8 @@ class UNetCase(Case):
         Axis("eps", (1e-5, 1e-12, 1e-2)),
         Axis("mid_scale", (1.0, 1.5)),
         flag("center_input", simplest=False),
+        Axis("unusual", ("nothing", *UNUSUAL)),
+        flag("freeu", simplest=False),
         Axis("conv_out_kernel", (3, 1)),
         Axis("batch", (1, 2, 3, 5), largest=(17,)),
         Axis("height", (4, 5, 6, 7), large=(16, 24, 33), largest=(65,)),
@@ -97,6 +100,7 @@ class UNetCase(Case):
 
     def config(self, example: Example) -> dict[str, Any]:
         """Arguments of the model. Where one choice needs another, it is derived here."""
+        example = settled(example)
         blocks, channels = example["blocks"], channels_of(example)
         count = len(blocks)
         return {
@@ -110,7 +114,7 @@ class UNetCase(Case):
             "transformer_layers_per_block": _depth(example["depth"], count),
             "use_linear_projection": example["linear_projection"],
             "cross_attention_dim": 6 if example["context"] == "narrow" else channels[0],
-            "only_cross_attention": example["only_cross_attention"] and not _is_simple(example),
+            "only_cross_attention": example["only_cross_attention"] and not is_simple(example),
             "upcast_attention": example["upcast_attention"],
             "resnet_time_scale_shift": example["time_shift"],
             "time_embedding_type": example["time_embedding"],
@@ -122,7 +126,9 @@ class UNetCase(Case):
             "center_input_sample": example["center_input"],
             "conv_out_kernel": example["conv_out_kernel"],
             "time_cond_proj_dim": 5 if example["guidance"] else None,
+            "in_channels": 4,
             **_conditioning(example),
+            **unusual(example, count),
         }
 
     def build(self, example: Example) -> nn.Module:
@@ -131,17 +137,19 @@ class UNetCase(Case):
         with torch.device("meta"):
             model: Any = UNet2DConditionModel(**self.config(example)).eval()
         model.to_empty(device="cpu")
-        if example["eager_attention"] and not _is_simple(example):
+        if example["eager_attention"] and not is_simple(settled(example)):
             model.set_default_attn_processor()
         if example["weights"] == "channels_last":
             model = model.to(memory_format=torch.channels_last)
+        if example["freeu"]:
+            model.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
         return randomise(model, example.seed)
 
     def inputs(self, example: Example) -> Inputs:
         generator = torch.Generator().manual_seed(example.seed + 2)
-        config = self.config(example)
+        config, example = self.config(example), settled(example)
         kwargs = {
-            "sample": image(example, 4, generator),
+            "sample": image(example, config["in_channels"], generator),
             "timestep": _timestep(example, generator),
             **conditioning(example, config, generator),
             **residuals(example, config["block_out_channels"], generator),
@@ -205,14 +213,9 @@ def channels_of(example: Example) -> tuple[int, ...]:
     return tuple(first + unit * level for level in range(len(example["blocks"])))
 
 
-def _is_simple(example: Example) -> bool:
-    """Whether a block has the attention of Imagen and Kandinsky, with its added projections."""
-    return example["mid"] == "simple" or "S" in example["blocks"]
-
-
 def _heads(example: Example, count: int) -> Any:
     """Attention heads; in blocks with added projections the size of a head, which has to divide the channels."""
-    sizes = (1, 2) if _is_simple(example) else (1, 2, 3, 5)
+    sizes = (1, 2) if is_simple(example) else (1, 2, 3, 5)
     if example["heads"] == "per block":
         return tuple(sizes[level % len(sizes)] for level in range(count))
     return int(example["heads"]) if int(example["heads"]) in sizes else 2

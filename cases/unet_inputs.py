@@ -14,8 +14,9 @@ from harness.case import Example
 
 
 def sides(example: Example) -> tuple[int, int]:
-    """Height and width. Blocks that halve by pooling cannot restore an odd side, so theirs are rounded up."""
-    factor = 2 ** len(example["blocks"]) if "R" in example["blocks"] or "S" in example["blocks"] else 1
+    """Height and width. Blocks that halve by pooling, or without padding, cannot restore an odd side: those are rounded up."""
+    halved = "R" in example["blocks"] or "S" in example["blocks"] or example["unusual"] == "downsample_padding"
+    factor = 2 ** len(example["blocks"]) if halved else 1
     height, width = (-(-example[name] // factor) * factor for name in ("height", "width"))
     return height, width
 
@@ -62,13 +63,18 @@ def conditioning(example: Example, config: dict[str, Any], generator: torch.Gene
         mask = torch.rand(batch, tokens, generator=generator) < 0.7
         mask[:, 0] = True
         kwargs["encoder_attention_mask"] = mask if example["encoder_mask"] == "bool" else mask.float()
+    if example["unusual"] == "attention_mask":
+        height, width = sides(example)
+        pixels = torch.rand(batch, height * width, generator=generator) < 0.7
+        pixels[:, 0] = True
+        kwargs["attention_mask"] = pixels if example.seed & 1 else pixels.float()
     return kwargs
 
 
 def time_width(config: dict[str, Any]) -> int:
     """Width of the time embedding, by the original's rule."""
     first: int = config["block_out_channels"][0]
-    return first * (2 if config["time_embedding_type"] == "fourier" else 4)
+    return config.get("time_embedding_dim") or first * (2 if config["time_embedding_type"] == "fourier" else 4)
 
 
 def residuals(example: Example, channels: tuple[int, ...], generator: torch.Generator) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from .around import AROUND
 from .cache import CACHE
 from .calling import CALLING
 from .diffusion import DIFFUSION
+from .diffusion_calls import DIFFUSION_CALLS
 from .engine import ENGINE
 from .fault import Fault
 from .graphs import GRAPHS
@@ -40,6 +41,7 @@ FAULTS: tuple[Fault, ...] = (
     *AROUND,
     *ROUNDING,
     *LOWER,
+    *DIFFUSION_CALLS,
     *DIFFUSION,
     *LOWER_DIFFUSION,
     *GRAPHS,

@@ -1,4 +1,4 @@
-"""Faults of the replacements of diffusion models: arguments that get lost, attention that is fused wrongly.
+"""Faults of the replacements of diffusion models: attention that is fused wrongly, state, sums in half precision.
 
 Shapes: B batch, H heads, T queries, S keys, E head size.
 """
@@ -15,61 +15,16 @@ from torch.nn import functional as F  # noqa: N812
 from policies.fused import diffusion_attention, swapped
 from policies.fused.diffusion_attention import FusedAttention
 from policies.fused.unet import FusedUNet
-from policies.fused.vae import FusedCoder, FusedVAE
+from policies.fused.vae import FusedCoder
 
 from .fault import Applies, Fault, Inject, Patch, Traits, patched, seeded
 from .graphs import captures
 from .sizes import whole_lanes
 
 
-def _without(*names: str) -> Patch:
-    """A patch of the UNet's call: arguments that do not reach the original's forward."""
-
-    def make(honest: Any) -> Any:
-        def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
-            order = ("sample", "timestep", "encoder_hidden_states", "class_labels", "timestep_cond")
-            args = tuple(None if name in names else one for name, one in zip(order, args, strict=False))
-            return honest(self, *args, **{name: one for name, one in kwargs.items() if name not in names})
-
-        return wrong
-
-    return FusedUNet, "forward", make
-
-
 def in_new_classes(patch: Patch) -> Inject:
     """``patch`` of a mixin's forward, with swapped classes made anew: those that exist have theirs already."""
     return patched(patch, (swapped, "_CLASSES", lambda honest: {}))
-
-
-def _other_form(honest: Any) -> Any:
-    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
-        wanted = kwargs.pop("return_dict", True)
-        return honest(self, *args, return_dict=not wanted, **kwargs)
-
-    return wrong
-
-
-def _vae_forward(honest: Any) -> Any:
-    """A forward of the wrapper's own, which takes ``generator`` and forgets it. The honest one is the original's."""
-
-    def wrong(self: FusedVAE, *args: Any, generator: Any = None, **kwargs: Any) -> Any:
-        return self._fused_original.forward(self, *args, **kwargs)
-
-    return wrong
-
-
-def _undefined_flag(honest: Any) -> Any:
-    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
-        raise AttributeError("object has no attribute 'cuda_graph_created'")
-
-    return wrong
-
-
-def _old_signature(honest: Any) -> Any:
-    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("attention() takes 6 positional arguments but 7 were given")
-
-    return wrong
 
 
 def attending(make: Any) -> Patch:
@@ -185,7 +140,8 @@ def vae(traits: Traits) -> bool:
     return traits.has_policy("VAEPolicy")
 
 
-def _takes(axis: str) -> Applies:
+def takes(axis: str) -> Applies:
+    """UNets whose case varies ``axis``."""
     return lambda traits: unet(traits) and traits.varies(axis)
 
 
@@ -196,84 +152,6 @@ def _biased(traits: Traits) -> bool:
 
 
 DIFFUSION = (
-    of_diffusion(
-        "F75 timestep_cond",
-        "F75 F70",
-        "DeepSpeed PR #8408, PR #4663",
-        "Guidance embeddings do not reach the UNet.",
-        in_new_classes(_without("timestep_cond")),
-        _takes("guidance"),
-    ),
-    of_diffusion(
-        "F75 added_cond_kwargs",
-        "F75 F70",
-        "DeepSpeed PR #8408, PR #4770",
-        "Pooled text and time ids do not reach the UNet.",
-        in_new_classes(_without("added_cond_kwargs")),
-        _takes("addition"),
-    ),
-    of_diffusion(
-        "F70 class_labels",
-        "F70",
-        "DeepSpeed PR #3142",
-        "Class labels do not reach the UNet.",
-        in_new_classes(_without("class_labels")),
-        _takes("class_embedding"),
-    ),
-    of_diffusion(
-        "F70 encoder mask",
-        "F70",
-        "DeepSpeed PR #2699",
-        "The mask over the text does not reach the UNet.",
-        in_new_classes(_without("encoder_attention_mask")),
-        _takes("encoder_mask"),
-    ),
-    of_diffusion(
-        "F70 residuals",
-        "F70",
-        "DeepSpeed PR #4911",
-        "Residuals of a side model do not reach the UNet.",
-        in_new_classes(
-            _without(
-                "down_block_additional_residuals",
-                "mid_block_additional_residual",
-                "down_intrablock_additional_residuals",
-            )
-        ),
-        _takes("residuals"),
-    ),
-    of_diffusion(
-        "F75 return_dict",
-        "F75 F16",
-        "DeepSpeed PR #8408",
-        "return_dict comes in at the place of another argument.",
-        in_new_classes((FusedUNet, "forward", _other_form)),
-        unet,
-    ),
-    of_diffusion(
-        "F76 undefined",
-        "F76",
-        "DeepSpeed PR #8413",
-        "A method of the VAE reads an attribute that nobody set.",
-        in_new_classes((FusedCoder, "forward", _undefined_flag)),
-        vae,
-    ),
-    of_diffusion(
-        "F76 generator",
-        "F76",
-        "DeepSpeed PR #8413",
-        "The VAE's forward takes a generator and forgets it.",
-        in_new_classes((FusedVAE, "forward", _vae_forward)),
-        vae,
-    ),
-    of_diffusion(
-        "F34 diffusers",
-        "F34",
-        "DeepSpeed PR #4656, PR #3218",
-        "A shared attention has a new signature, and diffusion models still call the old one.",
-        (FusedAttention, "_fused_attend", _old_signature),
-        captures,
-    ),
     of_diffusion(
         "M06 diffusers",
         "M06",
@@ -305,7 +183,7 @@ DIFFUSION = (
         "DeepSpeed #1912",
         "The mask of diffusion attention is not passed on.",
         attending(_maskless),
-        _takes("encoder_mask"),
+        takes("encoder_mask"),
     ),
     of_diffusion(
         "F58 diffusers",

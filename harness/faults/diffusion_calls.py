@@ -1,0 +1,173 @@
+"""Faults of what a diffusion model is called with: arguments that get lost or come in at the place of another, signatures that
+have changed."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+from unittest import mock
+
+from policies.fused.diffusion_attention import FusedAttention
+from policies.fused.unet import FusedUNet
+from policies.fused.vae import FusedCoder, FusedVAE
+
+from .diffusion import in_new_classes, of_diffusion, takes, unet, vae
+from .fault import Patch
+from .graphs import captures
+
+
+def _without(*names: str) -> Patch:
+    """A patch of the UNet's call: arguments that do not reach the original's forward."""
+
+    def make(honest: Any) -> Any:
+        def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
+            order = ("sample", "timestep", "encoder_hidden_states", "class_labels", "timestep_cond")
+            args = tuple(None if name in names else one for name, one in zip(order, args, strict=False))
+            return honest(self, *args, **{name: one for name, one in kwargs.items() if name not in names})
+
+        return wrong
+
+    return FusedUNet, "forward", make
+
+
+def _without_freeu(honest: Any) -> Any:
+    """What ``enable_freeu`` has set on the up blocks is not there in a call."""
+
+    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with contextlib.ExitStack() as stack:
+            for block in self.up_blocks:
+                if getattr(block, "s1", None):
+                    stack.enter_context(mock.patch.object(block, "s1", None))
+            return honest(self, *args, **kwargs)
+
+    return wrong
+
+
+def _other_form(honest: Any) -> Any:
+    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
+        wanted = kwargs.pop("return_dict", True)
+        return honest(self, *args, return_dict=not wanted, **kwargs)
+
+    return wrong
+
+
+def _vae_forward(honest: Any) -> Any:
+    """A forward of the wrapper's own, which takes ``generator`` and forgets it. The honest one is the original's."""
+
+    def wrong(self: FusedVAE, *args: Any, generator: Any = None, **kwargs: Any) -> Any:
+        return self._fused_original.forward(self, *args, **kwargs)
+
+    return wrong
+
+
+def _undefined_flag(honest: Any) -> Any:
+    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise AttributeError("object has no attribute 'cuda_graph_created'")
+
+    return wrong
+
+
+def _old_signature(honest: Any) -> Any:
+    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("attention() takes 6 positional arguments but 7 were given")
+
+    return wrong
+
+
+DIFFUSION_CALLS = (
+    of_diffusion(
+        "F75 timestep_cond",
+        "F75 F70",
+        "DeepSpeed PR #8408, PR #4663",
+        "Guidance embeddings do not reach the UNet.",
+        in_new_classes(_without("timestep_cond")),
+        takes("guidance"),
+    ),
+    of_diffusion(
+        "F75 added_cond_kwargs",
+        "F75 F70",
+        "DeepSpeed PR #8408, PR #4770",
+        "Pooled text and time ids do not reach the UNet.",
+        in_new_classes(_without("added_cond_kwargs")),
+        takes("addition"),
+    ),
+    of_diffusion(
+        "F70 class_labels",
+        "F70",
+        "DeepSpeed PR #3142",
+        "Class labels do not reach the UNet.",
+        in_new_classes(_without("class_labels")),
+        takes("class_embedding"),
+    ),
+    of_diffusion(
+        "F70 encoder mask",
+        "F70",
+        "DeepSpeed PR #2699",
+        "The mask over the text does not reach the UNet.",
+        in_new_classes(_without("encoder_attention_mask")),
+        takes("encoder_mask"),
+    ),
+    of_diffusion(
+        "F70 pixel mask",
+        "F70",
+        "DeepSpeed PR #2699",
+        "The mask over the image's own pixels does not reach the UNet.",
+        in_new_classes(_without("attention_mask")),
+        takes("unusual"),
+    ),
+    of_diffusion(
+        "F70 FreeU",
+        "F70",
+        "DeepSpeed PR #4911",
+        "What is set on the blocks of the UNet, and is no argument, gets lost.",
+        in_new_classes((FusedUNet, "forward", _without_freeu)),
+        takes("freeu"),
+    ),
+    of_diffusion(
+        "F70 residuals",
+        "F70",
+        "DeepSpeed PR #4911",
+        "Residuals of a side model do not reach the UNet.",
+        in_new_classes(
+            _without(
+                "down_block_additional_residuals",
+                "mid_block_additional_residual",
+                "down_intrablock_additional_residuals",
+            )
+        ),
+        takes("residuals"),
+    ),
+    of_diffusion(
+        "F75 return_dict",
+        "F75 F16",
+        "DeepSpeed PR #8408",
+        "return_dict comes in at the place of another argument.",
+        in_new_classes((FusedUNet, "forward", _other_form)),
+        unet,
+    ),
+    of_diffusion(
+        "F76 undefined",
+        "F76",
+        "DeepSpeed PR #8413",
+        "A method of the VAE reads an attribute that nobody set.",
+        in_new_classes((FusedCoder, "forward", _undefined_flag)),
+        vae,
+    ),
+    of_diffusion(
+        "F76 generator",
+        "F76",
+        "DeepSpeed PR #8413",
+        "The VAE's forward takes a generator and forgets it.",
+        in_new_classes((FusedVAE, "forward", _vae_forward)),
+        vae,
+    ),
+    of_diffusion(
+        "F34 diffusers",
+        "F34",
+        "DeepSpeed PR #4656, PR #3218",
+        "A shared attention has a new signature, and diffusion models still call the old one.",
+        (FusedAttention, "_fused_attend", _old_signature),
+        captures,
+    ),
+)
+"""Replacements of diffusion models that lose what they are called with."""
