@@ -77,7 +77,7 @@ class UNetCase(Case):
         Axis("weights", ("contiguous", "channels_last")),
         Axis("encoder_mask", ("none", "bool", "float")),
         Axis("residuals", ("none", "control", "adapter")),
-        Axis("timestep", ("int", "float", "0-d", "batch")),
+        Axis("timestep", ("int", "float", "0-d", "batch", "fractions")),
         flag("return_dict", simplest=True),
         flag("positional", simplest=False),
         flag("eager_attention", simplest=False),
@@ -244,4 +244,6 @@ def _timestep(example: Example, generator: torch.Generator) -> Any:
     step = int(torch.randint(0, 1000, (), generator=generator))
     if example["timestep"] == "batch":
         return torch.randint(0, 1000, (example["batch"],), generator=generator)
+    if example["timestep"] == "fractions":
+        return torch.rand(example["batch"], generator=generator) * 1000
     return {"int": step, "float": step + 0.25, "0-d": torch.tensor(step)}[example["timestep"]]

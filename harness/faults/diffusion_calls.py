@@ -7,6 +7,8 @@ import contextlib
 from typing import Any
 from unittest import mock
 
+from torch import Tensor
+
 from policies.fused.diffusion_attention import FusedAttention
 from policies.fused.unet import FusedUNet
 from policies.fused.vae import FusedCoder, FusedVAE
@@ -39,6 +41,28 @@ def _without_freeu(honest: Any) -> Any:
                 if getattr(block, "s1", None):
                     stack.enter_context(mock.patch.object(block, "s1", None))
             return honest(self, *args, **kwargs)
+
+    return wrong
+
+
+def _in_order(honest: Any) -> Any:
+    """Text states are read as if each row began where the one before ends."""
+
+    def wrong(self: Any, *args: Any, **kwargs: Any) -> Any:
+        states = kwargs.get("encoder_hidden_states")
+        if states is not None:
+            _, tokens, width = states.shape
+            kwargs["encoder_hidden_states"] = states.as_strided(states.shape, (tokens * width, width, 1))
+        return honest(self, *args, **kwargs)
+
+    return wrong
+
+
+def _whole_steps(honest: Any) -> Any:
+    """A tensor of timesteps is one of whole numbers, whatever is in it."""
+
+    def wrong(self: Any, sample: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        return honest(self, sample, timestep.long() if isinstance(timestep, Tensor) else timestep, *args, **kwargs)
 
     return wrong
 
@@ -122,6 +146,23 @@ DIFFUSION_CALLS = (
         "What is set on the blocks of the UNet, and is no argument, gets lost.",
         in_new_classes((FusedUNet, "forward", _without_freeu)),
         takes("freeu"),
+    ),
+    of_diffusion(
+        "F48 text",
+        "F48",
+        "TransformerEngine PR #1017, vllm PR #3324",
+        "Text states are read as if they lay in order in memory, as those of one prompt expanded to all rows do not.",
+        in_new_classes((FusedUNet, "forward", _in_order)),
+        unet,
+        ("call forms",),
+    ),
+    of_diffusion(
+        "M22 timesteps",
+        "M22",
+        "DeepSpeed, static inputs of DSUNet",
+        "A timestep between two whole numbers is copied to where whole ones are kept.",
+        in_new_classes((FusedUNet, "forward", _whole_steps)),
+        takes("timestep"),
     ),
     of_diffusion(
         "F70 residuals",

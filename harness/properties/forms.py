@@ -1,5 +1,5 @@
 """Forms of a call: the same layer, its arguments by position or by name, laid out otherwise in memory, a mask of another
-kind or none, told whether to be causal."""
+kind or none, told whether to be causal; the same model, laid out otherwise."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..case import Example
+from ..case import Example, Inputs
 from ..trial import Disagreement, Trial, Vacuous, fused_path, original_side, sequence_first
-from .base import Property, layered, same_tensor
+from .base import Property, same_tensor
 from .equality import Recorded, Recorder, main_output, valid_positions
-from .hidden import BEYOND_HALF, LAYOUTS, beyond_half, given, repeated, with_zeros, without_numbers
+from .hidden import BEYOND_HALF, IMAGE, LAYOUTS, beyond_half, given, repeated, with_zeros, without_numbers
 from .inputs import mapped
 
 MASK = "attention_mask"
@@ -27,10 +27,36 @@ HIDDEN = {
 }
 """Half precision has no such number, and neither has a kernel that keeps within it; by nothing a norm cannot divide; a kernel
 that writes to its input, or goes from row to row in its memory, cannot take a row that is there once."""
+OF_MODELS = {
+    **{f"called with tensors {words}": layout for words, layout in LAYOUTS.items()},
+    "called with one row expanded to all": lambda one: repeated(one) if one.dim() else one,
+    "called with images whose first row is no number": lambda one: (
+        without_numbers(one, sequence_first=False) if one.dim() == IMAGE else one
+    ),
+}
+"""What is done to every tensor of a whole model's call."""
 FIXED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def _forms(trial: Trial) -> None:
+    if trial.case.layered:
+        _of_layer(trial)
+    else:
+        _of_model(trial)
+
+
+def _of_model(trial: Trial) -> None:
+    """A whole model, all tensors of its call changed alike. How an image lies in memory is an axis besides."""
+    model = trial.replaced.model
+    for words, change in OF_MODELS.items():
+        given = [Inputs(kwargs=mapped(one.kwargs, change), valid=one.valid) for one in (trial.inputs, trial.fresh_inputs())]
+        expected = trial.run_original(given[0])
+        actual = trial.run_replaced(model, given[1])
+        for name, tensor in expected.items():
+            _same_where_numbers(trial, tensor, actual[name], None, f"{name} {words}")
+
+
+def _of_layer(trial: Trial) -> None:
     paths = tuple(one.path for one in trial.replaced.replaced)
     with Recorder(trial.original, paths) as recorder:
         trial.run_original(trial.inputs)
@@ -89,11 +115,14 @@ def _poisoned(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Re
     change = functools.partial(without_numbers, sequence_first=sequence_first(trial.replaced.model))
     words = "called with a row that is no number"
     expected, actual = _both_given(mine, its, call, words, change)
-    valid = valid_positions(trial, expected)
-    what = f"{path} {words}"
+    _same_where_numbers(trial, expected, actual, valid_positions(trial, expected), f"{path} {words}")
+
+
+def _same_where_numbers(trial: Trial, expected: Tensor, actual: Tensor, valid: Tensor | None, what: str) -> None:
+    """Raise unless ``actual`` agrees with ``expected``, and is no number where ``expected`` is none."""
     lost = expected.isnan() & ~actual.isnan()
     if bool((lost if valid is None else lost[valid]).any()):
-        raise Disagreement(f"{what}: the original shows it, the replacement gives numbers")
+        raise Disagreement(f"{what}: the original gives none there, the replacement gives numbers")
     same_tensor(trial, expected.nan_to_num(), actual.nan_to_num(), valid, what)
 
 
@@ -176,8 +205,8 @@ def _by_name(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[st
 FORMS = Property(
     name="call forms",
     statement="A replaced layer takes its arguments by position and by name, however they lie in memory and whatever half "
-    "precision could hold of them, or no number, a mask of any kind or none, and a word on causality, as the original does.",
+    "precision could hold of them, or no number, a mask of any kind or none, and a word on causality, as the original does; a "
+    "whole model its tensors, however they lie in memory, and images that are no numbers.",
     check=_forms,
-    applies=layered,
     share=0.05,
 )

@@ -16,6 +16,8 @@ OUTLIER = 400.0
 """Half precision ends at 65,504: the square of this is beyond it."""
 
 BEYOND_HALF = 1e6
+IMAGE = 4
+"""Dimensions of a batch of images."""
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from .base import identical
 from .cache import OUTPUT, cuts, in_chunks, own_cache, with_cache
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
-from .hidden import LAYOUTS, given, with_outlier
+from .hidden import IMAGE, LAYOUTS, given, with_outlier
 from .inputs import mapped, other_inputs
 from .judged import Judged, judged, outputs_in
 from .sizes import by_several_threads, decoded, has_lengths, large_trials, largest_trials, long_trial, size_of
@@ -35,8 +35,6 @@ from .threads import STOPS, another_threads, interrupted, layers_of
 from .transforms import tangents
 from .weights import CHANGES, change_weights
 
-IMAGE = 4
-"""Dimensions of a batch of images."""
 ATTENUATION = 1 / 16
 """A power of two: no bit of a weight is lost."""
 Way = Callable[[Trial, str], Judged]
