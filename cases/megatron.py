@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from harness.case import Axis, Case, Example, Inputs, Refusal, Workload, flag
-from harness.hf.inputs import BATCH, LARGE_HEADS, LARGE_INNER, LARGEST_HEADS, LARGEST_INNER
+from harness.hf.inputs import (
+    BATCH,
+    LARGE_HEADS,
+    LARGE_INNER,
+    LARGEST_HEADS,
+    LARGEST_INNER,
+    MOST_SKIPPED,
+    ROW_POSITIONS,
+    row_positions,
+)
 from harness.randomise import randomise
 
 from .megatron_cpu import core, megatron_alone, process_groups, quietly
@@ -42,19 +51,26 @@ LLAMA_1B = {
 
 
 class Decoder(nn.Module):
-    """A transformer block with rotary positions or none, called with the batch first."""
+    """A transformer block with rotary positions or none, called with the batch first.
+
+    Megatron counts every row's positions alike where they are one number; where they are several, as in an image (its
+    ``MultimodalRotaryEmbedding``), each row has angles of its own.
+    """
 
     def __init__(self, block: nn.Module, rotary: nn.Module | None) -> None:
         super().__init__()
         self.block = block
         self.rotary = rotary
 
-    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """(B, T, D) -> (B, T, D). ``attention_mask`` is (B or 1, 1, T or 1, T) bool, True where masked."""
+    def forward(self, hidden_states: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None = None) -> Tensor:
+        """(B, T, D) -> (B, T, D). ``attention_mask`` is (B or 1, 1, T or 1, T) bool, True where masked; ``position_ids`` (B, T),
+        where rows are not counted alike."""
         angles = None
         if isinstance(self.rotary, nn.Module):
             # Its forward would keep every table in a cache that outlives the model.
-            angles = self.rotary.get_emb(hidden_states.shape[1])  # type: ignore[operator]
+            table: Callable[[int], Tensor] = self.rotary.get_emb  # type: ignore[assignment]
+            longest = hidden_states.shape[1] + MOST_SKIPPED
+            angles = table(hidden_states.shape[1]) if position_ids is None else table(longest)[position_ids.T, 0]
         hidden = hidden_states.transpose(0, 1).contiguous()
         out: Tensor = self.block(hidden_states=hidden, attention_mask=attention_mask, rotary_pos_emb=angles)
         return out.transpose(0, 1)
@@ -63,7 +79,7 @@ class Decoder(nn.Module):
 class MegatronCase(Case):
     name = "megatron"
     title = "megatron-core transformer layer"
-    input_axes = ("batch", "tokens", "mask")
+    input_axes = ("batch", "tokens", "mask", "positions")
     axes = (
         Axis("groups", (1, 2, 3, 4, 5, 6), large=(1, 2), largest=(40, 71)),
         Axis("queries_per_group", (1, 2, 3, 5), large=(1, 2), largest=(16, 71)),
@@ -82,6 +98,7 @@ class MegatronCase(Case):
         flag("qkv_bias", simplest=False),
         Axis("rotary", tuple(ROTATED)),
         Axis("rotary_base", (10000, 71)),
+        ROW_POSITIONS,
         flag("rotary_interleaved", simplest=False),
         flag("rope_scaling", simplest=False),
         flag("first_layer_without_rotary", simplest=False),
@@ -144,7 +161,8 @@ class MegatronCase(Case):
         width = example["hidden"] or heads * example["head_size"]
         hidden = torch.randn(example["batch"], example["tokens"], width, generator=generator)
         hidden[:, ::5] *= QUIET
-        return Inputs(kwargs={"hidden_states": hidden, "attention_mask": padded_mask(example, generator)})
+        mask = padded_mask(example, generator)
+        return Inputs(kwargs={"hidden_states": hidden, "attention_mask": mask, **row_positions(example)})
 
     def expected(self, example: Example) -> int:
         layers: int = example["layers"]

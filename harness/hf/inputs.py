@@ -45,6 +45,8 @@ INNER_OR_FOURFOLD = Axis("inner", (None, 5, 16, 31, 48), large=(None, *LARGE_INN
 EPS = Axis("eps", (1e-5, 1e-12, 1e-6, 1e-3, 1e-1))
 IMPLEMENTATION = Axis("attention", ("sdpa", "eager"))
 COUNTED = "counted"
+MOST_SKIPPED = 3
+"""Positions that a row leaves out at most."""
 ROW_POSITIONS = Axis("positions", (COUNTED, "of each row"))
 """Where each row's tokens stand: counted by the model, or told, as for a batch that is padded."""
 SOURCE_TOKENS = Axis("source_tokens", (2, 1, 5), claimed=False)
@@ -94,12 +96,12 @@ def positions(example: Example) -> int:
 
 
 def row_positions(example: Example) -> dict[str, Tensor]:
-    """``position_ids`` (B, T) where the example's ``positions`` are told: each row leaves out some, up to three, at a place of
+    """``position_ids`` (B, T) where the example's ``positions`` are told: each row leaves out some at a place of
     its own. By how much a row begins later nothing would show: rotary positions tell how far tokens are from each other."""
     if example.values.get("positions", COUNTED) == COUNTED:
         return {}
     counted, row = torch.arange(example["tokens"]), torch.arange(example["batch"])[:, None] + example.seed
-    return {"position_ids": counted + (counted > row % counted.numel()) * (row % 4)}
+    return {"position_ids": counted + (counted > row % counted.numel()) * (row % (MOST_SKIPPED + 1))}
 
 
 def padding_mask(example: Example) -> Tensor:
