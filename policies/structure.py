@@ -7,10 +7,13 @@ and names the path where it found something else.
 
 from __future__ import annotations
 
+from functools import partial
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F  # noqa: N812
 
 from .anatomy import Activation, ActivationKind, Linear, Norm, NormKind
 from .base import UnsupportedLayer, qualified_name
@@ -144,7 +147,7 @@ class Structure:
         if isinstance(found, nn.Module):
             self._read.update(found.modules())
         kind = _KERNELS.get(qualified_name(type(found)), ActivationKind.OWN)
-        if kind is ActivationKind.RELU and found.inplace:
+        if (kind is ActivationKind.RELU and found.inplace) or (kind is not ActivationKind.OWN and _calls_another(found, kind)):
             kind = ActivationKind.OWN
         return Activation(kind=kind, function=found, name=path if isinstance(found, nn.Module) else None)
 
@@ -199,6 +202,24 @@ class Structure:
                 if len(found) != 2 or any(its not in (one, -1) for one, its in zip(found, asked, strict=True)):
                     heads = f"{block.heads} heads ({block.kv_heads} of keys) of {block.head_size}"
                     raise self.refuse(f"{linear.name} of {found} features, which {heads} contradict")
+
+
+def _calls_another(activation: nn.Module, kind: ActivationKind) -> bool:
+    """Whether what an activation of transformers calls, where it keeps such a function, is none of those of its class: torch's
+    kernel, or a method that computes the same step by step."""
+    act = vars(activation).get("act")
+    if act is None:
+        return False
+    if isinstance(act, MethodType):
+        return act.__self__ is not activation or act.__func__ is not getattr(type(activation), act.__name__, None)
+    return _parts(act) != _parts(_KEPT.get(kind))
+
+
+def _parts(function: Any) -> tuple[Any, ...]:
+    return (function.func, function.args, function.keywords) if isinstance(function, partial) else (function, (), {})
+
+
+_KEPT = {ActivationKind.GELU: F.gelu, ActivationKind.GELU_TANH: partial(F.gelu, approximate="tanh")}
 
 
 def patched(module: nn.Module) -> bool:

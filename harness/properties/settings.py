@@ -1,4 +1,5 @@
-"""What is set on a module inside a layer or in its configuration: a number, a flag, another class, training mode for it alone.
+"""What is set on a module inside a layer or in its configuration: a number, a flag, a function, another class, training mode
+for it alone.
 
 A replacement reads such things when it is made. Set later, each has to have the effect that it has in the original (a norm's
 epsilon, a scale, the dropout that is left on to sample from a model), and none any more once it is taken back.
@@ -45,8 +46,7 @@ class Later:
 def _settings(trial: Trial) -> None:
     model = trial.replaced.model
     trial.run_replaced(model, trial.fresh_inputs())
-    every = filter(None, (_to_be_judged(trial, proposed) for proposed in _proposed(trial)))
-    found = list(every if trial.case.layered else itertools.islice(every, 1))
+    found = [one for one in (_to_be_judged(trial, proposed) for proposed in _proposed(trial)) if one is not None]
     if not found:
         raise Vacuous("the original runs with nothing that was set on its modules")
     for later, expected in found:
@@ -98,13 +98,14 @@ def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
 
 def _proposed(trial: Trial) -> Iterator[Iterable[Later]]:
     """Changes of one kind after another: of parts of layers every kind, of their configuration or mode one; of a whole model,
-    which takes longer, one and, where that is none, another class. The parts of a UNet drop by themselves, other elements where
-    an image lies otherwise in memory."""
+    which takes longer, one and, where that makes no difference, another class, and what its parts call. The parts of a UNet drop
+    by themselves, other elements where an image lies otherwise in memory."""
     chosen = random.Random(trial.example.seed)
-    of_parts: list[Kind] = [_numbers, _counts, _flags, _class]
-    one = chosen.choice((_configured, _mode) if trial.case.layered else (_configured, *of_parts))
-    for kind in (*of_parts, one) if trial.case.layered else (one, _class):
-        yield _of_kind(kind, trial)
+    kinds: list[tuple[Kind, ...]] = [(_numbers,), (_counts,), (_flags,), (_class,), (chosen.choice((_configured, _mode)),)]
+    if not trial.case.layered:
+        kinds = [(chosen.choice((_configured, _numbers, _counts, _flags)), _class)]
+    for some in (*kinds, (_functions,)):
+        yield itertools.chain.from_iterable(_of_kind(kind, trial) for kind in some)
 
 
 def _of_kind(kind: Kind, trial: Trial) -> list[Later]:
@@ -153,6 +154,16 @@ def _on_config(name: str, value: Any) -> Change:
 
 def _flags(part: nn.Module) -> list[tuple[str, Change]]:
     return [(name, _to(name, not value)) for name, value in _set_on(part) if type(value) is bool]
+
+
+def _functions(part: nn.Module) -> list[tuple[str, Change]]:
+    """What a part calls and is no part of its own: the processor of an attention, the activation of an MLP."""
+    found = [(name, value) for name, value in vars(part).items() if not name.startswith("_") and callable(value)]
+    return [(f"{name} in its place", _to(name, _scaling(value))) for name, value in found if not isinstance(value, type)]
+
+
+def _scaling(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: scaled(function(*args, **kwargs))
 
 
 def _set_on(part: nn.Module) -> list[tuple[str, Any]]:
@@ -213,8 +224,8 @@ def _in_training(part: nn.Module) -> Undo:
 
 SETTINGS = Property(
     name="settings",
-    statement="A number, a flag, another class or training mode, set on a module inside a layer (or in its configuration) after "
-    "the replacement, has the effect that it has in the original, and none once it is taken back.",
+    statement="A number, a flag, a function, another class or training mode, set on a module inside a layer (or in its "
+    "configuration) after the replacement, has the effect that it has in the original, and none once it is taken back.",
     check=_settings,
     share=0.1,
 )

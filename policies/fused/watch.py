@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterable
 from itertools import chain
 from operator import is_
-from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
@@ -107,7 +106,7 @@ def _same(now: Any, before: Any) -> bool:
     return now is before or (type(now) is type(before) and bool(now == before))
 
 
-_PLAIN = (bool, int, float, str, type(None), FunctionType, BuiltinFunctionType)
+_PLAIN = (bool, int, float, str, type(None))
 _UNREAD = (nn.Linear, nn.Dropout)
 """Modules that compute with none of their settings, in eval mode."""
 
@@ -120,7 +119,7 @@ def _settings_of(module: nn.Module) -> list[str]:
 
 
 def _plain_in(holder: Any) -> list[str]:
-    return [name for name, value in vars(holder).items() if type(value) in _PLAIN]
+    return [name for name, value in vars(holder).items() if type(value) in _PLAIN or callable(value)]
 
 
 def _backward_hooks(modules: list[nn.Module]) -> str | None:
