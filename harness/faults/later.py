@@ -8,6 +8,7 @@ from unittest import mock
 
 from torch import nn
 
+from policies import structure
 from policies.fused.layer import FusedLayer, FusedState
 from policies.fused.watch import Settings, Watch
 
@@ -79,6 +80,23 @@ def _settings_unseen(honest: Any) -> Any:
     return wrong
 
 
+def _functions_unseen(honest: Any) -> Any:
+    def wrong(self: Settings, layer: nn.Module, *rest: Any, **named: Any) -> None:
+        honest(self, layer, *rest, **named)
+        self._inner = [(module, name) for module, name in self._inner if not callable(getattr(module, name))]
+        self._set_to = self._now(layer)
+
+    return wrong
+
+
+def _activation_calls(traits: Traits) -> bool:
+    """Whether any layer has an activation with a kernel that keeps the function that it calls."""
+    return any(hasattr(part, "act") for layer in traits.layers for part in layer.modules() if type(part).__name__ in _KEEPING)
+
+
+_KEEPING = ("GELUActivation", "GELUTanh")
+
+
 LATER = (
     miscomputing(
         "F83 training",
@@ -126,6 +144,24 @@ LATER = (
         "DeepSpeed PR #791",
         "A norm's epsilon, a scale, a flag that is set after the swap has no effect.",
         (Settings, "__init__", _settings_unseen),
+        expects=("settings",),
+    ),
+    miscomputing(
+        "F83 function",
+        "F83 M01",
+        "DeepSpeed PR #791",
+        "A function that is put in the place of an activation's own after the swap is not called.",
+        (Settings, "__init__", _functions_unseen),
+        applies=_activation_calls,
+        expects=("settings",),
+    ),
+    miscomputing(
+        "M01 by class",
+        "M01 F83",
+        "code read",
+        "An activation is known by its class alone, whatever it has been given to call.",
+        (structure, "_calls_another", lambda honest: lambda activation, kind: False),
+        applies=_activation_calls,
         expects=("settings",),
     ),
     miscomputing(
