@@ -54,12 +54,14 @@ def ways(case: Case, dtype: str) -> tuple[Way, ...]:
 
 
 def once(trial: Trial, dtype: str) -> Judged:
-    """A call, of which no layer writes to what it is given; and one whose first layer, where it is not the whole model, is
-    given it in another layout."""
+    """A call, of which no layer writes to what it is given; and one whose first layer is given it in another layout, or a model
+    that is replaced as a whole in each."""
     trial.original.to(DTYPES[dtype])
     with layer_inputs_watched(trial):
         found = judged(trial, dtype, trial.case.run, trial.fresh_inputs())
-    if not trial.case.layered:  # how an image lies in memory is an axis
+    if not trial.case.layered:
+        for words, layout in LAYOUTS.items():
+            found |= _named(judged(trial, dtype, _laid_out(trial, layout), trial.fresh_inputs()), f"of tensors {words}")
         return found
     words, layout = list(LAYOUTS.items())[trial.example.seed // 32 % len(LAYOUTS)]
     with contextlib.suppress(OriginalFailed):  # not every original takes other strides
@@ -196,6 +198,15 @@ def in_forward_mode(trial: Trial, dtype: str) -> Judged:
         return _named(judged(trial, dtype, run, trial.fresh_inputs(), fused=False), "in forward mode")
     except OriginalFailed:
         return once(trial, dtype)
+
+
+def _laid_out(trial: Trial, layout: Callable[[Tensor], Tensor]) -> Run:
+    """A run of which every tensor lies in memory as ``layout`` lays it out."""
+
+    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        return trial.case.run(model, Inputs(kwargs=mapped(inputs.kwargs, layout), valid=inputs.valid))
+
+    return run
 
 
 def _giving(trial: Trial, change: Callable[[Tensor], Tensor]) -> Run:
