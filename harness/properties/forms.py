@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..case import Example, Inputs
+from ..case import Example
 from ..trial import Disagreement, Trial, Vacuous, fused_path, original_side, sequence_first
 from .base import Property, same_tensor
 from .equality import Recorded, Recorder, main_output, valid_positions
 from .hidden import BEYOND_HALF, IMAGE, LAYOUTS, beyond_half, given, repeated, with_zeros, without_numbers
-from .inputs import mapped
+from .inputs import changed, mapped
 
 MASK = "attention_mask"
 HIDDEN = {
@@ -49,9 +49,8 @@ def _of_model(trial: Trial) -> None:
     """A whole model, all tensors of its call changed alike. How an image lies in memory is an axis besides."""
     model = trial.replaced.model
     for words, change in OF_MODELS.items():
-        given = [Inputs(kwargs=mapped(one.kwargs, change), valid=one.valid) for one in (trial.inputs, trial.fresh_inputs())]
-        expected = trial.run_original(given[0])
-        actual = trial.run_replaced(model, given[1])
+        expected = trial.run_original(changed(trial.inputs, change))
+        actual = trial.run_replaced(model, changed(trial.fresh_inputs(), change))
         for name, tensor in expected.items():
             _same_where_numbers(trial, tensor, actual[name], None, f"{name} {words}")
 

@@ -30,6 +30,11 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     return value
 
 
+def changed(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
+    """``inputs`` with ``change`` applied to every tensor of the call."""
+    return Inputs(kwargs=mapped(inputs.kwargs, change), valid=inputs.valid)
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Every tensor in ``value``, however deep."""
     if isinstance(value, Tensor):

@@ -28,7 +28,7 @@ from .cache import OUTPUT, cuts, in_chunks, own_cache, with_cache
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
 from .hidden import IMAGE, LAYOUTS, given, with_outlier
-from .inputs import mapped, other_inputs
+from .inputs import changed, other_inputs
 from .judged import Judged, judged, outputs_in
 from .sizes import by_several_threads, decoded, has_lengths, large_trials, largest_trials, long_trial, size_of
 from .threads import STOPS, another_threads, interrupted, layers_of
@@ -160,8 +160,8 @@ def with_outliers(trial: Trial, dtype: str) -> Judged:
         _attenuate(trial)
         found = judged(trial, dtype, _giving(trial, with_outlier), inputs)
     else:
-        kwargs = mapped(inputs.kwargs, lambda one: with_outlier(one) if one.dim() == IMAGE else one)
-        found = judged(trial, dtype, trial.case.run, Inputs(kwargs=kwargs, valid=inputs.valid))
+        images = changed(inputs, lambda one: with_outlier(one) if one.dim() == IMAGE else one)
+        found = judged(trial, dtype, trial.case.run, images)
     return _named(found, "with an outlier")
 
 
@@ -204,7 +204,7 @@ def _laid_out(trial: Trial, layout: Callable[[Tensor], Tensor]) -> Run:
     """A run of which every tensor lies in memory as ``layout`` lays it out."""
 
     def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        return trial.case.run(model, Inputs(kwargs=mapped(inputs.kwargs, layout), valid=inputs.valid))
+        return trial.case.run(model, changed(inputs, layout))
 
     return run
 
