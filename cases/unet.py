@@ -134,10 +134,11 @@ class UNetCase(Case):
     def build(self, example: Example) -> nn.Module:
         from diffusers import UNet2DConditionModel
 
+        example = settled(example)
         with torch.device("meta"):
             model: Any = UNet2DConditionModel(**self.config(example)).eval()
         model.to_empty(device="cpu")
-        if example["eager_attention"] and not is_simple(settled(example)):
+        if example["eager_attention"] and not is_simple(example):
             model.set_default_attn_processor()
         if example["weights"] == "channels_last":
             model = model.to(memory_format=torch.channels_last)

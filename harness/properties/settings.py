@@ -101,8 +101,10 @@ def _proposed(trial: Trial) -> Iterator[Iterable[Later]]:
     which takes longer, one and, where that makes no difference, another class, and what its parts call. The parts of a UNet drop
     by themselves, other elements where an image lies otherwise in memory."""
     chosen = random.Random(trial.example.seed)
-    kinds: list[tuple[Kind, ...]] = [(_numbers,), (_counts,), (_flags,), (_class,), (chosen.choice((_configured, _mode)),)]
-    if not trial.case.layered:
+    kinds: list[tuple[Kind, ...]]
+    if trial.case.layered:
+        kinds = [(_numbers,), (_counts,), (_flags,), (_class,), (chosen.choice((_configured, _mode)),)]
+    else:
         kinds = [(chosen.choice((_configured, _numbers, _counts, _flags)), _class)]
     for some in (*kinds, (_functions,)):
         yield itertools.chain.from_iterable(_of_kind(kind, trial) for kind in some)
@@ -159,7 +161,7 @@ def _flags(part: nn.Module) -> list[tuple[str, Change]]:
 def _functions(part: nn.Module) -> list[tuple[str, Change]]:
     """What a part calls and is no part of its own: the processor of an attention, the activation of an MLP."""
     found = [(name, value) for name, value in vars(part).items() if not name.startswith("_") and callable(value)]
-    return [(f"{name} in its place", _to(name, _scaling(value))) for name, value in found if not isinstance(value, type)]
+    return [(f"another {name}", _to(name, _scaling(value))) for name, value in found if not isinstance(value, type)]
 
 
 def _scaling(function: Callable[..., Any]) -> Callable[..., Any]:
