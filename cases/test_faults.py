@@ -244,7 +244,7 @@ def test_examples_are_aimed_at_a_fault_that_few_of_them_can_show() -> None:
     """Asked whether a fault can be seen, the exam begins with examples on which it can matter."""
     (fault,) = find_faults(("M01 tanh",))
     aimed = Exam(opt(), profile=TINY, seed=0, shrink=False, replacer=replace_module, aimed=True)
-    assert aimed.examples[0]["activation"] != "gelu"
+    assert aimed.sampled[0]["activation"] != "gelu"
     outcome = aimed.try_fault(fault)
     assert outcome is not None and outcome.examples == 1
 

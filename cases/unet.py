@@ -16,7 +16,7 @@ from harness.randomise import randomise
 from .unet_inputs import conditioning, image, residuals
 from .unet_refused import refused_diffusion
 from .unet_sizes import SD15, SD21, SDXL
-from .unet_unusual import UNUSUAL, is_simple, settled, unusual
+from .unet_unusual import ADAPTERS, UNUSUAL, is_simple, settled, unusual, with_adapter
 
 DOWN = {
     "C": "CrossAttnDownBlock2D",
@@ -67,6 +67,7 @@ class UNetCase(Case):
         Axis("mid_scale", (1.0, 1.5)),
         flag("center_input", simplest=False),
         Axis("unusual", ("nothing", *UNUSUAL)),
+        Axis("adapter", ADAPTERS),
         flag("freeu", simplest=False),
         Axis("conv_out_kernel", (3, 1)),
         Axis("batch", (1, 2, 3, 5), largest=(17,)),
@@ -127,6 +128,7 @@ class UNetCase(Case):
             "conv_out_kernel": example["conv_out_kernel"],
             "time_cond_proj_dim": 5 if example["guidance"] else None,
             "in_channels": 4,
+            "attention_type": "gated" if example["adapter"] == "gligen" else "default",
             **_conditioning(example),
             **unusual(example, count),
         }
@@ -140,6 +142,7 @@ class UNetCase(Case):
         model.to_empty(device="cpu")
         if example["eager_attention"] and not is_simple(example):
             model.set_default_attn_processor()
+        model = with_adapter(model, example)
         if example["weights"] == "channels_last":
             model = model.to(memory_format=torch.channels_last)
         if example["freeu"]:

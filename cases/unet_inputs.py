@@ -12,6 +12,8 @@ from torch import Tensor
 
 from harness.case import Example
 
+from .unet_unusual import IP_WIDTH, boxes
+
 
 def sides(example: Example) -> tuple[int, int]:
     """Height and width. Blocks that halve by pooling, or without padding, cannot restore an odd side: those are rounded up."""
@@ -63,6 +65,10 @@ def conditioning(example: Example, config: dict[str, Any], generator: torch.Gene
         mask = torch.rand(batch, tokens, generator=generator) < 0.7
         mask[:, 0] = True
         kwargs["encoder_attention_mask"] = mask if example["encoder_mask"] == "bool" else mask.float()
+    if example["adapter"] == "ip_adapter":
+        kwargs["added_cond_kwargs"] = {**kwargs.get("added_cond_kwargs", {}), "image_embeds": [normal(batch, 1, IP_WIDTH)]}
+    elif example["adapter"] == "gligen":
+        kwargs["cross_attention_kwargs"] = {"gligen": boxes(batch, context, generator)}
     if example["unusual"] == "attention_mask":
         height, width = sides(example)
         pixels = torch.rand(batch, height * width, generator=generator) < 0.7

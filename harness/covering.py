@@ -17,6 +17,7 @@ SEEDS = 65_520
 """Planned examples have seeds below this multiple of 2 to 10, 12, 13, 14, 15 and 16."""
 _STEP = 40_493
 """Near the golden section of ``SEEDS``, without a common factor."""
+_BLOCK = 16
 
 
 @cache
@@ -51,9 +52,12 @@ def covering_examples(axes: tuple[Axis, ...], seed: int, most: int) -> list[Exam
 
 
 def _spread(count: int, generator: random.Random) -> list[int]:
-    """Seeds, by which properties choose among ways to ask: few of them, too, meet every remainder of a small number, and every
-    part of ``SEEDS`` (a Weyl sequence). In no order, so that no way goes with one value of an axis."""
+    """Seeds, by which properties choose among ways to ask: any ``_BLOCK`` of them in a row from the front meet every remainder of
+    a number as small, and every part of ``SEEDS`` (a Weyl sequence). In no order within a block, so that no way goes with
+    one value of an axis; a block at a time, so that whoever asks only the first of many examples meets all ways too."""
     start = generator.randrange(SEEDS)
-    seeds = [(start + _STEP * place) % SEEDS for place in range(count)]
-    generator.shuffle(seeds)
+    seeds: list[int] = []
+    while len(seeds) < count:
+        block = [(start + _STEP * place) % SEEDS for place in range(len(seeds), min(len(seeds) + _BLOCK, count))]
+        seeds += generator.sample(block, len(block))
     return seeds

@@ -66,7 +66,7 @@ def search(prop: Property, case: Case, replacer: Replacer, *, examples: int, see
     start = time.perf_counter()
     most = 1 if prop.once else examples
     with quiet():
-        planned = [] if prop.once else covering_examples(case.axes, _own_seed(seed, prop), most)
+        planned = [] if prop.once else covering_examples(case.axes, seed_of(seed, prop), most)
         try:
             with shared_untouched(case):
                 _judge_planned(prop, case, replacer, planned, found)
@@ -81,7 +81,7 @@ def search(prop: Property, case: Case, replacer: Replacer, *, examples: int, see
     return found
 
 
-def _own_seed(seed: int, prop: Property) -> int:
+def seed_of(seed: int, prop: Property) -> int:
     """A seed of the property's own: properties with few examples then meet different parts of the same array."""
     return seed + zlib.crc32(prop.name.encode())
 

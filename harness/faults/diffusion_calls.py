@@ -58,6 +58,17 @@ def _in_order(honest: Any) -> Any:
     return wrong
 
 
+def _text_alone(honest: Any) -> Any:
+    """What an image adapter hands to attention beside the text is not read."""
+
+    def wrong(self: FusedAttention, hidden_states: Tensor, encoder_hidden_states: Any = None, **rest: Any) -> Any:
+        if isinstance(encoder_hidden_states, tuple):
+            return self._fused_attend(hidden_states, encoder_hidden_states[0], rest.get("attention_mask"))
+        return honest(self, hidden_states, encoder_hidden_states, **rest)
+
+    return wrong
+
+
 def _whole_steps(honest: Any) -> Any:
     """A tensor of timesteps is one of whole numbers, whatever is in it."""
 
@@ -138,6 +149,22 @@ DIFFUSION_CALLS = (
         "The mask over the image's own pixels does not reach the UNet.",
         in_new_classes(_without("attention_mask")),
         takes("unusual"),
+    ),
+    of_diffusion(
+        "F70 cross_attention_kwargs",
+        "F70",
+        "DeepSpeed PR #3142",
+        "What a call hands to the attentions (here GLIGEN's boxes) does not reach the UNet.",
+        in_new_classes(_without("cross_attention_kwargs")),
+        takes("adapter"),
+    ),
+    of_diffusion(
+        "F70 IP-Adapter",
+        "F70",
+        "DeepSpeed PR #4770",
+        "An attention with an image adapter's processor computes what one without computes.",
+        in_new_classes((FusedAttention, "forward", _text_alone)),
+        takes("adapter"),
     ),
     of_diffusion(
         "F70 FreeU",

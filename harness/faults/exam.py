@@ -1,9 +1,9 @@
 """One case's exam: every fault that fits is tried until a property notices it.
 
-The same examples serve all faults. Properties are asked in two rounds: a first look of a few examples each, the
-likeliest noticer first, then each to the depth of the profile. Examples are counted over all properties, so a fault that
-only the tenth property notices pays for the nine before it. A kill counts only if the clean policy holds on the same
-example, and not if the fault's own code is what does not work.
+A property's examples are those of a search by the same seed, and serve all faults. Properties are asked in two rounds: a
+first look of a few examples each, the likeliest noticer first, then each to the depth of the profile. Examples are
+counted over all properties, so a fault that only the tenth property notices pays for the nine before it. A kill counts
+only if the clean policy holds on the same example, and not if the fault's own code is what does not work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..evidence.minimise import minimise
 from ..process import SHARED
 from ..profiles import Profile
 from ..properties import BY_NAME, PROPERTIES, Property
-from ..search import quiet, see_shared, tell
+from ..search import quiet, see_shared, seed_of, tell
 from ..trial import Replacer
 from .bank import FAULTS, find_faults
 from .fault import Fault, misfired
@@ -129,8 +129,9 @@ class Exam:
         self.aimed = aimed
         asked = [prop for prop in PROPERTIES if prop.applies(case) and prop.share >= LEAST_SHARE]
         self.properties = tuple(sorted(asked, key=lambda prop: -prop.share))
-        self.examples = draw(case, max(SAMPLED, *map(self._depth, self.properties)), seed)
-        self.each = traits_of_each(case, self.examples[:SAMPLED], replacer)
+        self.examples = {prop: draw(case, self._most(prop), seed_of(seed, prop)) for prop in self.properties}
+        self.sampled = draw(case, SAMPLED, seed)
+        self.each = traits_of_each(case, self.sampled, replacer)
         self.traits = together(case, self.each)
         self.mistaken: list[Alarm] = []
 
@@ -167,7 +168,7 @@ class Exam:
         count = [0]
         noticed = None
         for prop in (one for one in self.properties if one.name not in passes):
-            take = self.examples[: max(1, round(examples * prop.share))]
+            take = self.examples[prop][: max(1, round(examples * prop.share))]
             found = self._look(prop, replacer, take, count)
             noticed = noticed or (found if found is not None and found.shown else None)
         return self._alarm(subject, noticed, count[0], start)
@@ -209,26 +210,23 @@ class Exam:
         return alarm is not None
 
     def _ask(self, fault: Fault, faulty: Replacer, count: list[int], *, deep: bool) -> Noticed | None:
-        examples = self._in_order(fault)
         able = [prop for prop in self.properties if prop.name not in fault.passes]
         first = [BY_NAME[name] for name in (*fault.expects, *USUAL_ORDER) if name in BY_NAME]
         order = [prop for prop in dict.fromkeys((*first, *able)) if prop in able]
         few = {prop: self._few(prop, place == 0, prop.name in fault.expects) for place, prop in enumerate(order)}
+        aim = self._aim(fault) if self.aimed else ()
         rounds = [(prop, slice(0, few[prop])) for prop in order]
         if deep:
             rounds += [(prop, slice(few[prop], self._depth(prop))) for prop in order]
         for prop, part in rounds:
-            noticed = self._look(prop, faulty, examples[part], count)
+            noticed = self._look(prop, faulty, (*aim, *self.examples[prop])[part], count)
             if noticed is not None:
                 return noticed
         return None
 
-    def _in_order(self, fault: Fault) -> tuple[Example, ...]:
-        if not self.aimed:
-            return self.examples
-        matters = [fault.applies(traits) for traits in self.each]
-        order = sorted(range(len(self.examples)), key=lambda at: at >= len(matters) or not matters[at])
-        return tuple(self.examples[at] for at in order)
+    def _aim(self, fault: Fault) -> tuple[Example, ...]:
+        """Examples on which ``fault`` can matter."""
+        return tuple(one for one, traits in zip(self.sampled, self.each, strict=True) if fault.applies(traits))
 
     def _few(self, prop: Property, likeliest: bool, expected: bool) -> int:
         """Examples for a first look. The likeliest noticer is given its full chance even where a profile gives it few:
@@ -249,6 +247,9 @@ class Exam:
             if problem is not None:
                 return Noticed(prop, example, problem, fails is True)
         return None
+
+    def _most(self, prop: Property) -> int:
+        return 1 if prop.once else max(2 * FIRST_LOOK, HARMLESS, self._depth(prop))
 
     def _depth(self, prop: Property) -> int:
         return 1 if prop.once else self.profile.examples_of(prop.share, self.case.effort, prop.least)

@@ -47,6 +47,12 @@ def test_few_examples_meet_every_remainder_and_every_part_of_all_seeds(seed: int
     assert len({one * parts // SEEDS for one in seeds}) == parts or most < 2 * parts
 
 
+@given(st.integers(0, 2**32), st.integers(2, 10))
+def test_the_first_of_many_examples_meet_every_remainder(seed: int, parts: int) -> None:
+    seeds = [one.seed for one in covering_examples((Axis("a", range(7)), Axis("b", range(8))), seed, 56)]
+    assert len(set(seeds)) == 56 and {one % parts for one in seeds[:16]} == set(range(parts))
+
+
 def test_each_seed_meets_the_pairs_in_other_company() -> None:
     assert covering_examples(AXES, 1, 9) != covering_examples(AXES, 2, 9)
     assert covering_examples(AXES, 1, 9) == covering_examples(AXES, 1, 9)
