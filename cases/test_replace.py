@@ -33,6 +33,11 @@ def model_of(case: Case, **values: object) -> nn.Module:
     return case.build(example)
 
 
+def storages(model: nn.Module) -> list[int]:
+    """Bytes of the storage of each parameter."""
+    return [one.untyped_storage().nbytes() for one in model.parameters()]
+
+
 def test_the_handle_says_what_was_replaced() -> None:
     model = model_of(BertCase(), layers=2)
     handle = policies.replace_module(model)
@@ -92,22 +97,37 @@ def test_layers_whose_weights_are_sharded_are_refused_and_said_so(entry: CaseEnt
 
 
 def test_a_swap_that_fails_takes_back_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    from policies.fused.layer import LayerSwap
+    from policies.fused.layer import FusedState
 
     model = model_of(BertCase(), layers=3)
     original = copy.deepcopy(model)
-    install, count = LayerSwap.install, iter(range(3))
+    bind, count = FusedState.bind, iter(range(3))
 
-    def failing(self: LayerSwap) -> None:
+    def failing(self: FusedState, *args: Any) -> None:
+        bind(self, *args)
         if next(count) == 2:
             raise MemoryError("no room")
-        install(self)
 
-    monkeypatch.setattr(LayerSwap, "install", failing)
+    monkeypatch.setattr(FusedState, "bind", failing)
     with pytest.raises(MemoryError, match="no room"):
         policies.replace_module(model)
     assert [type(one) for one in model.modules()] == [type(one) for one in original.modules()]
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), original.parameters(), strict=True))
+
+
+def test_a_layer_that_came_to_be_refused_keeps_nothing_joined_when_it_is_reverted() -> None:
+    model = model_of(BertCase())
+    original = copy.deepcopy(model)
+    handle = policies.replace_module(model)
+    assert storages(model) != storages(original)
+    layer: Any = model.encoder.layer[0]
+    layer.add_module("added", nn.Linear(2, 2))
+    with torch.no_grad():
+        model(torch.tensor([[1, 2]]))
+    assert any("added" in reason for reason in layer.fused.fallbacks)
+    del layer.added
+    handle.revert()
+    assert storages(model) == storages(original)
 
 
 def test_an_unknown_plan_is_refused_before_anything_changes() -> None:

@@ -151,7 +151,8 @@ class Swap(ABC):
     shared: frozenset[str] = frozenset()
 
     @abstractmethod
-    def install(self) -> None: ...
+    def install(self) -> None:
+        """Put the replacement in the module's place. Where that raises, the module is as it was."""
 
     def layout(self) -> tuple[tuple[str, ...], ...] | None:
         """The module's parameters, by checkpoint name from the module, as they will lie in memory once this is installed:

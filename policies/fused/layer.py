@@ -289,19 +289,23 @@ class LayerSwap(Swap):
         self.layer.__dict__.pop("forward", None)
         self.layer.__class__ = fused_class(self.original, self.policy)  # type: ignore[arg-type]  # classes do hash
         assert isinstance(self.layer, FusedLayer)
-        self.layer._fused_plan = settle(self.execution)
-        if self.layer._fused_plan in CAPTURED:
-            self.layer._fused_backend = backend()
-        if self.shared:
-            self.layer._fused_shared = self.shared
-        assert self.layer.fused is not None
+        try:
+            self.layer._fused_plan = settle(self.execution)
+            if self.layer._fused_plan in CAPTURED:
+                self.layer._fused_backend = backend()
+            if self.shared:
+                self.layer._fused_shared = self.shared
+            assert self.layer.fused is not None
+        except BaseException:
+            self.revert()
+            raise
 
     def revert(self) -> None:
         if not isinstance(self.layer, FusedLayer):
             return
         release_all(self.layer)
         state = self.layer._fused_state
-        if state is not None and state.refusal is None:
+        if state is not None and hasattr(state, "core"):  # also of a layer that came to be refused later
             state.core.unpack()
         by_columns(self.layer, self.layer._fused_by_rows)
         if not patched(self.layer):
