@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 from torch import nn
@@ -55,7 +56,7 @@ class BertCase(common.TransformersCase):
         }
 
     def make(self, config: Any, example: Example) -> nn.Module:
-        model: nn.Module = common.load(self.model)(config, add_pooling_layer=False)
+        model: nn.Module = resolve_name(self.model)(config, add_pooling_layer=False)
         return model
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -73,6 +74,6 @@ class BloomCase(common.TransformersCase):
         return model
 
     def layer_extras(self, config: Any, workload: Workload, hidden: Tensor) -> dict[str, Any]:
-        build = common.load("transformers.models.bloom.modeling_bloom:build_alibi_tensor")
+        build = resolve_name("transformers.models.bloom.modeling_bloom:build_alibi_tensor")
         mask = torch.ones(workload.batch, workload.keys)
         return {"alibi": build(mask, config.n_head, torch.float32)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -58,7 +59,7 @@ class CLIPCase(common.TransformersCase):
 
     def make(self, config: Any, example: Example) -> nn.Module:
         vision = example["tower"] == "vision"
-        model: nn.Module = common.load("transformers:CLIPVisionModel" if vision else self.model)(config)
+        model: nn.Module = resolve_name("transformers:CLIPVisionModel" if vision else self.model)(config)
         return model
 
     def configuration_of(self, example: Example) -> str:

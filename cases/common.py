@@ -1,6 +1,6 @@
 """What the cases of transformers models share, under one name; it lives in the harness, for derived cases too."""
 
-from harness.hf.case import TransformersCase, load
+from harness.hf.case import TransformersCase
 from harness.hf.inputs import (
     ACTIVATIONS,
     COMMON,
@@ -45,6 +45,5 @@ __all__ = [
     "VOCABULARY",
     "TransformersCase",
     "encoder_states",
-    "load",
     "positions",
 ]

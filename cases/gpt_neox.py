@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import Any
 
 from torch import Tensor
@@ -90,5 +91,5 @@ class GPTNeoXCase(common.TransformersCase):
         }
 
     def layer_extras(self, config: Any, workload: Workload, hidden: Tensor) -> dict[str, Any]:
-        embedding = common.load("transformers.models.gpt_neox.modeling_gpt_neox:GPTNeoXRotaryEmbedding")
+        embedding = resolve_name("transformers.models.gpt_neox.modeling_gpt_neox:GPTNeoXRotaryEmbedding")
         return rotary_embeddings(embedding(config), workload, hidden)

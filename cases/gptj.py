@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -60,5 +61,5 @@ class GPTJCase(common.TransformersCase):
     def layer_extras(self, config: Any, workload: Workload, hidden: Tensor) -> dict[str, Any]:
         if not self.sdpa:
             return {"position_ids": torch.arange(workload.tokens)[None] + workload.past}
-        embedding = common.load("transformers.models.gptj.modeling_gptj:GPTJRotaryEmbedding")
+        embedding = resolve_name("transformers.models.gptj.modeling_gptj:GPTJRotaryEmbedding")
         return rotary_embeddings(embedding(config), workload, hidden)

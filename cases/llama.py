@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import Any
 
 from torch import Tensor
@@ -76,5 +77,5 @@ class LlamaCase(common.TransformersCase):
         }
 
     def layer_extras(self, config: Any, workload: Workload, hidden: Tensor) -> dict[str, Any]:
-        embedding = common.load("transformers.models.llama.modeling_llama:LlamaRotaryEmbedding")
+        embedding = resolve_name("transformers.models.llama.modeling_llama:LlamaRotaryEmbedding")
         return rotary_embeddings(embedding(config), workload, hidden)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 from policies.catalogue import ENTRIES, Entry
@@ -47,8 +47,7 @@ class CaseEntry:
 
 def load_case(path: str) -> Case:
     """The case at ``module:Class``."""
-    module, _, cls = path.partition(":")
-    case: Case = getattr(import_module(module), cls)()
+    case: Case = resolve_name(path)()
     return case
 
 

@@ -11,8 +11,9 @@ must be instant, and a missing library hurts only its own policy.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from enum import IntEnum
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from .anatomy import ActivationKind, FusedQKV, NormPosition, QKVLayout, SplitQKV
@@ -106,11 +107,9 @@ class _OriginalClass:
 
     def __get__(self, instance: object, owner: type[DSPolicy]) -> type[nn.Module] | None:
         for path in owner.layer_classes:
-            module, _, name = path.partition(":")
-            try:
-                return getattr(import_module(module), name, None)
-            except ImportError:
-                continue
+            with suppress(ImportError, AttributeError, ValueError):
+                found: type[nn.Module] = resolve_name(path)
+                return found
         return None
 
 

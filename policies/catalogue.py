@@ -6,8 +6,8 @@ Explicit tuples: to add an architecture is to add a page and a line here.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.util import find_spec
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,8 +26,7 @@ class Entry:
     extra: str | None = None
 
     def load(self) -> type[DSPolicy]:
-        module, _, cls = self.policy.partition(":")
-        policy: type[DSPolicy] = getattr(import_module(module), cls)
+        policy: type[DSPolicy] = resolve_name(self.policy)
         return policy
 
     @property

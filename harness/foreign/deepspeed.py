@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
+from pkgutil import resolve_name
 from typing import Any
 
 from torch import nn
@@ -15,7 +16,6 @@ from policies.replace import replace_module
 from policies.structure import Structure
 
 from ..case import Case, Example
-from ..hf.case import load as import_path
 from ..registry import CaseEntry
 from ..search import quiet
 from ..trial import Replacer
@@ -47,7 +47,7 @@ class _Judging:
 
         self.row, self.case = row, case
         self.policy_class: Any = getattr(replace_policy, row.policy)
-        self.own_policy: Any = import_path(row.own)
+        self.own_policy: Any = resolve_name(row.own)
         self.refusals: set[str] = set()
         self.defects: list[Defect] = []
         self.scripts: dict[str, str] = {}
@@ -98,7 +98,7 @@ class _Judging:
         if not known:
             self._add("matches", f"matches nothing: it looks for {self.row.looks_for}", silent=True)
             return "nothing"
-        if self.row.live is None or import_path(self.row.live) not in (known if isinstance(known, list) else [known]):
+        if self.row.live is None or resolve_name(self.row.live) not in (known if isinstance(known, list) else [known]):
             self._add("matches", f"matches {known}, which is not the live class", silent=True)
             return "another class"
         return "yes"

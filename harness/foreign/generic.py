@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -16,7 +17,6 @@ from policies.foreign.changed import Changed, as_a_whole
 
 from ..case import Axis, Case, Inputs
 from ..exact import exact_mode
-from ..hf.case import load
 from ..numerics import EXACT_TOLERANCE, gap
 from ..properties.equality import MODEL_EQUALITY
 from ..search import quiet
@@ -61,7 +61,7 @@ class _Judging:
 
     def all(self, examples: int, seed: int, started: float) -> Judged:
         constructs = self._constructs()
-        live: Any = load(self.row.live)
+        live: Any = resolve_name(self.row.live)
         policy = self._policy()
         matches = "yes" if policy.match(self.case.build(self.case.simplest)) and policy._orig_layer_class is live else "no"
         for key in generic_scripts.ALWAYS[self.row.policy]:
@@ -92,7 +92,7 @@ class _Judging:
     def _policy(self) -> Any:
         from deepspeed.module_inject import replace_policy
 
-        load(self.row.live)
+        resolve_name(self.row.live)
         return getattr(replace_policy, self.row.policy)()
 
     def _replace(self, model: nn.Module) -> Changed:

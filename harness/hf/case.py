@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import abstractmethod
 from collections.abc import Callable
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any, ClassVar
 
 import torch
@@ -57,7 +57,7 @@ class TransformersCase(Case):
 
     def make(self, config: Any, example: Example) -> nn.Module:
         """The model itself."""
-        model: nn.Module = load(self.model)(config)
+        model: nn.Module = resolve_name(self.model)(config)
         return model
 
     def is_causal(self, example: Example) -> bool:
@@ -67,7 +67,7 @@ class TransformersCase(Case):
         """See ``Case.build``; ``overrides`` go to the configuration."""
         from transformers.initialization import no_init_weights
 
-        config = load(self.configuration_of(example))(**{**self.config_kwargs(example), **overrides})
+        config = resolve_name(self.configuration_of(example))(**{**self.config_kwargs(example), **overrides})
         config._attn_implementation = example["attention"]
         with no_init_weights():
             model = self.make(config, example).eval()
@@ -109,7 +109,7 @@ class TransformersCase(Case):
         return layers
 
     def workload_config(self, workload: Workload) -> Any:
-        config = load(self.configuration)(**workload.config)
+        config = resolve_name(self.configuration)(**workload.config)
         config._attn_implementation = "sdpa" if self.sdpa else "eager"
         return config
 
@@ -120,7 +120,7 @@ class TransformersCase(Case):
         return tuple(one for each in self.workloads for one in ((each, on_static_cache(each)) if each.past else (each,)))
 
     def workload_module(self, workload: Workload) -> nn.Module:
-        return make_layer(load(self.layer), self.workload_config(workload), indexed=self.indexed)
+        return make_layer(resolve_name(self.layer), self.workload_config(workload), indexed=self.indexed)
 
     def workload_call(self, module: nn.Module, workload: Workload) -> dict[str, Any]:
         config = self.workload_config(workload)
@@ -159,7 +159,7 @@ class TransformersCase(Case):
 
     def _cache_argument(self) -> str:
         """What this release of the layer calls its cache."""
-        parameters = inspect.signature(load(self.layer).forward).parameters
+        parameters = inspect.signature(resolve_name(self.layer).forward).parameters
         return next(name for name in CACHE_NAMES if name in parameters)
 
     def layer_extras(self, config: Any, workload: Workload, hidden: Tensor) -> dict[str, Any]:
@@ -171,9 +171,3 @@ def attention_implementation(module: nn.Module) -> str | None:
     """``eager`` or ``sdpa``, from the first submodule that is configured."""
     configs: list[Any] = [one.config for one in module.modules() if hasattr(one, "config")]
     return configs[0]._attn_implementation if configs else None
-
-
-def load(path: str) -> Any:
-    """The object behind ``module:name``."""
-    module, _, name = path.partition(":")
-    return getattr(import_module(module), name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -128,8 +128,7 @@ def _has_to_be_known(part: nn.Module) -> bool:
 
 
 def _layers(model: nn.Module, layer_class: str) -> list[nn.Module]:
-    module, _, name = layer_class.partition(":")
-    cls = getattr(import_module(module), name)
+    cls = resolve_name(layer_class)
     return [one for one in model.modules() if type(one) is cls]
 
 

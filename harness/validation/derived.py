@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from ..case import Example, Inputs, Value, Workload
 from ..hf import inputs as hf
-from ..hf.case import TransformersCase, attention_implementation, load
+from ..hf.case import TransformersCase, attention_implementation
 from ..hf.rotary import rope_parameters
 from .derivation import CHANNELS, Derivation
 from .workload import default_workloads, layer_and_call
@@ -107,7 +108,7 @@ class DerivedCase(TransformersCase):
         return config_values(self.derivation, example)
 
     def make(self, config: Any, example: Example) -> nn.Module:
-        cls = load(self.model)
+        cls = resolve_name(self.model)
         try:
             model: nn.Module = cls(config, add_pooling_layer=False)
         except TypeError:

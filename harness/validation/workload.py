@@ -7,6 +7,7 @@ validation, widths are divided until it fits, and the workload's name says so.
 from __future__ import annotations
 
 import inspect
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch import nn
 
 from ..case import Workload
 from ..hf import inputs as hf
-from ..hf.case import load
 from ..randomise import randomise
 from ..search import quiet
 from .derivation import CHANNELS, Derivation
@@ -63,7 +63,7 @@ def layer_and_call(derivation: Derivation, workload: Workload, implementation: s
 
 def _divided(derivation: Derivation, divisor: int) -> dict[str, Any] | None:
     """The default configuration's values with one layer and widths divided; None where a width is no multiple."""
-    default = load(derivation.config)()
+    default = resolve_name(derivation.config)()
     values: dict[str, Any] = {"vocab_size": hf.VOCABULARY} if "vocabulary" in derivation.fields else {}
     for role, names in derivation.fields.items():
         for name in names:
@@ -78,15 +78,15 @@ def _divided(derivation: Derivation, divisor: int) -> dict[str, Any] | None:
 
 
 def _model(derivation: Derivation, values: dict[str, Any], implementation: str) -> nn.Module:
-    config = load(derivation.config)(**values)
+    config = resolve_name(derivation.config)(**values)
     config._attn_implementation = implementation
-    model: nn.Module = load(derivation.model)(config)
+    model: nn.Module = resolve_name(derivation.model)(config)
     return model
 
 
 def _inputs(derivation: Derivation, workload: Workload) -> dict[str, Any]:
     if derivation.image:
-        config = load(derivation.config)(**workload.config)
+        config = resolve_name(derivation.config)(**workload.config)
         side = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
         return {"pixel_values": torch.randn(workload.batch, getattr(config, "num_channels", CHANNELS), side, side)}
     ids = torch.randint(3, hf.VOCABULARY, (workload.batch, workload.tokens))

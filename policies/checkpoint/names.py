@@ -52,7 +52,7 @@ def assign(model: nn.Module, stored: Stored) -> Assignment:
     problems: list[str] = []
     for place in dict.fromkeys(places.values()):
         candidates = [entry for name in place.names for entry in found.get(name, ())]
-        problems += _settle(place, candidates, stored)
+        problems += _settle(place, candidates)
     unused = _of_the_head(model, stored, extra)
     ignored = _ignored(model)
     problems += [
@@ -125,7 +125,7 @@ def _renaming(model: nn.Module) -> Callable[[str], str]:
     return rename
 
 
-def _settle(place: Place, candidates: list[Entry], stored: Stored) -> list[str]:
+def _settle(place: Place, candidates: list[Entry]) -> list[str]:
     if not candidates:
         tied = f" (tied to {', '.join(place.names[1:])})" if len(place.names) > 1 else ""
         return [f"missing: {place.name}{tied} {_shape(place.tensor.shape)}"]

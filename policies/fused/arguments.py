@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..calls import CACHE_NAMES, RotarySource
 from .attention import AttentionCall
@@ -39,10 +39,8 @@ _ROTARY = {
 """The argument that brings cosines and sines, or what they are made of."""
 
 
-def read_arguments(
-    layer: nn.Module, state: FusedState, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Arguments:
-    """Understand ``args`` and ``kwargs`` of ``layer`` by its policy's call convention.
+def read_arguments(state: FusedState, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """Understand a layer's ``args`` and ``kwargs`` by its policy's call convention.
 
     A step of decoding is a millisecond, and nothing here is in a cache when it begins: what a call does not bring is not
     looked at by a function of its own.

@@ -211,7 +211,7 @@ class FusedLayer(nn.Module):
             return super().forward(*args, **kwargs)
 
     def _fused_call(self, state: FusedState, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiling: bool) -> Any:
-        arguments = read_arguments(self, state, self._fused_parameters, args, kwargs)
+        arguments = read_arguments(state, self._fused_parameters, args, kwargs)
         reason = self._why_not(state, arguments, compiling)
         if reason is not None:
             if not compiling:
