@@ -23,7 +23,7 @@ from .forms import FORMS
 from .holders import SHARED_MEMORY
 from .hooks import HOOKS
 from .lifecycle import IDEMPOTENCE, REVERT
-from .memory import FLAT, POISON, STORAGES
+from .memory import FLAT, MANY_CALLS, POISON, STORAGES
 from .metamorphic import CAUSALITY, PADDING, ROWS
 from .moves import MOVES
 from .outputs import OUTPUTS
@@ -80,6 +80,7 @@ PROPERTIES: tuple[Property, ...] = (
     SHARED_MEMORY,
     STORAGES,
     FLAT,
+    MANY_CALLS,
     REFUSAL,
     *ROUNDING,
 )

@@ -13,10 +13,17 @@ from ..case import Case
 from ..trial import Trial, graphs_of
 from .base import Property, same_outputs
 from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES
+from .copies import DEEPCOPY
+from .hooks import HOOKS
+from .memory import MANY_CALLS
 from .settings import SETTINGS
+from .threads import THREADS
+from .training import GRADIENTS
 from .weights import change_weights
 
-ASKED = (REPEAT, ORDER, SHAPES, INTERLEAVED, SETTINGS)
+ALWAYS = (REPEAT, SETTINGS)
+IN_TURN = ((ORDER, HOOKS), (SHAPES, THREADS), (INTERLEAVED, GRADIENTS), (DEEPCOPY, MANY_CALLS))
+"""What is asked of every fourth example each."""
 
 
 def whole_models(case: Case) -> bool:
@@ -31,7 +38,7 @@ def captures(model: nn.Module) -> bool:
 
 def _captured(trial: Trial) -> None:
     with captured_by(BY_DEVICE[trial.case.device]):
-        for prop in ASKED:
+        for prop in (*ALWAYS, *IN_TURN[trial.example.seed % len(IN_TURN)]):
             prop.check(trial)
     model = trial.replaced.model
     trial.evidence.replays += sum(one.replays for one in graphs_of(model))
@@ -49,4 +56,5 @@ CAPTURED = Property(
     check=_captured,
     applies=whole_models,
     share=0.03,
+    least=len(IN_TURN),
 )

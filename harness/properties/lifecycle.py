@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,11 +49,21 @@ def _revert(trial: Trial) -> None:
     _learn(trial.original, handle.model)
     if trial.example.seed % 2:
         _wrap_forwards(trial.original, handle.model)
+    hooks = [(module, module.register_forward_hook(lambda *_: None)) for module in handle.model.modules()]
     handle.revert()
+    _still_there(hooks)
     same_classes(trial.original, handle.model, "after revert")
     same_state(trial.original, handle.model, "after revert")
     _same_storages(trial.original, handle.model)
     same_bits(trial, handle.model, "after revert")
+
+
+def _still_there(hooks: list[tuple[nn.Module, Any]]) -> None:
+    """Raise unless the module of each hook has it; take them away."""
+    for module, hook in hooks:
+        if hook.id not in module._forward_hooks:
+            raise Disagreement(f"after revert: a {type(module).__name__} has lost a hook that was set while it was replaced")
+        hook.remove()
 
 
 def _wrap_forwards(original: nn.Module, model: nn.Module) -> None:
@@ -89,11 +100,25 @@ def _again(trial: Trial) -> None:
     identical(before, trial.run_replaced(model, trial.fresh_inputs()), "after replacing what is replaced already")
     second.revert()
     identical(before, trial.run_replaced(model, trial.fresh_inputs()), "after reverting a handle that replaced nothing")
+    parameters = {name: (one, one.requires_grad) for name, one in model.named_parameters()}
     handle.revert()
     handle.revert()
     same_classes(trial.original, model, "after reverting twice")
     same_state(trial.original, model, "after reverting twice")
-    identical(before, trial.run_replaced(trial.replace(model).model, trial.fresh_inputs()), "replaced, reverted, replaced")
+    _same_parameters(parameters, model, "after revert")
+    again = trial.replace(model)
+    _same_parameters(parameters, model, "after replacing")
+    identical(before, trial.run_replaced(again.model, trial.fresh_inputs()), "replaced, reverted, replaced")
+
+
+def _same_parameters(before: dict[str, tuple[nn.Parameter, bool]], model: nn.Module, when: str) -> None:
+    """Raise unless ``model`` has the parameters of ``before`` themselves, which an optimiser may hold, as trainable as then."""
+    for name, parameter in model.named_parameters():
+        own, trained = before[name]
+        if parameter is not own:
+            raise Disagreement(f"{when}: {name} is another parameter, and not the one that an optimiser holds")
+        if parameter.requires_grad is not trained:
+            raise Disagreement(f"{when}: requires_grad of {name} is {not trained}, and was {trained}")
 
 
 def _replaced_already(trial: Trial, model: nn.Module) -> Handle:

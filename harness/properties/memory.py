@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import types
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +37,8 @@ CALLS = 3
 replayed."""
 ROUNDS = 4
 """Of so many calls, until no new graph was captured in one."""
+MANY = 120
+"""Calls that a service has made in its first seconds."""
 PLAIN = (Tensor, nn.Parameter)
 """Of other tensors not all have a memory that can be asked for, those of a compiler for one."""
 
@@ -87,6 +90,25 @@ def _storages(trial: Trial) -> None:
     _no_more_than(after + _of_graphs(model), model, "after a parameter was assigned")
     handle.revert()
     _no_more_than(after, model, "after revert")
+    _let_go(trial)
+
+
+def _let_go(trial: Trial) -> None:
+    """A replaced model, reverted or not, that nobody holds any more goes, and its parameters with it."""
+    gc.freeze()  # what is there already need not be looked through
+    try:
+        handle = trial.replace(trial.copy())
+        trial.run_replaced(handle.model, trial.fresh_inputs())
+        if trial.example.seed % 2:
+            handle.revert()
+        left = [weakref.ref(one) for one in (handle.model, *handle.model.parameters())]
+        del handle
+        gc.collect()
+        alive = sum(one() is not None for one in left)
+        if alive:
+            raise Disagreement(f"{alive} of {len(left)}, a replaced model and its parameters, stay alive when nobody holds them")
+    finally:
+        gc.unfreeze()
 
 
 def _of_graphs(model: nn.Module) -> int:
@@ -114,6 +136,17 @@ def _flat(trial: Trial) -> None:
         raise Vacuous(f"in each of {ROUNDS} rounds of calls a graph was captured that stays")
     finally:
         gc.unfreeze()
+
+
+def _many_calls(trial: Trial) -> None:
+    """What counts its calls and then computes otherwise (a kernel chosen after some trials, a buffer that wraps around) gives
+    another result in the end."""
+    model, inputs = trial.replaced.model, trial.fresh_inputs()
+    first = living(trial.run_replaced(model, inputs), trial.inputs.valid)
+    same_outputs(trial, trial.expected_outputs, first, trial.inputs.valid, "the first call")
+    for _ in range(MANY - 1):
+        last = trial.run_replaced(model, inputs)
+    identical(first, last, f"the first call and the {MANY}th")
 
 
 def _new_bytes() -> int:
@@ -164,7 +197,8 @@ def _nan_in_empty() -> Iterator[None]:
 
 STORAGES = Property(
     name="storages",
-    statement="Replaced, called, given new weights, reverted: no more bytes of tensors are held than by the original.",
+    statement="Replaced, called, given new weights, reverted: no more bytes of tensors are held than by the original, and none "
+    "when nobody holds the model.",
     check=_storages,
     exact=False,
     share=0.05,
@@ -174,6 +208,15 @@ FLAT = Property(
     name="flat memory",
     statement="Called again and again with other values, a replacement leaves no more tensors alive than its first calls did.",
     check=_flat,
+    share=0.01,
+    least=2,
+)
+
+MANY_CALLS = Property(
+    name="many calls",
+    statement="The hundred and twentieth call gives bit for bit what the first gave.",
+    check=_many_calls,
+    exact=True,
     share=0.01,
     least=2,
 )

@@ -7,8 +7,11 @@ epsilon, a scale, the dropout that is left on to sample from a model), and none 
 
 from __future__ import annotations
 
+import copy
+import functools
 import itertools
 import random
+import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +31,8 @@ Kind = Callable[[nn.Module], list[tuple[str, Change]]]
 """Changes of one kind that can be made to a module, each with its words."""
 TRIES = 4
 """Changes of a kind that are tried until one makes a difference."""
+FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+"""What is called and has no class of its own to inherit from."""
 DROPPED = 0.5
 """The share of elements that a dropout takes where one is left on."""
 
@@ -97,15 +102,14 @@ def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
 
 
 def _proposed(trial: Trial) -> Iterator[Iterable[Later]]:
-    """Changes of one kind after another: of parts of layers every kind, of their configuration or mode one; of a whole model,
-    which takes longer, one and, where that makes no difference, another class, and what its parts call. The parts of a UNet drop
-    by themselves, other elements where an image lies otherwise in memory."""
+    """Changes of one kind after another; of the configuration or mode of layers one. The parts of a whole model are not asked
+    about their mode: they drop by themselves, other elements where an image lies otherwise in memory."""
     chosen = random.Random(trial.example.seed)
     kinds: list[tuple[Kind, ...]]
     if trial.case.layered:
         kinds = [(_numbers,), (_counts,), (_flags,), (_class,), (chosen.choice((_configured, _mode)),)]
     else:
-        kinds = [(chosen.choice((_configured, _numbers, _counts, _flags)), _class)]
+        kinds = [(_configured,), (_numbers,), (_counts,), (_flags,), (_padding,), (_class,)]
     for some in (*kinds, (_functions,)):
         yield itertools.chain.from_iterable(_of_kind(kind, trial) for kind in some)
 
@@ -161,11 +165,29 @@ def _flags(part: nn.Module) -> list[tuple[str, Change]]:
 def _functions(part: nn.Module) -> list[tuple[str, Change]]:
     """What a part calls and is no part of its own: the processor of an attention, the activation of an MLP."""
     found = [(name, value) for name, value in vars(part).items() if not name.startswith("_") and callable(value)]
-    return [(f"another {name}", _to(name, _scaling(value))) for name, value in found if not isinstance(value, type)]
+    others = [(f"another {name}", _to(name, _scaling(value))) for name, value in found if not isinstance(value, type)]
+    objects = [(name, value) for name, value in found if not isinstance(value, FUNCTIONS)]
+    return others + [(f"{name} of a subclass", _to(name, _of_a_subclass(value))) for name, value in objects]
 
 
 def _scaling(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args, **kwargs: scaled(function(*args, **kwargs))
+
+
+def _of_a_subclass(function: Callable[..., Any]) -> Callable[..., Any]:
+    """As somebody changes what a library's processor does: by a class that inherits from its own."""
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return scaled(function(*args, **kwargs))
+
+    other = copy.copy(function)
+    other.__class__ = type(type(function).__name__, (type(function),), {"__call__": call})
+    return other
+
+
+def _padding(part: nn.Module) -> list[tuple[str, Change]]:
+    """As images that tile are made."""
+    return [("padding_mode", _to("padding_mode", "circular"))] if isinstance(part, nn.Conv2d) else []
 
 
 def _set_on(part: nn.Module) -> list[tuple[str, Any]]:

@@ -173,13 +173,20 @@ class DiffusionState:
         assert self.watch is not None, "bound before a graph is asked for"
         for module in self.watch.modules:
             processor = module.__dict__.get("processor")
-            if processor is not None and type(processor).__name__ not in _STATELESS:
+            if processor is not None and qualified_name(type(processor)) not in _STATELESS:
                 return f"attention processor {type(processor).__name__}"
         return None
 
 
 _STATELESS = frozenset(
-    {"AttnProcessor", "AttnProcessor2_0", "AttnAddedKVProcessor", "AttnAddedKVProcessor2_0", "FusedAttnProcessor2_0"}
+    f"diffusers.models.attention_processor:{name}"
+    for name in (
+        "AttnProcessor",
+        "AttnProcessor2_0",
+        "AttnAddedKVProcessor",
+        "AttnAddedKVProcessor2_0",
+        "FusedAttnProcessor2_0",
+    )
 )
 
 
@@ -198,6 +205,11 @@ class FusedRoot(Swapped):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._fused_state.belong_to(self)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # What is watched would keep the parameters that were here until the next call.
+        self._fused_state.watch = None
+        return super()._apply(fn, recurse)
 
     def extra_repr(self) -> str:
         return f"replaced by {self._fused_policy.__name__}, plan: {self.fused.plan}"

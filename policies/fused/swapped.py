@@ -50,7 +50,8 @@ _CLASSES: dict[tuple[type[nn.Module], type[Swapped]], type[nn.Module]] = {}
 
 def swapped_class(original: type[nn.Module], mixin: type[Swapped]) -> type[nn.Module]:
     """The one subclass of ``original`` behind ``mixin``. It keeps the original's name, because libraries write a
-    class's name into what they save; its qualified name differs."""
+    class's name into what they save; its qualified name differs. Who builds a model of it (``type(model).from_config``, as
+    a moving average of weights does) gets one of the original's."""
     if (original, mixin) not in _CLASSES:
         _CLASSES[original, mixin] = _make_class(original, mixin)
     return _CLASSES[original, mixin]
@@ -61,6 +62,7 @@ def _make_class(original: type[nn.Module], mixin: type[Swapped]) -> type[nn.Modu
         "__module__": original.__module__,
         "__qualname__": f"Fused{original.__qualname__}",
         "__doc__": f"{original.__name__}, replaced in place.",
+        "__new__": lambda cls, *args, **kwargs: original(*args, **kwargs),
         "_fused_original": original,
         "_fused_mixin": mixin,
     }
@@ -131,5 +133,4 @@ def differentiated(*tensors: Tensor | None) -> bool:
 
 
 def _rebuild(original: type[nn.Module], mixin: type[Swapped]) -> nn.Module:
-    cls = swapped_class(original, mixin)
-    return cls.__new__(cls)
+    return object.__new__(swapped_class(original, mixin))
