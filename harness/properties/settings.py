@@ -115,11 +115,14 @@ def _proposed(trial: Trial) -> Iterator[Iterable[Later]]:
 
 
 def _of_kind(kind: Kind, trial: Trial) -> list[Later]:
-    """Some changes of a kind to one of the layers, in any order."""
+    """Some changes of a kind to one of the layers, in any order: each of another class of parts or in another way, because most
+    of a model's parts are of few classes."""
     chosen = random.Random(trial.example.seed)
     layer = chosen.choice(trial.replaced.replaced).path
     parts = [(f"{layer}.{name}".strip("."), part) for name, part in trial.original.get_submodule(layer).named_modules()]
-    found = [(path, *one) for path, part in parts if path != layer or kind is not _class for one in kind(part)]
+    chosen.shuffle(parts)
+    proposed = [(type(part), path, *one) for path, part in parts if path != layer or kind is not _class for one in kind(part)]
+    found = [*{(cls, what): (path, what, change) for cls, path, what, change in proposed}.values()]
     configured = kind is _configured
     if configured:  # which parts share, and most of which has no part in a call: all of it is proposed
         found = [*{what: (path, what, change) for path, what, change in found}.values()]
@@ -252,4 +255,5 @@ SETTINGS = Property(
     "configuration) after the replacement, has the effect that it has in the original, and none once it is taken back.",
     check=_settings,
     share=0.1,
+    least=6,
 )

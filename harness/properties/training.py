@@ -35,7 +35,7 @@ def _gradients(trial: Trial) -> None:
     chosen = random.Random(trial.example.seed)
     model, original = trial.copy(), trial.original
     # torch 2.13's own convolutions crash in backward where only some parameters of a model want gradients.
-    share = chosen.choice((0.0, 0.5, 0.9) if trial.case.layered else (0.0, 1.0))
+    share = chosen.choice((0.0, 0.5, 0.9)) if trial.case.layered else float(trial.example.seed & 1)
     frozen = [name for name, _ in original.named_parameters() if chosen.random() < share]
     early = chosen.random() < 0.5
     run, inputs, how = _call(trial, by_cache=chosen.random() < 0.5)
