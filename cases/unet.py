@@ -45,7 +45,7 @@ class UNetCase(Case):
     axes = (
         Axis("blocks", ("C", "CD", "DC", "CC", "CCD", "D", "AD", "SR")),
         Axis("mid", ("cross", "plain", "simple", "none")),
-        Axis("heads", ("2", "1", "3", "5", "per block"), large=("3", "5")),
+        Axis("heads", ("2", "1", "3", "5", "per block"), large=("3", "5", "8"), largest=("20",)),
         Axis("groups", (2, 1, 4), large=(32,)),
         Axis("group_size", (4, 2, 6), claimed=False, large=(1, 2, 4), largest=(80,)),
         Axis("layers", (1, 2)),
@@ -71,7 +71,7 @@ class UNetCase(Case):
         flag("freeu", simplest=False),
         Axis("conv_out_kernel", (3, 1)),
         Axis("batch", (1, 2, 3, 5), largest=(17,)),
-        Axis("height", (4, 5, 6, 7), large=(16, 24, 33), largest=(65,)),
+        Axis("height", (4, 5, 6, 7), large=(16, 24, 33), largest=(65, 700)),
         Axis("width", (4, 3, 6), large=(16, 24, 20, 50), largest=(65,)),
         Axis("tokens", (3, 1, 5), large=(77, 130), largest=(300, 513)),
         Axis("format", ("contiguous", "channels_last", "transposed")),
@@ -213,7 +213,7 @@ _MID = {
 def channels_of(example: Example) -> tuple[int, ...]:
     """Channels of each level: multiples of the group count, even, all different, and enough for every head."""
     unit = example["groups"] * example["group_size"]
-    first = unit * -(-6 // unit)
+    first = unit * -(-max(6, _most_heads(example)) // unit)
     return tuple(first + unit * level for level in range(len(example["blocks"])))
 
 
@@ -222,7 +222,11 @@ def _heads(example: Example, count: int) -> Any:
     sizes = (1, 2) if is_simple(example) else (1, 2, 3, 5)
     if example["heads"] == "per block":
         return tuple(sizes[level % len(sizes)] for level in range(count))
-    return int(example["heads"]) if int(example["heads"]) in sizes else 2
+    return min(int(example["heads"]), 2) if is_simple(example) else int(example["heads"])
+
+
+def _most_heads(example: Example) -> int:
+    return 5 if example["heads"] == "per block" else int(example["heads"])
 
 
 def _depth(depth: str, count: int) -> Any:
