@@ -143,7 +143,7 @@ def _checks(found: Found, refuses: bool) -> list[str]:
         lines.append('causal = own.is_causal and own.config._attn_implementation == "sdpa"')
     if found.query:
         lines.append(f"key = {_linear(found, found.key)}")
-        lines.append("kv_heads = key.weight.shape[0] // own." + (found.head_size or 'TODO("head size")'))
+        lines.append("kv_heads = key.weight.shape[0] // " + _head_size(found))
     return ["        " + line for line in lines]
 
 
@@ -164,8 +164,12 @@ def _read(found: Found, choices: Choices) -> list[str]:
     return ["        " + line for line in [*lines, ")"]]
 
 
+def _head_size(found: Found) -> str:
+    return f"own.{found.head_size}" if found.head_size else 'TODO("head size")'
+
+
 def _attention_lines(found: Found, choices: Choices) -> list[str]:
-    size = f"own.{found.head_size}" if found.head_size else 'TODO("head size")'
+    size = _head_size(found)
     if found.query:
         qkv = f"SplitQKV(query={_linear(found, found.query)}, key=key, value={_linear(found, found.value)})"
         kv_heads = "kv_heads"
