@@ -6,7 +6,7 @@ Requirements this file must meet:
   run that was copied twice counts once.
 * A damaged, foreign or half-written record costs one line and nothing else.
 * 1,000 runs are read in seconds: raw samples, evidence and coverage, nine tenths of a record, are skipped unparsed.
-* A series never mixes machines, thread counts, dtypes, devices, clocks or columns.
+* A series never mixes machines, thread counts, policies, dtypes, devices, clocks or columns.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ class _Timing(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     baseline: str
     subject: str
     verdict: record.TimingVerdict
+    reason: str = ""
     ratio: record.Interval | None = None
     clock: str = "end-to-end"
 
 
 class _Verdict(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     case: str
+    policy: str
     property: str
     outcome: record.Outcome
     reason: str = ""
@@ -82,9 +84,10 @@ class TimingKey(NamedTuple):
 
 
 class PropertyKey(NamedTuple):
-    """What must agree for two verdicts to stand in one series."""
+    """What must agree for two verdicts to stand in one series; a policy's name says its plan and device too."""
 
     case: str
+    policy: str
     property: str
 
 
@@ -95,7 +98,7 @@ class TimingPoint(NamedTuple):
     ratio: float
 
 
-class PropertyPoint(NamedTuple):
+class Judgement(NamedTuple):
     """One run's outcome; ``run`` is its place in ``History.runs``."""
 
     run: int
@@ -121,7 +124,9 @@ class History:
     runs: tuple[PastRun, ...]
     problems: tuple[str, ...]
     timings: dict[TimingKey, tuple[TimingPoint, ...]]
-    properties: dict[PropertyKey, tuple[PropertyPoint, ...]]
+    properties: dict[PropertyKey, tuple[Judgement, ...]]
+    equality: dict[TimingKey, tuple[Judgement, ...]]
+    """Of each timed row that was FAILED in some run: in which runs it was, and in which its subject was timed."""
 
 
 def read_history(folder: Path) -> History:
@@ -143,6 +148,7 @@ def read_history(folder: Path) -> History:
         problems=tuple(problems),
         timings=timings,
         properties=properties,
+        equality=_equality(ordered),
     )
 
 
@@ -188,16 +194,41 @@ def _better(new: tuple[_PartialRun, Path], old: tuple[_PartialRun, Path]) -> tup
 
 def _series(
     runs: list[_PartialRun],
-) -> tuple[dict[TimingKey, tuple[TimingPoint, ...]], dict[PropertyKey, tuple[PropertyPoint, ...]]]:
+) -> tuple[dict[TimingKey, tuple[TimingPoint, ...]], dict[PropertyKey, tuple[Judgement, ...]]]:
     timings: dict[TimingKey, list[TimingPoint]] = defaultdict(list)
-    properties: dict[PropertyKey, list[PropertyPoint]] = defaultdict(list)
+    properties: dict[PropertyKey, list[Judgement]] = defaultdict(list)
     for place, run in enumerate(runs):
-        where = run.environment.machine, run.environment.threads
         for t in run.timings:
             ratio = measured_ratio(t)
             if ratio is not None:
-                what = t.case, t.workload, t.phase, t.shape, t.dtype, t.device, t.clock, t.baseline, t.subject
-                timings[TimingKey(*where, *what)].append(TimingPoint(place, ratio.estimate))
+                timings[_timing_key(run, t)].append(TimingPoint(place, ratio.estimate))
         for v in run.verdicts:
-            properties[PropertyKey(v.case, v.property)].append(PropertyPoint(place, v.outcome, v.reason))
+            properties[PropertyKey(v.case, v.policy, v.property)].append(Judgement(place, v.outcome, v.reason))
     return {k: tuple(v) for k, v in timings.items()}, {k: tuple(v) for k, v in properties.items()}
+
+
+def _equality(runs: list[_PartialRun]) -> dict[TimingKey, tuple[Judgement, ...]]:
+    """A row whose job could not even be built names no baseline, so what shows it mended is its subject timed against any."""
+    failed = [{_timing_key(run, t): t.reason for t in run.timings if t.verdict == "FAILED"} for run in runs]
+    judged: dict[TimingKey, list[Judgement]] = {key: [] for keys in failed for key in keys}
+    by_subject: dict[TimingKey, list[TimingKey]] = defaultdict(list)
+    for key in judged:
+        by_subject[_whatever_beside(key)].append(key)
+    for place, run in enumerate(runs if judged else ()):
+        for key, reason in failed[place].items():
+            judged[key].append(Judgement(place, "failed", reason))
+        timed = {_whatever_beside(_timing_key(run, t)) for t in run.timings if t.verdict != "FAILED"}
+        for key in (key for subject in timed & by_subject.keys() for key in by_subject[subject]):
+            if key not in failed[place]:
+                judged[key].append(Judgement(place, "held", ""))
+    return {key: tuple(points) for key, points in judged.items()}
+
+
+def _timing_key(run: _PartialRun, t: _Timing) -> TimingKey:
+    where = run.environment.machine, run.environment.threads
+    return TimingKey(*where, t.case, t.workload, t.phase, t.shape, t.dtype, t.device, t.clock, t.baseline, t.subject)
+
+
+def _whatever_beside(key: TimingKey) -> TimingKey:
+    """``key`` for any baseline and by any clock."""
+    return key._replace(baseline="", clock="")

@@ -6,6 +6,7 @@ Requirements this file must meet:
   Killick, Fearnhead and Eckley, JASA 107, 2012), not from thresholds between neighbouring nights.
 * One slow night is not a level: a level lasts ``SHORTEST_LEVEL`` runs at least.
 * A drop counts only while it lasts: a regression is a drop after which no later level came back.
+* A row that is no longer timed, because its outputs differ, is a regression like a property that broke.
 * What is reported names the two runs between which it began and what changed between them.
 """
 
@@ -23,7 +24,7 @@ from reports.compare import MARGIN, environment_differences
 from reports.summary import WRONG
 
 if TYPE_CHECKING:
-    from reports.history import History, PastRun, PropertyKey, PropertyPoint, TimingKey, TimingPoint
+    from reports.history import History, Judgement, PastRun, PropertyKey, TimingKey, TimingPoint
 
 SHORTEST_LEVEL = 3
 """Runs."""
@@ -61,7 +62,10 @@ def find_trends(history: History, *, margin: float = MARGIN) -> Trends:
     levels = {key: find_levels([p.ratio for p in points]) for key, points in history.timings.items()}
     slow = [r for key, points in history.timings.items() for r in _lost(history, key, points, levels[key], margin)]
     wrong = [r for key, points in history.properties.items() for r in _broken(history, key, points)]
-    return Trends(levels=levels, regressions=(*wrong, *sorted(slow, key=lambda r: r.effect or 0.0)))
+    unequal = [
+        r for key, points in history.equality.items() if (r := _standing(history, describe(key), points, "FAILED")) is not None
+    ]
+    return Trends(levels=levels, regressions=(*wrong, *unequal, *sorted(slow, key=lambda r: r.effect or 0.0)))
 
 
 def find_levels(ratios: list[float]) -> tuple[Level, ...]:
@@ -125,27 +129,32 @@ def describe(key: TimingKey) -> str:
     )
 
 
-def _broken(history: History, key: PropertyKey, points: tuple[PropertyPoint, ...]) -> list[Regression]:
+def _broken(history: History, key: PropertyKey, points: tuple[Judgement, ...]) -> list[Regression]:
     """A property is judged on each machine by itself: one machine that holds cannot hide another that does not."""
     machines = dict.fromkeys(history.runs[p.run].environment.machine for p in points)
     found = []
     for machine in machines:
-        own = [p for p in points if history.runs[p.run].environment.machine == machine and p.outcome != "unavailable"]
-        if not own or own[-1].outcome not in WRONG:
-            continue
-        start = len(own)
-        while start and own[start - 1].outcome in WRONG:
-            start -= 1
-        good = history.runs[own[start - 1].run] if start else None
-        bad = history.runs[own[start].run]
-        found.append(
-            Regression(
-                subject=f"{key.case}: {key.property}, machine {machine}",
-                last_good=good,
-                first_bad=bad,
-                sentence=f"{own[-1].outcome} in the last {wording.count(len(own) - start, 'run')}: {own[-1].reason}",
-                effect=None,
-                differences=environment_differences(good.environment, bad.environment) if good else (),
-            )
-        )
+        own = tuple(p for p in points if history.runs[p.run].environment.machine == machine and p.outcome != "unavailable")
+        subject = f"{key.case}: {key.property} ({key.policy}), machine {machine}"
+        if own and (regression := _standing(history, subject, own, own[-1].outcome)) is not None:
+            found.append(regression)
     return found
+
+
+def _standing(history: History, subject: str, points: tuple[Judgement, ...], word: str) -> Regression | None:
+    """What was wrong when ``subject`` was last judged, since it last held; None where it held then."""
+    start = len(points)
+    while start and points[start - 1].outcome in WRONG:
+        start -= 1
+    if start == len(points):
+        return None
+    good = history.runs[points[start - 1].run] if start else None
+    bad = history.runs[points[start].run]
+    return Regression(
+        subject=subject,
+        last_good=good,
+        first_bad=bad,
+        sentence=f"{word} in the last {wording.count(len(points) - start, 'run')}: {points[-1].reason}",
+        effect=None,
+        differences=environment_differences(good.environment, bad.environment) if good else (),
+    )
