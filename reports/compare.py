@@ -9,6 +9,7 @@ Requirements this file must meet:
   got slower when the head's whole interval lies below the base's and the change exceeds a margin. Two disjoint 99 %
   intervals are a stricter rule than a 99 % test of the difference (Schenker and Gentleman, The American Statistician
   55(3), 2001), which suits a comparison of hundreds of rows.
+* A row that could not be timed, its outputs being unequal, is wrong wherever it is: nothing has to be like it in the base.
 * Only replaced columns are called slower or faster: two originals against each other are upstream's affair.
 * Two runs with nothing in common are an error that says so, never an empty "no regressions".
 """
@@ -85,6 +86,7 @@ def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
     if not judged and not common:
         raise ComparisonError(_nothing_in_common(base, head, apart, timed_before.keys() & timed_after.keys()))
     changes = [c for key, verdict in after.items() for c in _verdict_changes(before.get(key), verdict)]
+    changes += [_untimed(timed_before.get(key), row) for key, row in timed_after.items() if row.verdict == "FAILED"]
     pairs = [(timed_before[key], timed_after[key]) for key in common]
     changes += [c for old, new in pairs for c in _timing_changes(old, new, margin)]
     order = {kind: place for place, kind in enumerate(Kind.__args__)}  # type: ignore[attr-defined]
@@ -235,24 +237,29 @@ def _newly_refused(old: Verdict, new: Verdict) -> str | None:
     return None
 
 
-def _timing_changes(old: Timing, new: Timing, margin: float) -> list[Change]:
-    def change(kind: Kind, sentence: str, effect: float | None = None) -> list[Change]:
-        subject = f"{wording.where(new)}, {wording.pair(new)}"
-        return [Change(kind=kind, case=new.case, subject=subject, sentence=f"{new.case}: {subject}: {sentence}", effect=effect)]
+def _untimed(old: Timing | None, new: Timing) -> Change:
+    """What a FAILED row tells, whatever the machine: equality is no matter of speed."""
+    before = old.verdict if old is not None else "not in the base run"
+    return _timing_change("still wrong" if before == "FAILED" else "wrong", new, f"not timed (before: {before}): {new.reason}")
 
-    if new.verdict == "FAILED":
-        return change("still wrong" if old.verdict == "FAILED" else "wrong", f"not timed: {new.reason}")
-    if old.verdict == "FAILED":
-        return change("fixed", "the outputs agree again, so it is timed.")
+
+def _timing_changes(old: Timing, new: Timing, margin: float) -> list[Change]:
+    if old.verdict == "FAILED" and new.verdict != "FAILED":
+        return [_timing_change("fixed", new, "the outputs agree again, so it is timed.")]
     first, second = measured_ratio(old), measured_ratio(new)
     if first is None or second is None or not is_replaced(new):
         return []
     effect = second.estimate / first.estimate - 1
     if second.high < first.low and effect < -margin:
-        return change("slower", _moved(old, new, first, second), effect)
+        return [_timing_change("slower", new, _moved(old, new, first, second), effect)]
     if second.low > first.high and effect > margin:
-        return change("faster", _moved(old, new, first, second), effect)
+        return [_timing_change("faster", new, _moved(old, new, first, second), effect)]
     return []
+
+
+def _timing_change(kind: Kind, timing: Timing, sentence: str, effect: float | None = None) -> Change:
+    subject = f"{wording.where(timing)}, {wording.pair(timing)}"
+    return Change(kind=kind, case=timing.case, subject=subject, sentence=f"{timing.case}: {subject}: {sentence}", effect=effect)
 
 
 def _both_measured(old: Timing, new: Timing) -> bool:

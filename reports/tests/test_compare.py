@@ -110,6 +110,20 @@ def test_a_row_whose_outputs_differ_is_wrong_and_a_void_row_is_not_compared():
     assert "1 timed row is not compared, being void or without an interval in one of the runs." in found.differences
 
 
+@pytest.mark.parametrize("elsewhere", [{}, {"machine": "other"}, {"threads": 4}])
+def test_a_row_whose_outputs_differ_is_wrong_whether_or_not_the_base_has_its_like(elsewhere):
+    failed = {"verdict": "FAILED", "reason": "outputs differ", **synthetic.UNTIMED}
+    base = synthetic.run("a", timings=(synthetic.timing(),))
+    head = synthetic.run(
+        "b",
+        environment=synthetic.environment(**elsewhere),
+        timings=(synthetic.timing(), synthetic.timing("opt", **failed)),
+    )
+    (change,) = compare.compare(base, head).changes
+    assert (change.kind, change.case) == ("wrong", "opt")
+    assert change.sentence.endswith(": not timed (before: not in the base run): outputs differ")
+
+
 @pytest.mark.parametrize("field", ["dtype", "device", "workload", "phase", "shape", "baseline", "subject"])
 def test_only_like_timings_are_compared_and_the_others_are_listed(field):
     found = compare.compare(timed(1.4), timed(1.0, **{field: "other"}))
