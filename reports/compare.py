@@ -83,7 +83,7 @@ def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
     timed_before, timed_after = _timings(base), _timings(head)
     common = [] if apart else [key for key in timed_after if key in timed_before]
     judged = [key for key in after if key in before]
-    if not judged and not common:
+    if not comparable(base, head):
         raise ComparisonError(_nothing_in_common(base, head, apart, timed_before.keys() & timed_after.keys()))
     changes = [c for key, verdict in after.items() for c in _verdict_changes(before.get(key), verdict)]
     changes += [_untimed(timed_before.get(key), row) for key, row in timed_after.items() if row.verdict == "FAILED"]
@@ -104,6 +104,12 @@ def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
         verdicts_compared=len(judged),
         timings_compared=sum(_both_measured(old, new) for old, new in pairs),
     )
+
+
+def comparable(base: Run, head: Run) -> bool:
+    """Whether any verdict or timing of one run has a like in the other, so that ``compare`` does not raise."""
+    timed = not _why_timings_are_apart(base.environment, head.environment) and _timings(base).keys() & _timings(head).keys()
+    return bool(timed or _verdicts(base).keys() & _verdicts(head).keys())
 
 
 def violations(comparison: Comparison, fail_on: Collection[str]) -> tuple[Change, ...]:

@@ -9,6 +9,7 @@ import typer
 
 from ..profiles import PROFILES
 from ..registry import CaseEntry, choose
+from ..suggest import suggestion
 
 INTERRUPTED = 130
 """Exit status of a command that somebody broke off, as shells have it."""
@@ -26,8 +27,14 @@ def chosen(ctx: typer.Context, names: list[str] | None) -> tuple[CaseEntry, ...]
 
 def see_profile(name: str) -> None:
     """Raises one line that names the profiles, where none is called ``name``."""
-    if name not in PROFILES:
-        raise typer.BadParameter(f"no profile is called {name!r}; there are: {' '.join(PROFILES)}")
+    see_known("profile", name, tuple(PROFILES))
+
+
+def see_known(kind: str, name: str, known: tuple[str, ...]) -> None:
+    """Raises one line with the nearest of ``known``, or all of them, where ``name`` is none."""
+    if name not in known:
+        hint = suggestion(name, known, f"there are: {' '.join(known)}")
+        raise typer.BadParameter(f"no {kind} is called {name!r}; {hint}")
 
 
 Cases = Annotated[
@@ -46,7 +53,10 @@ Properties = Annotated[
 Execution = Annotated[
     str, typer.Option("--plan", help="How replacements run: auto, plain, onednn, packed, graphed or compiled.", metavar="NAME")
 ]
-Seed = Annotated[int | None, typer.Option(help="Seed of all random choices (default: 0; nightly: a new one).", min=0)]
+Seed = Annotated[int | None, typer.Option(help="Seed of all random choices (default: 0).", min=0)]
+NightlySeed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of all random choices (default: 0; nightly: a new one).", min=0)
+]
 Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<time>-<seed>).", metavar="DIR")]
 Resume = Annotated[
     Path | None, typer.Option(help="Go on with the unfinished run in this folder, as it was begun.", metavar="DIR")

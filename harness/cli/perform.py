@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shlex
 import sys
@@ -10,11 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
 from reports import storage
-from reports.record import Run
+from reports.record import Environment, Run
 
 from ..journal import Journal, Plan
 from ..registry import CaseEntry, choose
@@ -36,7 +38,7 @@ def check(
     properties: options.Properties = None,
     plan: options.Execution = "auto",
     device: options.Device = "cpu",
-    seed: options.Seed = None,
+    seed: options.NightlySeed = None,
     out: options.Out = None,
     resume: options.Resume = None,
     workers: options.Workers = None,
@@ -80,7 +82,7 @@ def run(
         float | None,
         typer.Option(help="Seconds that timing may take (quick: 25, else 540).", min=1.0, metavar="SECONDS"),
     ] = None,
-    seed: options.Seed = None,
+    seed: options.NightlySeed = None,
     out: options.Out = None,
     resume: options.Resume = None,
     workers: options.Workers = None,
@@ -181,18 +183,42 @@ def write_page(run: Run, folder: Path) -> Path:
     return page
 
 
+class _Head(msgspec.Struct, frozen=True):
+    """As much of a record as says whether it may be the one before; the rest is skipped unparsed."""
+
+    id: str
+    created: datetime
+    profile: str
+    environment: Environment
+
+
 def previous_run(run: Run, folder: Path) -> Run | None:
-    """The latest finished run beside ``folder`` that began before ``run`` on the same machine in the same profile."""
-    candidates = sorted(folder.resolve().parent.glob(f"*/{storage.RECORD_NAME}"), reverse=True)
-    for path in candidates:
-        try:
+    """The run to show ``run`` against: of the finished ones beside ``folder`` on the same machine in the same profile, begun
+    no later, the latest that has something in common with it."""
+    from reports.compare import comparable
+
+    try:
+        own = _begun(msgspec.convert(run.created, datetime))
+    except msgspec.ValidationError:
+        return None  # nobody knows what came before it
+    candidates = []
+    for path in folder.resolve().parent.glob(f"*/{storage.RECORD_NAME}"):
+        with contextlib.suppress(storage.RecordError):
+            head = storage.decode(storage.read_bytes(path), _Head, path)
+            same = head.environment.machine == run.environment.machine and head.profile == run.profile
+            if same and head.id != run.id and _begun(head.created) <= own:
+                candidates.append((_begun(head.created), path))
+    for _, path in sorted(candidates, reverse=True):
+        with contextlib.suppress(storage.RecordError):
             other = storage.read(path)
-        except storage.RecordError:
-            continue
-        same = other.environment.machine == run.environment.machine and other.profile == run.profile
-        if same and other.id != run.id and other.created <= run.created:
-            return other
+            if comparable(other, run):
+                return other
     return None
+
+
+def _begun(created: datetime) -> datetime:
+    """A time without a zone is UTC."""
+    return created if created.tzinfo is not None else created.replace(tzinfo=UTC)
 
 
 def _list_jobs(scope: Scope, *, json: bool) -> int:
