@@ -85,9 +85,20 @@ def _accelerator() -> Accelerator | None:
     return Accelerator(
         name=device.name,
         memory_bytes=device.total_memory,
-        driver=torch.version.cuda,
+        driver=_driver(str(device.uuid)),
         capability=f"{device.major}.{device.minor}",
     )
+
+
+def _driver(uuid: str) -> str | None:
+    """Version of the GPU's driver; None where NVML does not tell."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    from .timing.nvml import Nvml
+
+    return Nvml(pynvml, uuid).driver()
 
 
 def _commit() -> str | None:

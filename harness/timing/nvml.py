@@ -83,7 +83,12 @@ class Nvml:
 
     def driver(self) -> str | None:
         """Version of the driver, or None where NVML cannot be used."""
-        return None if self.problem else str(self._library.nvmlSystemGetDriverVersion())
+        if self.problem:
+            return None
+        try:
+            return str(self._library.nvmlSystemGetDriverVersion())
+        except self._library.NVMLError:
+            return None
 
     def _throttling(self) -> tuple[str, ...]:
         bits = self._library.nvmlDeviceGetCurrentClocksEventReasons(self._handle)
