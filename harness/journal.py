@@ -90,10 +90,7 @@ class Journal:
         """A new run. Raises ``JournalError`` where the folder holds a run already or cannot be written."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if (folder / RECORD_NAME).exists():
-                raise JournalError(f"{folder}: holds a finished run already; choose another folder")
-            if (folder / JOURNAL_NAME).exists():
-                raise JournalError(f"{folder}: holds an unfinished run; go on with --resume, or choose another folder")
+            see_free(folder)
             journal = cls(folder, plan, [])
             journal.append(plan)
         except OSError as problem:
@@ -128,6 +125,14 @@ class Journal:
         """Forget the journal: the record has been written."""
         self.close()
         (self.folder / JOURNAL_NAME).unlink(missing_ok=True)
+
+
+def see_free(folder: Path) -> None:
+    """Raises ``JournalError`` where the folder holds a run already, finished or not."""
+    if (folder / RECORD_NAME).exists():
+        raise JournalError(f"{folder}: holds a finished run already; choose another folder")
+    if (folder / JOURNAL_NAME).exists():
+        raise JournalError(f"{folder}: holds an unfinished run; go on with --resume, or choose another folder")
 
 
 def _read(path: Path) -> tuple[list[Entry], int]:

@@ -15,6 +15,8 @@ def drift(
     json: options.Json = False,
 ) -> int:
     """Tell what changed in the layers that policies replace since they were proven, and which policies are at risk."""
+    from policies.catalogue import ENTRIES
+
     from ..drift.compare import KEPT, compare, read_kept, take, write_kept
 
     now = take()
@@ -30,8 +32,10 @@ def drift(
     print(f"here: {_words(found.installed)}")
     for change in found.changes:
         print(f"{change.layer}: {change.what} [{', '.join(change.risk)}]")
+    listed = {path for entry in ENTRIES for path in entry.load().layer_classes} if found.unavailable else set()
     for path in found.unavailable:
-        print(f"{path}: not compared, its library is not installed")
+        why = "its library is not installed" if path in listed else "no policy replaces it any more"
+        print(f"{path}: not compared, {why}")
     at_risk = sorted({policy for change in found.changes for policy in change.risk})
     if at_risk:
         print(f"at risk: {', '.join(at_risk)}")

@@ -20,6 +20,7 @@ def report(
     format: Annotated[str, typer.Option(help="html (written beside the record), md or text (printed).")] = "html",
 ) -> int:
     """Render the report of a finished run again."""
+    options.see_known("format", format, ("html", "md", "text"))
     found = storage.read(run)
     folder = run if run.is_dir() else run.parent
     match format:
@@ -29,12 +30,10 @@ def report(
             from reports.markdown import render_markdown
 
             sys.stdout.write(render_markdown(found, previous_run(found, folder)))
-        case "text":
+        case _:
             from reports import terminal
 
             terminal.show(Console(), terminal.render_terminal(found), terminal.run_lines(found))
-        case _:
-            raise typer.BadParameter(f"no format is called {format!r}; there are: html md text")
     return 0
 
 
@@ -51,6 +50,7 @@ def compare(
     from reports import compare as comparing
     from reports import markdown, terminal
 
+    options.see_known("format", format, ("text", "md"))
     comparison = comparing.compare(storage.read(base), storage.read(head))
     broken = comparing.violations(comparison, [one.strip() for one in fail_on.split(",") if one.strip()])
     if json:

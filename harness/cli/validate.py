@@ -31,6 +31,7 @@ def validate(
     json: options.Json = False,
 ) -> int:
     """Prove or refute a policy in a file of your own: contract, properties, timing, report, and a verdict to paste."""
+    from ..journal import see_free
     from ..run import new_folder
     from ..validation.isolation import Limits, begin
     from .perform import write_page
@@ -41,7 +42,7 @@ def validate(
         raise typer.BadParameter(f"{path}: there is no such file")
     created = datetime.now(UTC).isoformat(timespec="seconds")
     folder = out or new_folder(Path("runs"), created, seed or 0)
-    _must_be_free(folder)
+    see_free(folder)
     begin()  # before this process imports what takes seconds too
     from ..validation.validate import Request
     from ..validation.validate import record as make_record
@@ -91,10 +92,3 @@ def _split(file: str) -> tuple[str, str | None]:
     """``FILE[:NAME]``; a colon in a folder's name is no separator."""
     path, colon, name = file.rpartition(":")
     return (path, name) if colon and name.isidentifier() else (file, None)
-
-
-def _must_be_free(folder: Path) -> None:
-    from ..journal import JournalError
-
-    if (folder / storage.RECORD_NAME).exists():
-        raise JournalError(f"{folder}: holds a finished run already; choose another folder")

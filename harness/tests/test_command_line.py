@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from cases import CASES
 from harness.cli.app import status
+from harness.drift import compare
 from harness.journal import Journal, Plan
 from reports import storage
 
@@ -124,6 +126,14 @@ def test_a_finished_run_is_not_overwritten(finished: Path, capsys: pytest.Captur
     assert (finished / storage.RECORD_NAME).read_bytes() == before
 
 
+def test_a_validation_takes_no_folder_that_holds_a_run(
+    finished: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for folder, word in ((finished, "finished run already"), (begun(tmp_path / "run"), "unfinished run")):
+        assert harness("validate", __file__, "--out", folder) == 2
+        assert word in one_line(capsys)
+
+
 def test_a_device_that_is_not_there_is_said_before_anything_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     import torch
 
@@ -158,6 +168,24 @@ def test_report_writes_the_page_again(finished: Path, capsys: pytest.CaptureFixt
     assert "gptj" in capsys.readouterr().out
 
 
+def test_a_mistyped_format_gets_a_suggestion_and_prints_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, hint in (
+        (("report", finished, "--format", "htlm"), "did you mean html?"),
+        (("compare", finished, finished, "--format", "txt"), "did you mean text?"),
+        (("compare", finished, finished, "--format", "html"), "there are: text md"),
+    ):
+        assert harness(*arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.endswith(f": no format is called {arguments[-1]!r}; {hint}\n")
+
+
+@pytest.mark.parametrize(("command", "new"), [("check", True), ("run", True), ("validate", False), ("faults", False)])
+def test_help_says_a_new_seed_only_where_nightly_takes_one(command: str, new: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness(command, "--help") == 0
+    assert ("nightly: a new one" in " ".join(capsys.readouterr().out.split())) is new
+
+
 @pytest.mark.parametrize(
     ("content", "word"), [("", "not a run record"), ("{}", "not a run record"), ('{"schema": 99}', "version 99")]
 )
@@ -184,6 +212,21 @@ def test_list_names_every_case_as_json(capsys: pytest.CaptureFixture[str]) -> No
     rows = json.loads(capsys.readouterr().out)["cases"]
     assert [row["case"] for row in rows] == [entry.name for entry in CASES]
     assert all(row["replaces"] and (row["available"] or row["unavailable"]) for row in rows)
+
+
+def test_drift_tells_a_layer_that_no_policy_lists_from_one_whose_library_is_absent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = compare.read_kept()
+    absent = "transformers.models.bert.modeling_bert:BertLayer"
+    here = {path: layer for path, layer in kept.layers.items() if path != absent}
+    before = {**kept.layers, "library:Forgotten": kept.layers[absent]}
+    monkeypatch.setattr(compare, "read_kept", lambda: msgspec.structs.replace(kept, layers=before))
+    monkeypatch.setattr(compare, "take", lambda: msgspec.structs.replace(kept, layers=here))
+    assert harness("drift") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{absent}: not compared, its library is not installed" in lines
+    assert "library:Forgotten: not compared, no policy replaces it any more" in lines
 
 
 def test_faults_are_listed_as_json_those_that_were_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
