@@ -213,6 +213,8 @@ class Ceilings(Struct, frozen=True, kw_only=True):
     """Best GEMM rate found, by dtype, in FLOP/s."""
     copy_bytes: float
     """Copy bandwidth, bytes/s, reads plus writes."""
+    warnings: tuple[str, ...] = ()
+    """What disturbed the measurement: a ceiling that is too low voids honest rows."""
 
 
 class NullLane(Struct, frozen=True, kw_only=True):

@@ -165,9 +165,10 @@ def _slower_lines(summary: Summary) -> Iterator[str]:
 
 def _figures(timing: Timing) -> str:
     ratio = measured_ratio(timing)
+    why = "; ".join((timing.reason, *timing.warnings))
     if ratio is None:
-        return f"{timing.verdict}: {timing.reason}"
-    return f"{timing.verdict} {wording.ratio(ratio.estimate)} ({wording.interval(ratio)}): {timing.reason}"
+        return f"{timing.verdict}: {why}"
+    return f"{timing.verdict} {wording.ratio(ratio.estimate)} ({wording.interval(ratio)}): {why}"
 
 
 def _wrong_lines(run: Run, summary: Summary) -> Iterator[str]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from cases import CASES
 from cases.bert import BertCase
+from harness.bench import rows
 from harness.bench.columns import EAGER, GRAPHED, ORIGINAL, REPLACED, SDPA, Column, original_columns, planned_column
 from harness.bench.gate import NotTimed, kind_of_equality, show_equal
 from harness.bench.jobs import Job, JobPlan, plan_jobs
@@ -24,6 +25,7 @@ from harness.registry import CaseEntry, choose
 from harness.timing.cpu import CpuDevice
 from harness.timing.devices import Call
 from harness.timing.opening import open_device
+from harness.timing.paired import compare
 from harness.trial import graphs_of
 from policies import replace_module
 from policies.fused.capture import EmulatorBackend, captured_by
@@ -200,6 +202,18 @@ def test_on_a_device_with_graphs_and_a_clock_of_its_own_both_are_columns(capturi
     else:
         (failed,) = graphed
         assert failed.reason == "RuntimeError: operation not permitted when stream is capturing"
+
+
+def test_what_disturbed_a_row_stands_beside_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def disturbed(*sides: Any, **options: Any) -> Any:
+        return dataclasses.replace(compare(*sides, **options), warnings=("another process ran",))
+
+    monkeypatch.setattr(rows, "compare", disturbed)
+    (entry,) = choose(CASES, ["bert"])
+    small = Workload(name="small", phase="encoder", batch=1, tokens=3, config=TINY)
+    timed = time_job(Job(entry, small, "float32"), device=open_device("cpu"), seconds_a_pair=0.05, seed=0)
+    assert timed
+    assert all(row.warnings == ("another process ran",) and "another" not in row.reason for row in timed)
 
 
 LIGHT = 60 * 2**20

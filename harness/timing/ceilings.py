@@ -33,7 +33,6 @@ def measure_ceilings(device: Device, *, dtypes: Sequence[torch.dtype] = DTYPES, 
 
     A dtype that the device cannot multiply is left out.
     """
-    start = device.now()
     sets = _WORKING_SETS[device.kind]
     before = device.conditions()
     streams = _stream_rates(device, sets, budget_seconds * _MEMORY_SHARE)
@@ -43,7 +42,6 @@ def measure_ceilings(device: Device, *, dtypes: Sequence[torch.dtype] = DTYPES, 
         device=device.name,
         gemm_flops={dtype: rate for dtype, rate in gemms.items() if rate},
         stream_bytes=streams,
-        seconds=device.now() - start,
         warnings=disturbances(before, device.conditions()),
     )
 

@@ -28,13 +28,17 @@ class SpeedOfLight:
     """Best GEMM rate by dtype (``float32``, ``bfloat16``, ...), FLOP/s."""
     stream_bytes: dict[int, float]
     """Best rate of reading or copying, bytes/s, by working set in bytes; reads and writes both count."""
-    seconds: float
     warnings: tuple[str, ...]
     """What disturbed the measurement: ceilings that are too low void honest rows."""
 
     def record(self) -> Ceilings:
         """The part that the run record holds: memory outside all caches."""
-        return Ceilings(device=self.device, gemm_flops=self.gemm_flops, copy_bytes=self.stream_bytes[max(self.stream_bytes)])
+        return Ceilings(
+            device=self.device,
+            gemm_flops=self.gemm_flops,
+            copy_bytes=self.stream_bytes[max(self.stream_bytes)],
+            warnings=self.warnings,
+        )
 
     def memory_rate(self, working_set: float) -> float:
         """Ceiling in bytes/s for a call that moves ``working_set`` bytes: the largest measured set that is no larger."""
@@ -47,7 +51,6 @@ def best(measured: Sequence[SpeedOfLight]) -> SpeedOfLight:
         device=measured[0].device,
         gemm_flops=_highest([one.gemm_flops for one in measured]),
         stream_bytes=_highest([one.stream_bytes for one in measured]),
-        seconds=sum(one.seconds for one in measured),
         warnings=tuple(dict.fromkeys(warning for one in measured for warning in one.warnings)),
     )
 
