@@ -45,7 +45,9 @@ counts = st.integers(0, 10**9)
 def runs(names: st.SearchStrategy[str] = hostile) -> st.SearchStrategy[record.Run]:
     """Runs with every field drawn; ``names`` draws each string."""
     optional = st.none() | finite
-    accelerators = st.builds(record.Accelerator, name=names, memory_bytes=counts, driver=st.none() | names)
+    accelerators = st.builds(
+        record.Accelerator, name=names, memory_bytes=counts, driver=st.none() | names, capability=st.none() | names
+    )
     environments = st.builds(
         record.Environment,
         machine=names,
@@ -73,6 +75,7 @@ def runs(names: st.SearchStrategy[str] = hostile) -> st.SearchStrategy[record.Ru
         stages=st.lists(stages, max_size=2).map(tuple),
         script=st.none() | names,
         traceback=st.none() | names,
+        notes=st.lists(names, max_size=2).map(tuple),
     )
     verdicts = st.builds(
         record.Verdict,
@@ -108,10 +111,15 @@ def runs(names: st.SearchStrategy[str] = hostile) -> st.SearchStrategy[record.Ru
         baseline_seconds=samples,
         subject_seconds=samples,
         error=optional,
+        layers_replaced=st.none() | counts,
+        flops=optional,
+        bytes=optional,
         flops_fraction=optional,
         bytes_fraction=optional,
         products_fraction=optional,
         peak_bytes=st.none() | counts,
+        rest_bytes=st.none() | counts,
+        clock=st.sampled_from(["end-to-end", "device"]),
         warnings=st.lists(names, max_size=2).map(tuple),
         prepare_seconds=optional,
     )
@@ -123,7 +131,24 @@ def runs(names: st.SearchStrategy[str] = hostile) -> st.SearchStrategy[record.Ru
         pairs_claimed=counts,
         missed=st.lists(names, max_size=2).map(tuple),
     )
-    ceilings = st.builds(record.Ceilings, device=names, gemm_flops=st.dictionaries(names, finite, max_size=2), copy_bytes=finite)
+    budgets = st.builds(
+        record.ErrorBudget,
+        case=names,
+        policy=names,
+        dtype=names,
+        examples=counts,
+        used_median=finite,
+        used_worst=finite,
+        multiple=finite,
+        floor=finite,
+    )
+    ceilings = st.builds(
+        record.Ceilings,
+        device=names,
+        gemm_flops=st.dictionaries(names, finite, max_size=2),
+        copy_bytes=finite,
+        warnings=st.lists(names, max_size=2).map(tuple),
+    )
     return st.builds(
         record.Run,
         schema=st.just(record.SCHEMA_VERSION),
@@ -136,6 +161,7 @@ def runs(names: st.SearchStrategy[str] = hostile) -> st.SearchStrategy[record.Ru
         environment=environments,
         verdicts=st.lists(verdicts, max_size=2).map(tuple),
         coverage=st.lists(coverage, max_size=2).map(tuple),
+        budgets=st.lists(budgets, max_size=2).map(tuple),
         timings=st.lists(timings, max_size=2).map(tuple),
         ceilings=st.lists(ceilings, max_size=1).map(tuple),
         null_lane=st.none() | st.builds(record.NullLane, comparisons=counts, alarms=counts, smallest_effect=optional),

@@ -184,8 +184,23 @@ def full_run(
         verdicts=tuple(_verdicts(source, faulty)),
         coverage=tuple(_coverage(case, source) for case in CASES),
         timings=tuple(_timings(source, faulty, factors or {})),
+        budgets=tuple(_budget(case, dtype, source) for case in CASES for dtype in ("float32", "bfloat16", "float16")),
         ceilings=(record.Ceilings(device="cpu", gemm_flops={"float32": 1.9e11, "bfloat16": 6.0e11}, copy_bytes=2.1e10),),
         null_lane=record.NullLane(comparisons=24, alarms=0, smallest_effect=0.017),
+    )
+
+
+def _budget(case: str, dtype: str, source: random.Random) -> record.ErrorBudget:
+    used = source.uniform(0.05, 0.3)
+    return record.ErrorBudget(
+        case=case,
+        policy=CASES[case],
+        dtype=dtype,
+        examples=240,
+        used_median=used,
+        used_worst=2.5 * used,
+        multiple=8.0,
+        floor=4.0,
     )
 
 

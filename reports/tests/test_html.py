@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from msgspec.structs import replace
 
-from reports import html, wording
+from reports import html, record, terminal, wording
 from reports.tests import strategies, synthetic
 
 VOID_TAGS = {"meta", "link", "br", "line", "circle", "rect", "polyline"}
@@ -158,6 +158,36 @@ def test_a_failure_is_shown_with_its_example_neighbour_stages_and_script(full):
         "torch.manual_seed(7)",
     ):
         assert part in text
+
+
+def test_evidence_that_could_not_be_gathered_is_named_beside_what_was():
+    failure = replace(synthetic.failure(), notes=("The stages could not be compared.",))
+    run = synthetic.run(verdicts=(synthetic.verdict(outcome="failed", failure=failure),))
+    assert "The stages could not be compared." in html.render_html(run)
+
+
+def test_budgets_of_lower_dtypes_are_shown_with_what_was_used_of_them():
+    budget = record.ErrorBudget(
+        case="opt",
+        policy="HFOPTLayerPolicy",
+        dtype="float16",
+        examples=240,
+        used_median=0.113,
+        used_worst=1.27,
+        multiple=8.0,
+        floor=4.0,
+    )
+    words = " ".join(" ".join(Page(html.render_html(synthetic.run(budgets=(budget,)))).text).split())
+    assert "opt HFOPTLayerPolicy float16 240 8 11% ✗ 127%" in words
+
+
+def test_what_disturbed_a_row_or_a_ceiling_is_shown_beside_it():
+    ceilings = record.Ceilings(device="cpu", gemm_flops={}, copy_bytes=2e10, warnings=("the clock fell",))
+    run = synthetic.run(timings=(synthetic.timing(warnings=("another process ran",)),), ceilings=(ceilings,))
+    text = "".join(Page(html.render_html(run)).text)
+    assert "⚠ another process ran" in text
+    assert "⚠ the clock fell" in text
+    assert any("; another process ran" in line for line in terminal.run_lines(run))
 
 
 def test_a_matrix_cell_holds_symbol_word_examples_and_layers(full):
