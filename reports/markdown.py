@@ -35,7 +35,12 @@ _ESCAPES = {ord(c): f"\\{c}" for c in "*_[]#"}
 
 def escape(text: str) -> str:
     """Foreign text as Markdown that shows exactly that text, on one line and at most ``LONGEST_CELL`` characters."""
-    return wording.clipped(wording.one_line(text), LONGEST_CELL).translate(_ENTITIES | _ESCAPES)
+    return verbatim(wording.clipped(wording.one_line(text), LONGEST_CELL))
+
+
+def verbatim(text: str) -> str:
+    """As ``escape``, however long."""
+    return wording.one_line(text).translate(_ENTITIES | _ESCAPES)
 
 
 def render_markdown(run: Run, previous: Run | None = None) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from reports.markdown import verbatim
+
 
 class Defect(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that is wrong. ``silent``: it gives wrong numbers instead of an error. ``example`` lists what is not at its
@@ -83,17 +85,21 @@ def details(row: Judged) -> Iterable[str]:
 
 
 def markdown(reports: Iterable[Report]) -> str:
-    """The reports as a page."""
+    """The reports as a page. Names and messages are other people's, so none of them is markup."""
     lines: list[str] = []
     for report in reports:
         versions = ", ".join(f"{name} {version}" for name, version in report.versions.items())
-        lines += [f"## {report.adapter}", "", versions or report.unavailable, ""]
+        lines += [f"## {verbatim(report.adapter)}", "", verbatim(versions or report.unavailable), ""]
         if not report.rows:
             continue
         heads = columns(report)
-        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-        lines += ["| " + " | ".join(one.replace("|", "\\|") for one in cells(report, row)) + " |" for row in report.rows]
+        lines += [_line(heads), "|" + "---|" * len(heads), *(_line(cells(report, row)) for row in report.rows)]
         for row in report.rows:
-            lines += ["", f"### {row.policy}", "", f"{row.layer}.", "", *(f"- {line}" for line in details(row))]
+            found = [f"- {verbatim(line)}" for line in details(row)]
+            lines += ["", f"### {verbatim(row.policy)}", "", f"{verbatim(row.layer)}.", "", *found]
         lines.append("")
     return "\n".join(lines)
+
+
+def _line(row: Iterable[str]) -> str:
+    return f"| {' | '.join(map(verbatim, row))} |"
