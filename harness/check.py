@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -11,14 +11,13 @@ from typing import Any
 import torch
 
 from policies import replace_module
-from reports.record import Coverage, ErrorBudget, Failure, Verdict
+from reports.record import ErrorBudget, Failure, Verdict
 
 from .case import Axis, Case, Example
-from .coverage import coverage
 from .evidence.gather import Evidence, gather
 from .numerics import EXACT_TOLERANCE
 from .profiles import Profile
-from .properties import PROPERTIES, Property
+from .properties import Property
 from .properties.captured import CAPTURED
 from .properties.rounding import ROUNDING
 from .rounding.calibration import multiple
@@ -46,13 +45,12 @@ def check_property(
     seed: int,
     policy: str,
     replacer: Replacer = replace_module,
-    database: str | None = None,
     explain: bool = True,
 ) -> Checked:
     """Judge ``prop`` on ``case`` to the depth of ``profile``. ``explain`` gathers evidence on a failure, which takes
     about as long as a hundred examples."""
     examples = profile.examples_of(prop.share, case.effort, prop.least)
-    found = search(prop, case, replacer, examples=examples, seed=seed, database=database)
+    found = search(prop, case, replacer, examples=examples, seed=seed)
     outcome, reason = _outcome(found, prop)
     verdict = Verdict(
         case=case.name,
@@ -118,7 +116,7 @@ def _failure(found: Found, prop: Property, case: Case, replacer: Replacer | None
         off_simplest=off_simplest(example, case.axes),
         nearest_passing=None if evidence.nearest is None else in_words(evidence.nearest, case.axes),
         error=error if error is not None and error < float("inf") else None,
-        stages=evidence.stages or (problem.stages if isinstance(problem, Disagreement) else ()),
+        stages=evidence.stages,
         script=evidence.script,
         traceback=found.failing_traceback,
         notes=evidence.missing,
@@ -151,19 +149,3 @@ def in_words(example: Example, axes: tuple[Axis, ...]) -> dict[str, str]:
     off = off_simplest(example, axes)
     names = [*off, *(axis.name for axis in axes if axis.name not in off)]
     return {name: str(example[name]) for name in names} | {"seed": str(example.seed)}
-
-
-Progress = Callable[[Verdict], None]
-
-
-def check_case(
-    case: Case, *, profile: Profile, seed: int, policy: str, progress: Progress | None = None
-) -> tuple[list[Checked], Coverage]:
-    """Every property that applies to ``case``, in this process."""
-    results = []
-    for prop in PROPERTIES:
-        if prop.applies(case):
-            results.append(check_property(prop, case, profile=profile, seed=seed, policy=policy))
-            if progress is not None:
-                progress(results[-1].verdict)
-    return results, coverage(case, results)

@@ -42,7 +42,6 @@ class Scope:
     device: str = "cpu"
     budget: float = 0.0
     workers: int | None = None
-    database: str | None = None
 
 
 def perform(journal: Journal, scope: Scope, watcher: Watcher) -> Run:
@@ -73,7 +72,7 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
             continue
         case = entry.load()
         tasks += [
-            Task(entry, prop.name, profile, journal.plan.seed, scope.database, journal.plan.execution, device)
+            Task(entry, prop.name, profile, journal.plan.seed, journal.plan.execution, device)
             for prop in choose_properties(journal.plan.properties)
             if prop.applies(case) and (entry.name, prop.name) not in done
         ]

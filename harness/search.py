@@ -1,7 +1,7 @@
 """Running one property over many examples, and keeping the smallest that fails.
 
-A search begins with examples that meet every pair of axis values and goes on with random ones, which Hypothesis draws
-and remembers. The first that fails is made simple axis by axis. Hypothesis would shrink too, but knows nothing of the
+A search begins with examples that meet every pair of axis values and goes on with random ones, which Hypothesis draws.
+The first that fails is made simple axis by axis. Hypothesis would shrink too, but knows nothing of the
 examples that it did not draw, nor that axes are independent.
 """
 
@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
-from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.errors import FlakyFailure, HypothesisException
 
 from .case import Case, Example
@@ -50,7 +49,6 @@ class Found:
     original_failed: tuple[Example, str] | None = None
     budgets_used: list[float] = field(default_factory=list)
     flaky: bool = False
-    first_failure_after: int | None = None
     last: Example | None = None
 
     @property
@@ -60,7 +58,7 @@ class Found:
         return "".join(traceback.format_exception(self.failure[1]))
 
 
-def search(prop: Property, case: Case, replacer: Replacer, *, examples: int, seed: int, database: str | None = None) -> Found:
+def search(prop: Property, case: Case, replacer: Replacer, *, examples: int, seed: int) -> Found:
     """Check ``prop`` on up to ``examples`` examples of ``case``; stops at the first failure and makes it simple."""
     found = Found()
     start = time.perf_counter()
@@ -71,7 +69,7 @@ def search(prop: Property, case: Case, replacer: Replacer, *, examples: int, see
             with shared_untouched(case):
                 _judge_planned(prop, case, replacer, planned, found)
                 if found.failure is None and found.original_failed is None and most > len(planned):
-                    _judge_random(prop, case, replacer, most - len(planned), seed, database, found)
+                    _judge_random(prop, case, replacer, most - len(planned), seed, found)
         except SharedChanged as change:
             if found.failure is None and found.last is not None:
                 found.failure = (found.last, change)
@@ -82,7 +80,7 @@ def search(prop: Property, case: Case, replacer: Replacer, *, examples: int, see
 
 
 def seed_of(seed: int, prop: Property) -> int:
-    """A seed of the property's own: properties with few examples then meet different parts of the same array."""
+    """A seed of the property's own: properties then meet different parts of the same array, and other random examples."""
     return seed + zlib.crc32(prop.name.encode())
 
 
@@ -96,17 +94,13 @@ def _judge_planned(prop: Property, case: Case, replacer: Replacer, planned: list
             return
 
 
-def _judge_random(
-    prop: Property, case: Case, replacer: Replacer, examples: int, seed: int, database: str | None, found: Found
-) -> None:
-    kept = DirectoryBasedExampleDatabase(database) if database else None
-
-    @with_seed(seed)
+def _judge_random(prop: Property, case: Case, replacer: Replacer, examples: int, seed: int, found: Found) -> None:
+    @with_seed(seed_of(seed, prop))
     @settings(
         max_examples=examples,
         deadline=None,
-        database=kept,
-        phases=(Phase.generate,) if kept is None else (Phase.reuse, Phase.generate),
+        database=None,
+        phases=(Phase.generate,),
         suppress_health_check=list(HealthCheck),
         report_multiple_bugs=False,
         print_blob=False,
@@ -176,7 +170,6 @@ def judge(prop: Property, case: Case, replacer: Replacer, example: Example, foun
         found.original_failed = (example, str(nothing))
         raise
     except Exception as problem:
-        found.first_failure_after = found.first_failure_after or found.examples
         found.failure = (example, problem)
         raise
     finally:

@@ -12,16 +12,13 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .case import Case, Example, Inputs, Value
 from .process import SHARED
-
-if TYPE_CHECKING:
-    from reports.record import Stage
 
 
 class Handle(Protocol):
@@ -40,12 +37,11 @@ Replacer = Callable[[nn.Module], Handle]
 
 
 class Disagreement(AssertionError):
-    """A property does not hold on an example. ``error`` is relative; ``stages`` say where the two sides part."""
+    """A property does not hold on an example. ``error`` is relative."""
 
-    def __init__(self, message: str, *, error: float | None = None, stages: tuple[Stage, ...] = ()) -> None:
+    def __init__(self, message: str, *, error: float | None = None) -> None:
         super().__init__(message)
         self.error = error
-        self.stages = stages
 
 
 class Vacuous(Exception):

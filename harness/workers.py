@@ -39,7 +39,6 @@ class Task:
     prop: str
     profile: Profile
     seed: int
-    database: str | None = None
     plan: str = "auto"
     device: str = "cpu"
 
@@ -70,7 +69,6 @@ def _judge(task: Task) -> Checked:
             seed=task.seed,
             policy=task.policy,
             replacer=replacer,
-            database=task.database,
         )
 
 
