@@ -10,17 +10,16 @@ Requirements this file must meet:
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import uuid
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
 from .record import NOT_FINITE, SCHEMA_VERSION, Run
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 RECORD_NAME = "run.json"
 JOURNAL_NAME = "journal.jsonl"
@@ -32,6 +31,10 @@ Decoded = TypeVar("Decoded")
 
 class RecordError(ValueError):
     """A run record cannot be read: missing, damaged, of another version, or not a record. One line, with the path."""
+
+
+class _Named(msgspec.Struct):
+    id: str
 
 
 class _Version(msgspec.Struct):
@@ -86,6 +89,17 @@ def read(path: Path) -> Run:
     """
     file = path / RECORD_NAME if path.is_dir() else path
     return decode(read_bytes(file), Run, file)
+
+
+def read_named(run: Path) -> Run:
+    """The run at ``run``, or the one below ``runs`` whose id that is, as reports name it. Raises ``RecordError``."""
+    if run.exists() or run != Path(run.name):
+        return read(run)
+    for path in sorted(Path("runs").glob(f"*/{RECORD_NAME}")):
+        with contextlib.suppress(RecordError):
+            if decode(read_bytes(path), _Named, path).id == run.name:
+                return read(path)
+    raise RecordError(f"{run}: no such folder, and no run in runs/ has this id; name the folder of the run")
 
 
 def read_bytes(file: Path) -> bytes:

@@ -37,6 +37,15 @@ def see_known(kind: str, name: str, known: tuple[str, ...]) -> None:
         raise typer.BadParameter(f"no {kind} is called {name!r}; {hint}")
 
 
+def see_nothing_else(ctx: typer.Context, option: str, *beside: str) -> None:
+    """Raises one line where the command line says more than ``option`` and those ``beside`` it."""
+    sources = {one: ctx.get_parameter_source(one) for one in ctx.params}
+    said = [one for one, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    others = [one for one in said if one not in (option, *beside)]
+    if others:
+        raise typer.BadParameter(f"--{option} goes on with what was asked for then; leave out {', '.join(sorted(others))}")
+
+
 Cases = Annotated[
     list[str] | None,
     typer.Argument(metavar="[CASE ...]", help="Architectures; all of them by default.", autocompletion=complete_case),

@@ -106,6 +106,7 @@ def _journal(
     execution: str = "auto",
 ) -> tuple[Journal, Scope]:
     if resume is not None:
+        options.see_nothing_else(ctx, "resume", "workers", "json")
         journal = Journal.resume(resume)
         scope = _scope_of(journal.plan, choose(ctx.find_root().obj, journal.plan.cases), scope.workers)
         _see_device(scope)

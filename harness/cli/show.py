@@ -82,12 +82,12 @@ def history(
 
 
 def reproduce(
-    run: options.RunPath,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, its run.json, or the id of a run in runs/.")],
     failure: Annotated[str, typer.Argument(metavar="FAILURE", help="Its id in the report, such as bert/cache.")],
     out: Annotated[Path | None, typer.Option(help="Write the script here (default: print it).", metavar="FILE")] = None,
 ) -> int:
     """Write the self-contained script that shows one failure of a run, without the harness."""
-    failures = {one.failure.id: one.failure for one in storage.read(run).verdicts if one.failure is not None}
+    failures = {one.failure.id: one.failure for one in storage.read_named(run).verdicts if one.failure is not None}
     if failure not in failures:
         known = f"there are: {' '.join(failures)}" if failures else "nothing failed in this run"
         raise typer.BadParameter(f"{run}: no failure is called {failure!r}; {known}")

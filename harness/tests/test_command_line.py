@@ -259,3 +259,9 @@ def test_looking_around_imports_no_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_a_resumed_run_is_told_besides_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It goes on with what it was asked for, and nobody shall believe that it checked something else."""
+    assert harness("check", "bert", "--resume", tmp_path, "--seed", 5, "--plan", "packed") == 2
+    assert one_line(capsys).endswith("--resume goes on with what was asked for then; leave out cases, plan, seed")

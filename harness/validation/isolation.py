@@ -120,11 +120,12 @@ def _paths() -> Iterator[str]:
 
 
 def _limit(memory: int, paths: list[str]) -> None:
-    """Prepare a new process: its memory, one thread, the parent's import path, no output."""
+    """Prepare a new process: its memory, one thread, the parent's import path. What it prints is no result of the harness."""
     import sys
 
     import torch
 
+    os.dup2(2, 1)
     sys.path[:] = paths
     torch.set_num_threads(1)
     now = psutil.Process().memory_info().vms

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -140,3 +141,14 @@ def test_the_reports_room_imports_neither_torch_nor_the_other_rooms():
         "harness",
         "cases",
     }
+
+
+def test_a_run_is_found_by_its_id_among_those_here(tmp_path, monkeypatch):
+    """Reports name the run by its id."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second"):
+        storage.write(synthetic.run(name), tmp_path / "runs" / f"folder of {name}")
+    assert storage.read_named(Path("second")).id == "second"
+    assert storage.read_named(Path("runs/folder of first")).id == "first"
+    with pytest.raises(storage.RecordError, match=r"third: no such folder, and no run in runs/ has this id"):
+        storage.read_named(Path("third"))
