@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from harness.case import Case, Example, Inputs
 from harness.exact import exact_mode
+from harness.properties.memory import bytes_held
 from harness.trial import cast
 from policies.base import UnsupportedLayer
 from policies.replace import replace_module
@@ -320,3 +321,30 @@ def test_published_sizes_are_as_large_as_stated(case: Case) -> None:
             model = cls(**workload.config)
         size = sum(4 * one.numel() for one in model.parameters())
         assert size == pytest.approx(workload.weight_bytes, rel=0.01), workload.name
+
+
+def test_a_model_built_by_a_replaced_ones_class_is_one_of_the_originals() -> None:
+    """As a moving average of weights builds its own."""
+    original, replaced, _ = pair(UNET)
+    other = type(replaced).from_config(replaced.config)
+    assert type(other) is type(original)
+
+
+def test_a_convolution_that_was_patched_on_the_instance_is_called() -> None:
+    """As images that tile on one side are made."""
+    original, replaced, inputs = pair(UNET)
+
+    def doubled(self: nn.Conv2d, image: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return 2 * nn.Conv2d._conv_forward(self, image, weight, bias)
+
+    for one in (*original.modules(), *replaced.modules()):
+        if isinstance(one, nn.Conv2d):
+            one._conv_forward = doubled.__get__(one)
+    assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
+
+
+def test_a_moved_model_keeps_nothing_of_the_weights_that_it_had() -> None:
+    _, replaced, inputs = pair(UNET)
+    UNET.run(replaced, inputs)
+    held = bytes_held(replaced)
+    assert bytes_held(replaced.to("meta")) < held / 10

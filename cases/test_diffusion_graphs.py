@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.attention_processor import SlicedAttnProcessor
+from diffusers.models.attention_processor import AttnProcessor2_0, SlicedAttnProcessor
 from torch import nn
 
 from harness.case import Inputs
@@ -72,6 +72,16 @@ def test_a_graphed_unet_follows_everything_that_may_change() -> None:
         model.set_attn_processor(SlicedAttnProcessor(1))
     compare()
     assert dict(replaced.fused.graphs["forward"].eager) == {"attention processor SlicedAttnProcessor": 1}
+
+
+def test_a_processor_of_a_librarys_name_is_not_taken_for_the_librarys() -> None:
+    """It may count its calls, as what edits an image by its prompt does."""
+    original, replaced, inputs = _graphed_unet()
+    kind = type("AttnProcessor2_0", (AttnProcessor2_0,), {})
+    for model in (original, replaced):
+        model.set_attn_processor(kind())
+    assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
+    assert dict(replaced.fused.graphs["forward"].eager) == {"attention processor AttnProcessor2_0": 1}
 
 
 @pytest.mark.parametrize("way", ["decode", "encode", "forward", "sample"])

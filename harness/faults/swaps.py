@@ -28,7 +28,7 @@ def only(choose: Callable[[tuple[Any, ...]], slice]) -> Callable[[Replacer], Rep
 
     def make(replacer: Replacer) -> Replacer:
         def wrong(model: nn.Module) -> Handle:
-            handle = replace_module(model)
+            handle: Any = replacer(model)
             kept = choose(handle.replaced)
             for swap in reversed(handle.swaps):
                 if swap not in handle.swaps[kept]:

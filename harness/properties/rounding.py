@@ -30,7 +30,8 @@ def _within_budget(dtype: str) -> Callable[[Trial], None]:
                 with _full_precision(trial.case.device):
                     again = [way(trial.on(other), dtype) for other in other_numbers(trial.example)]
                 confirmed = [one[name][1] for one in again if name in one]
-                ratio = pooled(confirmed).ratio if confirmed else 0.0
+                if confirmed:  # where nothing could be measured with other numbers, what was measured stands
+                    ratio = pooled(confirmed).ratio
             used.append(ratio / most)
             if not ratio <= most:
                 raise Disagreement(_excess(name, allowance, measured, ratio / most), error=measured.error)
