@@ -158,6 +158,22 @@ ENGINE = (
         expects=("two models",),
     ),
     misreplacing(
+        "F79 for good",
+        "F79 F63",
+        "DeepSpeed #2466",
+        "What was replaced is kept in a list of the process, and never freed.",
+        wrapped(swaps.remembering),
+        expects=("storages",),
+    ),
+    misreplacing(
+        "F83 parameters",
+        "F83 F27",
+        "DeepSpeed PR #3736",
+        "Parameters are other objects than before, and an optimiser trains those that are gone.",
+        _acting(swaps.anew),
+        expects=("replaced again",),
+    ),
+    misreplacing(
         "F83 forgetful",
         "F83 F30",
         "diffusers #11903",

@@ -88,6 +88,26 @@ def unties(_: Handle, model: nn.Module) -> None:
                 seen.add(id(parameter))
 
 
+def anew(_: Handle, model: nn.Module) -> None:
+    """Every plain parameter is another object of the same value, in all of its places."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if type(parameter) is nn.Parameter:
+                module._parameters[name] = made.setdefault(id(parameter), nn.Parameter(parameter.data, parameter.requires_grad))
+
+
+def remembering(replacer: Replacer) -> Replacer:
+    """Whatever was replaced is kept in a list for good."""
+    kept = []
+
+    def wrong(model: nn.Module) -> Handle:
+        kept.append(replacer(model))
+        return kept[-1]
+
+    return wrong
+
+
 def transposes_source(handle: Handle, model: nn.Module) -> None:
     """Square weights are transposed in the layer's own storage, and read so."""
     for layer in _fused(handle, model):

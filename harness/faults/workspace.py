@@ -36,6 +36,8 @@ def _first_row(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
 
 ALLOCATED = 4
 """Tokens for which the faulty workspaces have room."""
+RING = 60
+"""Calls for which the faulty ring has buffers."""
 BLOCK = 64
 """Keys that the faulty softmax kernel takes at a time."""
 
@@ -55,6 +57,18 @@ def _overlapping(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
     query = query.clone()
     query[:, : key.shape[1], -1] = key[:, : query.shape[1], 0]
     return query, key, value
+
+
+def _wrapping(honest: Any) -> Any:
+    """A call long after a layer's first reads the values that its last one left."""
+    calls: weakref.WeakKeyDictionary[FusedAttention, int] = weakref.WeakKeyDictionary()
+
+    def wrong(self: FusedAttention, query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+        calls[self] = calls.get(self, 0) + 1
+        out: Tensor = honest(self, query, key, value if calls[self] <= RING else value.roll(1, -1), *rest)
+        return out
+
+    return wrong
 
 
 def without_from(x: Tensor, dim: int, first: int) -> Tensor:
@@ -146,6 +160,14 @@ WORKSPACE = (
         "The softmax kernel works in blocks of keys, and what is left behind the last is lost.",
         finishing(whole_blocks),
         expects=("long sequences",),
+    ),
+    miscomputing(
+        "F60 wraps around",
+        "F60",
+        "DeepSpeed #3402",
+        "After some dozens of calls a ring of buffers is full, and what is read is a call older.",
+        (FusedAttention, "_finish", _wrapping),
+        expects=("many calls",),
     ),
     miscomputing(
         "F60 kept",
