@@ -281,3 +281,21 @@ def test_what_has_wrapped_a_replaced_forward_still_works_when_it_is_reverted(cas
         result = case.run(model, inputs)
     for name, tensor in expected.items():
         assert torch.equal(result[name], tensor)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_hook_inside_a_layer_is_obeyed_in_a_compiled_model(case: Case) -> None:
+    model = case.build(case.simplest)
+    replaced = copy.deepcopy(model)
+    handle = policies.replace_module(replaced)
+    for one in (model, replaced):
+        layer = one.get_submodule(handle.replaced[0].path)
+        norm = next(part for part in layer.modules() if "Norm" in type(part).__name__)
+        norm.register_forward_hook(lambda module, given, output: 2 * output)
+    torch.compiler.reset()
+    with torch.no_grad():
+        expected = case.run(model, case.inputs(case.simplest))["last_hidden_state"]
+        compiled: Any = torch.compile(replaced, backend="eager")
+        actual = case.run(compiled, case.inputs(case.simplest))["last_hidden_state"]
+    torch.compiler.reset()
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)

@@ -104,11 +104,19 @@ def _attribute(name: str, owner: Any, attribute: str) -> _Setting:
 
 
 _BACKENDS: Any = torch.backends
+
+
+def _denormal() -> bool:
+    """Whether they are flushed to zero."""
+    return bool(torch.tensor(1e-40).mul(1.0) == 0.0)
+
+
 SETTINGS = (
     _Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
     _Setting("the default device", torch.get_default_device, lambda _: torch.set_default_device(None)),
     _Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
     _Setting("the precision of products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    _Setting("numbers too small for their exponent", _denormal, torch.set_flush_denormal),
     _Setting("deterministic algorithms", torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     *(
         _Setting(

@@ -22,7 +22,7 @@ VOCABULARY = 37
 POSITIONS = 24
 """Of a model that is given no more tokens than ``TOKENS``. Scaled rotary kinds begin to scale behind half of them."""
 
-LARGE_HEADS = (64, 72, 80, 128, 136, 256)
+LARGE_HEADS = (64, 72, 80, 96, 128, 136, 256)
 LARGE_INNER = (256, 500, 513, 1025)
 """Whole blocks of every usual size, and blocks with a tail."""
 LARGEST_HEADS = (520, 576)

@@ -158,7 +158,7 @@ def _untouched(trial: Trial) -> None:
         steps = with_cache(trial.fresh_inputs())
         with torch.no_grad(), layer_inputs_watched(trial):
             in_chunks(model, steps.kwargs, [1] * trial.example["tokens"])
-    if not all(map(torch.equal, expected, actual)):
+    if expected != actual:
         raise Disagreement("a call draws other random numbers than the original's")
     _unchanged(before, inputs.kwargs, "input")
     # An original may write to itself too: tables of rotary positions that depend on how many there are.
@@ -171,11 +171,14 @@ def _same_state(before: dict[str, Tensor], model: nn.Module, names: list[str], w
     identical({name: before[name] for name in names}, {name: after[name] for name in names}, what)
 
 
-def _random_state_after(call: Callable[[], Any]) -> list[Tensor]:
-    """Where ``call`` leaves torch's generators, that of the CPU and those of GPUs in use, from a fixed start."""
+def _random_state_after(call: Callable[[], Any]) -> list[Any]:
+    """Where ``call`` leaves the generators of torch, that of the CPU and those of GPUs in use, and Python's, from a fixed
+    start."""
     torch.manual_seed(0)
+    before = random.getstate()
     call()
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+    states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
+    return [random.getstate() == before, *(one.tolist() for one in states)]
 
 
 @contextlib.contextmanager

@@ -14,13 +14,14 @@ from .base import Property, living, transformers_like
 def _asked(trial: Trial) -> None:
     """Hidden states, attention weights, a cache or none, a tuple or an object: all as the original gives them."""
     trial = trial.vary(attention="eager") if trial.example.seed & 1 else trial
+    model = trial.replaced.model  # a copy of an original that was never asked: what is asked of one leaves hooks on it
     living(trial.expected_outputs, trial.inputs.valid)
     for flags in _requests(trial):
         with original_side(f"asked for {_words(flags)}"):
             expected = trial.original(**{**trial.inputs.kwargs, **flags})
-        actual = trial.replaced.model(**{**trial.fresh_inputs().kwargs, **flags})
+        actual = model(**{**trial.fresh_inputs().kwargs, **flags})
         _same(trial, expected, actual, f"asked for {_words(flags)}: ")
-    after = trial.run_replaced(trial.replaced.model, trial.fresh_inputs())
+    after = trial.run_replaced(model, trial.fresh_inputs())
     _same(trial, trial.expected_outputs, after, "asked for nothing any more: ")
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from .cache import OUTPUT, in_chunks, with_cache
 from .equality import layers_alike
 from .inputs import has_tokens
 
-LENGTHS = (33, 64, 95, 129, 190, 257)
+LENGTHS = (33, 64, 95, 129, 190, 257, 700)
 """Tokens: whole blocks of every usual size, and blocks with a tail, of one token and of many."""
 MANY = 2060
 """Tokens: more than the 1,024 or 2,048 that workspaces, tables and blocks of threads are made for. An example takes a second."""
@@ -29,6 +30,8 @@ KERNEL_THREADS = 2
 STEPS = 2
 SEVERAL = 3
 """Tokens of a large layer: of a single one a faulty attention shows too little, whose one key has all the weight."""
+BLOCKS = 100
+"""Tokens of a large layer that fill a block of any usual size, and part of the next."""
 
 
 def long_trial(trial: Trial) -> Trial:
@@ -39,13 +42,16 @@ def long_trial(trial: Trial) -> Trial:
 
 
 def large_trials(trial: Trial) -> tuple[Trial, ...]:
-    """The trial with a single layer, and each axis that has large values at one of them; once more with others of them.
+    """The trial with a single layer, and each axis that has large values at one of them; once more with others of them, and more
+    tokens.
     Itself where its original cannot be as large."""
     chosen = _chosen_by(trial)
     trial = trial.at_least("tokens", SEVERAL)
     orders = {axis.name: chosen.sample(axis.large, len(axis.large)) for axis in trial.case.axes if axis.large}
-    sizes = [{name: order[place % len(order)] for name, order in orders.items()} for place in (0, 1)]
-    return tuple(_that_runs((trial.vary(**one, layers=1),), trial) for one in sizes)
+    sizes: list[dict[str, Any]] = [{name: order[place % len(order)] for name, order in orders.items()} for place in (0, 1)]
+    first, second = (trial.vary(**one, layers=1) for one in sizes)
+    blocks = second.vary(**{"tokens": BLOCKS, **sizes[1]})
+    return _that_runs((first,), trial), _that_runs((blocks, second), trial)
 
 
 def largest_trials(trial: Trial) -> Iterator[tuple[Axis, Trial]]:
@@ -166,7 +172,7 @@ def _alike(trial: Trial, what: str) -> None:
 
 LONG = Property(
     name="long sequences",
-    statement="Sequences of up to 257 tokens give what the original gives, in one call and decoded.",
+    statement="Sequences of up to 700 tokens give what the original gives, in one call and decoded.",
     check=_long,
     applies=has_lengths,
     share=0.03,

@@ -212,7 +212,7 @@ class FusedLayer(nn.Module):
 
     def _fused_call(self, state: FusedState, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiling: bool) -> Any:
         arguments = read_arguments(state, self._fused_parameters, args, kwargs)
-        reason = self._why_not(state, arguments, compiling)
+        reason = self._why_not(state, arguments)
         if reason is not None:
             if not compiling:
                 state.fallbacks[reason] += 1
@@ -230,7 +230,7 @@ class FusedLayer(nn.Module):
             hidden = hidden.transpose(0, 1).contiguous()
         return in_form(self._fused_returns, hidden, arguments.context)
 
-    def _why_not(self, state: FusedState, arguments: Arguments, compiling: bool) -> str | None:
+    def _why_not(self, state: FusedState, arguments: Arguments) -> str | None:
         if state.refusal is not None:
             return state.refusal
         if self.training or any(module.training for module in state.watch.modules):
@@ -239,7 +239,7 @@ class FusedLayer(nn.Module):
             return arguments.unknown
         if not self._fused_policy.call.autocast and torch.is_autocast_enabled(arguments.hidden.device.type):
             return "autocast"
-        return None if compiling else inner_hooks(state.watch.modules)
+        return inner_hooks(state.watch.modules)
 
     def _fused_no_training(self) -> None:
         """Raise where this call would be a step of training."""
