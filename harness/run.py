@@ -116,7 +116,7 @@ def _unavailable(entry: CaseEntry, seed: int) -> Verdict:
 def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
     from .bench.jobs import DTYPES, plan_jobs
     from .bench.rates import measure_rates
-    from .bench.rows import time_job, warm_call
+    from .bench.rows import not_timed, time_job, warm_call
     from .timing.ceilings import measure_ceilings
     from .timing.null_lane import null_lane
     from .timing.opening import open_device
@@ -132,6 +132,11 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
     done = {one.key for one in journal.done if isinstance(one, TimingDone)}
     wrong = {one.verdict.case for one in journal.done if isinstance(one, CheckDone) and one.verdict.failure}
     jobs = [job for job in plan.jobs if job.key not in done]
+    if plan.left_out:
+        reasons = Counter(reason for _, reason in plan.left_out)
+        watcher.say("not timed: " + "; ".join(f"{count} rows, {reason}" for reason, count in reasons.items()))
+    if not jobs:
+        return
     watcher.begin("timings", len(jobs))
     lane = null_lane(
         [warm_call(device)], device=device, comparisons=3, budget_seconds=plan.seconds_a_pair, seed=journal.plan.seed
@@ -140,16 +145,12 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
     for job in jobs:
         if job.entry.name in wrong:
             # Equality is a gate: a policy that failed a check is not worth a time.
-            journal.append(TimingDone(key=job.key, timings=()))
-            continue
-        rows = time_job(job, device=device, seconds_a_pair=plan.pair_seconds(job), seed=journal.plan.seed)
+            rows = not_timed(job, device, "a check of this case failed")
+        else:
+            rows = time_job(job, device=device, seconds_a_pair=plan.pair_seconds(job), seed=journal.plan.seed)
         journal.append(TimingDone(key=job.key, timings=rows))
         watcher.timed(rows)
-    if jobs:
-        journal.append(CeilingsDone(light=measure_ceilings(device)))
-    if plan.left_out:
-        reasons = Counter(reason for _, reason in plan.left_out)
-        watcher.say("not timed: " + "; ".join(f"{count} rows, {reason}" for reason, count in reasons.items()))
+    journal.append(CeilingsDone(light=measure_ceilings(device)))
 
 
 def _record(journal: Journal, scope: Scope, seconds: float) -> Run:

@@ -88,6 +88,8 @@ def run_tasks(tasks: list[Task], *, workers: int) -> Iterator[tuple[Task, Checke
                 yield task, _no_verdict(task, f"no verdict within {TASK_SECONDS:.0f} s")
             except ProcessExpired as death:
                 yield task, _no_verdict(task, f"the checking process died (exit code {death.exitcode})")
+            except Exception as problem:  # of the case itself: what somebody's page does when it is imported
+                yield task, _no_verdict(task, f"{type(problem).__name__}: {problem}")
 
 
 def _prepare() -> None:

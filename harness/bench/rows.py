@@ -55,7 +55,12 @@ def time_job(
         with torch.no_grad(), quiet(), case.surroundings():
             return _rows(job, case, replacer, device=device, seconds_a_pair=seconds_a_pair, seed=seed)
     except Exception as problem:
-        return (_row(job, device, "original", REPLACED, verdict="FAILED", reason=_one_line(problem)),)
+        return not_timed(job, device, _one_line(problem))
+
+
+def not_timed(job: Job, device: Device, reason: str) -> tuple[Timing, ...]:
+    """The one row of a job of which nothing is timed."""
+    return (_row(job, device, "original", REPLACED, verdict="FAILED", reason=reason),)
 
 
 def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a_pair: float, seed: int) -> tuple[Timing, ...]:

@@ -114,13 +114,17 @@ def _captures(case: Case, replacer: Replacer) -> bool:
 def judge(task: Task) -> Checked:
     """The verdict on one property. Where the original of a derived case fails, it is asked again of what remains."""
     subject = task.subject
+    return _with_policy(_with_line(_checked(task, subject), subject.path), subject)
+
+
+def _checked(task: Task, subject: Subject) -> Checked:
     checked = _check(task, subject.case)
     if subject.derivation is not None and _original_failed(checked):
         for axis in _suspects(subject.derivation):
             again = _check(task, dataclasses.replace(subject, derivation=_without(subject.derivation, axis)).case)
             if not _original_failed(again):
                 return _with_note(again, axis)
-    return _with_policy(_with_line(checked, subject.path), subject)
+    return checked
 
 
 def _check(task: Task, case: Case) -> Checked:
