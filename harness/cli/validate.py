@@ -71,11 +71,13 @@ def new(
 ) -> int:
     """Write a policy for a layer class, filled in as far as the layer's structure can be found out."""
     from ..validation.invent import invent, write_file
+    from ..validation.isolation import limited
 
     if not name.isidentifier():
         raise typer.BadParameter(f"{name!r} cannot be the name of a class")
     path = out / f"{name.lower()}.py"
-    invented = invent(name, layer)
+    with limited():
+        invented = invent(name, layer)
     out.mkdir(parents=True, exist_ok=True)
     write_file(invented, path)
     lines = invented.source.count("\n")

@@ -119,6 +119,18 @@ def _paths() -> Iterator[str]:
     yield from sys.path
 
 
+@contextlib.contextmanager
+def limited(memory: int = Limits.memory) -> Iterator[None]:
+    """Inside, this process is given at most ``memory`` bytes more than it has: a model of a library's own sizes then does not
+    run, where it would else fill the machine."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + memory, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 def _limit(memory: int, paths: list[str]) -> None:
     """Prepare a new process: its memory, one thread, the parent's import path. What it prints is no result of the harness."""
     import sys
