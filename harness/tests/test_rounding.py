@@ -154,14 +154,15 @@ def test_an_honest_replacement_stays_within_its_budget(dtype: str) -> None:
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda one: one.name)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_an_honest_variant_stays_within_the_budget(dtype: str, variant: Any) -> None:
-    generator = random.Random(11)
+    generator, found = random.Random(11), []
     with quiet():
         for _ in range(4):
             asked = Asked(LLAMA, drawn(LLAMA, generator), dtype, variant)
             with torch.no_grad():
                 original, allowed = asked.allowed()
                 measured = asked.measured(original, allowed)
-            assert measured is None or measured.ratio <= multiple(dtype)
+            found += [] if measured is None else [measured.ratio]
+    assert found and max(found) <= multiple(dtype)
 
 
 def test_a_result_in_another_dtype_is_a_disagreement() -> None:
