@@ -36,7 +36,7 @@ class InjectedEffect:
     found: int
     """Comparisons called SLOWER."""
     measured: float | None
-    """Median over the comparisons of the extra time that was estimated."""
+    """Median over the comparisons of the extra time that was estimated; None where no comparison gave an interval."""
 
     @property
     def power(self) -> float | None:
@@ -78,9 +78,10 @@ class SelfTest:
         )
         for injected in self.effects:
             if injected.comparisons:
+                measured = "no interval" if injected.measured is None else f"measured {injected.measured:+.2%}"
                 yield (
                     f"+{injected.effect:.0%}: found in {injected.found} of {injected.comparisons} "
-                    f"(power {injected.power:.0%}), measured {injected.measured:+.2%}"
+                    f"(power {injected.power:.0%}), {measured}"
                 )
         if self.smallest_effect is not None:
             yield f"smallest effect that a full budget would find with 95 % power: {self.smallest_effect:.2%}"

@@ -1,12 +1,14 @@
 """The A/A lane and the self-test, in simulated time."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from harness.timing.cpu import CpuDevice
 from harness.timing.null_lane import null_lane
-from harness.timing.selftest import UNITS, matrix_work, selftest
+from harness.timing.selftest import UNITS, InjectedEffect, matrix_work, selftest
 from harness.timing.tests import noise
 from harness.timing.tests.noise import CALL_SECONDS, NoisyDevice
 
@@ -79,6 +81,13 @@ def test_a_self_test_without_time_for_one_comparison_claims_nothing():
     outcome = selftest(NoisyDevice(), time_limit_seconds=1.0, work=_work)
     assert (outcome.comparisons, outcome.alarm_bound, outcome.smallest_effect) == (0, 1.0, None)
     assert outcome.effects[0].power is None
+
+
+def test_a_self_test_whose_comparisons_gave_no_interval_says_so():
+    """An effect is then counted and not measured."""
+    outcome = selftest(NoisyDevice(), comparisons=12, effect_comparisons=4, work=_work)
+    without = dataclasses.replace(outcome, effects=(InjectedEffect(effect=0.02, comparisons=4, found=0, measured=None),))
+    assert "+2%: found in 0 of 4 (power 0%), no interval" in without.lines()
 
 
 def test_an_effect_that_is_no_whole_number_of_units_is_refused():
