@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..numerics import EXACT_TOLERANCE, gap
 from ..trial import Disagreement, Trial, Vacuous, fused_path, original_side
 from .base import Property
-from .equality import Recorder, main_output, valid_positions
+from .equality import main_output, recorded, valid_positions
 
 SAMPLE = 8
 """Parameters moved in one example, of those that the layer has."""
@@ -85,13 +85,7 @@ class _Accounts:
 
 
 def _of_a_layer(trial: Trial) -> _Accounts:
-    paths = tuple(one.path for one in trial.replaced.replaced)
-    with Recorder(trial.original, paths) as recorder:
-        trial.run_original(trial.inputs)
-    if not recorder.calls:
-        raise Vacuous("the original called none of the layers that were replaced")
-    path = random.Random(trial.example.seed).choice(sorted(recorder.calls))
-    call = recorder.calls[path]
+    path, call = random.Random(trial.example.seed).choice(sorted(recorded(trial).items()))
     mine, its = trial.original.get_submodule(path), trial.replaced.model.get_submodule(path)
 
     def run(layer: nn.Module) -> Compute:

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from ..numerics import gap
-from ..trial import Disagreement, Trial, Vacuous, original_side
+from ..trial import Disagreement, Trial, original_side
 from .base import Property, layered
-from .equality import Recorded, Recorder, main_output, valid_positions
+from .equality import Recorded, main_output, recorded, valid_positions
 from .weights import CHANGES, change_weights
 
 TOLERANCE = 1e-4
@@ -19,12 +19,7 @@ TOLERANCE = 1e-4
 
 def _compiled(trial: Trial) -> None:
     """One layer is compiled, and called before and after its weights are changed in every way."""
-    paths = tuple(one.path for one in trial.replaced.replaced)
-    with Recorder(trial.original, paths) as recorder, original_side():
-        trial.run_original(trial.inputs)
-    if not recorder.calls:
-        raise Vacuous("the original called none of the layers that were replaced")
-    path, call = sorted(recorder.calls.items())[0]
+    path, call = sorted(recorded(trial).items())[0]
     mine, its = trial.original.get_submodule(path), trial.replaced.model.get_submodule(path)
     torch.compiler.reset()
     try:

@@ -47,15 +47,19 @@ class Recorder:
         return hook
 
 
-def layers_alike(trial: Trial, where: str = "") -> None:
-    """Each layer, given what the original's is given, returns the same. A model's last norm hides the scale of its layers.
-    ``where`` begins each message."""
-    paths = tuple(one.path for one in trial.replaced.replaced)
-    with Recorder(trial.original, paths) as recorder:
+def recorded(trial: Trial) -> dict[str, Recorded]:
+    """The original's calls of the layers that were replaced, by path. Raises ``Vacuous`` where it called none of them."""
+    with Recorder(trial.original, tuple(one.path for one in trial.replaced.replaced)) as recorder:
         trial.run_original(trial.inputs)
     if not recorder.calls:
         raise Vacuous("the original called none of the layers that were replaced")
-    for path, call in recorder.calls.items():
+    return recorder.calls
+
+
+def layers_alike(trial: Trial, where: str = "") -> None:
+    """Each layer, given what the original's is given, returns the same. A model's last norm hides the scale of its layers.
+    ``where`` begins each message."""
+    for path, call in recorded(trial).items():
         layer = trial.replaced.model.get_submodule(path)
         given = list(tensors_in((call.args, call.kwargs)))
         before = [tensor.clone() for tensor in given]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Example
-from ..trial import Disagreement, Trial, Vacuous, fused_path, original_side, sequence_first
+from ..trial import Disagreement, Trial, fused_path, original_side, sequence_first
 from .base import Property, same_tensor
-from .equality import Recorded, Recorder, main_output, valid_positions
+from .equality import Recorded, main_output, recorded, valid_positions
 from .hidden import BEYOND_HALF, IMAGE, LAYOUTS, beyond_half, given, repeated, with_zeros, without_numbers
 from .inputs import changed, mapped
 
@@ -56,12 +56,8 @@ def _of_model(trial: Trial) -> None:
 
 
 def _of_layer(trial: Trial) -> None:
-    paths = tuple(one.path for one in trial.replaced.replaced)
-    with Recorder(trial.original, paths) as recorder:
-        trial.run_original(trial.inputs)
-    if not recorder.calls:
-        raise Vacuous("the original called none of the layers that were replaced")
-    path, call = sorted(recorder.calls.items())[trial.example.seed % len(recorder.calls)]
+    calls = sorted(recorded(trial).items())
+    path, call = calls[trial.example.seed % len(calls)]
     mine, its = trial.original.get_submodule(path), trial.replaced.model.get_submodule(path)
     for words, args, kwargs in (("by position", *_by_position(mine, call)), ("by name", *_by_name(mine, call))):
         with original_side(f"called {words}"):
