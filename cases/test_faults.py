@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
+import torch
 
 from cases import CASES
 from harness.faults import CaseReport, FaultReport, run_faults
@@ -98,11 +101,43 @@ def test_every_fault_says_where_it_comes_from_and_what_it_breaks() -> None:
         assert fault.breaks.endswith(".")
 
 
+ABSENT = object()
+
+
+def now(owner: Any, name: str) -> Any:
+    """What ``owner`` has of this name itself, not by inheritance."""
+    return vars(owner).get(name, ABSENT)
+
+
+@contextlib.contextmanager
+def watched_patches() -> Iterator[dict[tuple[Any, str], Any]]:
+    """Each owner and name that anything is exchanged at by ``mock.patch`` meanwhile, and what was there at first."""
+    before: dict[tuple[Any, str], Any] = {}
+    kind = type(mock.patch.object(mock, "patch"))
+    honest = kind.__enter__
+
+    def enter(self: Any) -> Any:
+        owner = self.getter()
+        before.setdefault((owner, self.attribute), now(owner, self.attribute))
+        return honest(self)
+
+    kind.__enter__ = enter
+    try:
+        yield before
+    finally:
+        kind.__enter__ = honest
+
+
 @pytest.mark.parametrize("fault", [*FAULTS, *HONEST], ids=lambda fault: fault.id)
 def test_every_fault_finds_the_place_that_it_breaks_and_mends_it_again(fault: Fault) -> None:
-    for _ in range(2):
-        with fault.inject(replace_module) as faulty:
-            assert callable(faulty)
+    threads, flash = torch.get_num_threads(), torch.backends.cuda.flash_sdp_enabled()
+    with watched_patches() as before:
+        for _ in range(2):
+            with fault.inject(replace_module) as faulty:
+                exchanged = faulty is not replace_module or any(now(*place) is not value for place, value in before.items())
+                assert exchanged or fault in HONEST, "an honest variant may be a setting of torch"
+            assert all(now(*place) is value for place, value in before.items())
+            assert (torch.get_num_threads(), torch.backends.cuda.flash_sdp_enabled()) == (threads, flash)
 
 
 def test_faults_expect_properties_that_exist() -> None:
