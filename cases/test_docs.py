@@ -39,7 +39,7 @@ from harness.environment import fingerprint
 from harness.faults.bank import find_faults
 from harness.profiles import depth
 from harness.properties import BY_NAME
-from harness.registry import choose
+from harness.registry import UnknownCase, choose
 from harness.trial import Replacer
 from policies import replace_module
 from reports import record, storage
@@ -291,28 +291,35 @@ def test_every_page_is_linked_from_the_readme() -> None:
     assert [page for page in PAGES[1:] if f"({page})" not in text] == []
 
 
-WRONG = {
-    "a block of no kind": ("", "x = 1"),
-    "code that raises": ("python", "1 / 0"),
-    "an option that is not there": ("console", "$ harness run bert --deep"),
-    "a case that is not there": ("console", "$ harness run bret"),
-    "a profile that is not there": ("console", "$ harness run bert --profile deep"),
-    "another output": ("console", "$ harness list bert\nroberta"),
-    "a command that fails": ("console", "$ harness report nowhere"),
-    "another exit status": ("console", "$ harness report nowhere\n$ echo $?\n1"),
-    "an environment that is not there": ("console", "$ tox -e imports"),
-    "an extra that is not there": ("console", "$ pip install '.[tests]'"),
-    "an option that pytest has not got": ("console", "$ pytest --deep"),
-    "another program": ("console", "$ rm page"),
-    "a change that does not apply": ("diff", "--- a/examples/mistral.py\n+++ b/examples/mistral.py\n@@ -1 +1 @@\n-x\n+y\n"),
+NO_OPTION = typer.BadParameter.__mro__[1]
+"""A usage error; typer has no public name for it."""
+WRONG: dict[str, tuple[str, str, type[Exception], str]] = {
+    "a block of no kind": ("", "x = 1", Untrue, "nobody knows what to do with a block of kind ''"),
+    "code that raises": ("python", "1 / 0", ZeroDivisionError, "division by zero"),
+    "an option that is not there": ("console", "$ harness run bert --deep", NO_OPTION, "No such option: --deep"),
+    "a case that is not there": ("console", "$ harness run bret", UnknownCase, "no case is called 'bret'"),
+    "a profile that is not there": ("console", "$ harness run bert --profile deep", KeyError, "deep"),
+    "another output": ("console", "$ harness list bert\nroberta", Untrue, "and not\nroberta"),
+    "a command that fails": ("console", "$ harness report nowhere", Untrue, "line 1: ended with 2"),
+    "another exit status": ("console", "$ harness report nowhere\n$ echo $?\n1", Untrue, "line 2: prints\n2\n\nand not\n1"),
+    "an environment that is not there": ("console", "$ tox -e imports", Untrue, "tox.ini has no environment imports"),
+    "an extra that is not there": ("console", "$ pip install '.[tests]'", Untrue, "there is no extra tests"),
+    "an option that pytest has not got": ("console", "$ pytest --deep", ValueError, "no option named '--deep'"),
+    "another program": ("console", "$ rm page", Untrue, "rm is no program that a page may speak of"),
+    "a change that does not apply": (
+        "diff",
+        "--- a/examples/mistral.py\n+++ b/examples/mistral.py\n@@ -1 +1 @@\n-x\n+y\n",
+        Untrue,
+        "patch does not apply",
+    ),
 }
 
 
 @pytest.mark.parametrize("what", WRONG)
 def test_an_untrue_block_is_noticed(what: str, reader: Reader) -> None:
-    """Each way in which a page can be wrong raises."""
-    kind, text = WRONG[what]
-    with pytest.raises(Exception):  # noqa: B017, PT011
+    """Each way in which a page can be wrong raises, and says what it is."""
+    kind, text, problem, words = WRONG[what]
+    with pytest.raises(problem, match=re.escape(words)):
         reader.follow(Block("page.md", 1, kind, text))
 
 
