@@ -33,25 +33,22 @@ _EVENT_TICK_SECONDS = 0.5e-6
 
 
 class CudaDevice(Device):
-    """The current GPU. ``cuda`` is ``torch.cuda``; ``allocate(bytes)`` gives a byte tensor on the GPU; ``nvml`` may be absent.
-
-    ``flush_l2=False`` leaves the caches warm between calls, for figures to compare with other tools that do so.
-    """
+    """The current GPU. ``cuda`` is ``torch.cuda``; ``allocate(bytes)`` gives a byte tensor on the GPU; ``nvml`` may be absent."""
 
     kind = "cuda"
     clocks = ("end_to_end", "device")
     graphs = True
 
-    def __init__(self, *, cuda: Any, allocate: Callable[[int], Any], nvml: Nvml | None, flush_l2: bool = True) -> None:
+    def __init__(self, *, cuda: Any, allocate: Callable[[int], Any], nvml: Nvml | None) -> None:
         self._cuda = cuda
         self._nvml = nvml
         self._graphs = CudaGraphBackend(cuda)
         properties = cuda.get_device_properties(cuda.current_device())
         self.name = f"cuda:{cuda.current_device()} ({properties.name})"
         l2_bytes = getattr(properties, "L2_cache_size", 0)
-        self._flush_buffer = allocate(2 * (l2_bytes or _L2_UNKNOWN_BYTES)) if flush_l2 else None
+        self._flush_buffer = allocate(2 * (l2_bytes or _L2_UNKNOWN_BYTES))
         missing = []
-        if flush_l2 and not l2_bytes:
+        if not l2_bytes:
             missing.append(f"size of the L2 cache unknown: {2 * _L2_UNKNOWN_BYTES // 2**20} MiB are overwritten between calls")
         if nvml is None:
             missing.append("clocks, power, throttling and other processes: package nvidia-ml-py is not installed")
@@ -100,8 +97,7 @@ class CudaDevice(Device):
         return total / calls
 
     def _flush(self) -> None:
-        if self._flush_buffer is not None:
-            self._flush_buffer.zero_()
+        self._flush_buffer.zero_()
 
     def captured(self, call: Call) -> Call:
         """Capture ``call`` as a CUDA graph, after a few calls aside, and return its replay."""
@@ -146,7 +142,7 @@ class CudaDevice(Device):
         return _EVENT_TICK_SECONDS
 
 
-def open_cuda(*, flush_l2: bool = True) -> CudaDevice:
+def open_cuda() -> CudaDevice:
     """The current CUDA device of torch, with NVML where it is installed. Raises ``DeviceUnavailable`` without a GPU."""
     import torch
 
@@ -157,7 +153,6 @@ def open_cuda(*, flush_l2: bool = True) -> CudaDevice:
         cuda=torch.cuda,
         allocate=lambda size: torch.empty(size, dtype=torch.uint8, device="cuda"),
         nvml=_open_nvml(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)),
-        flush_l2=flush_l2,
     )
 
 

@@ -7,6 +7,7 @@ pages are the process's own and stay. Both are watched, because only both togeth
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from pathlib import Path
@@ -44,7 +45,7 @@ class MemoryWatch:
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> MemoryWatch:
-        self._exact = _reset_high_water()
+        self._exact = reset_peak()
         self._thread.start()
         self._start = time.perf_counter()
         return self
@@ -55,7 +56,7 @@ class MemoryWatch:
         self._thread.join()
         self._note(held())
         if self._exact:
-            self._note(Held(_high_water(), 0))
+            self._note(Held(peak(), 0))
 
     def _look(self) -> None:
         while not self._stop.wait(SECONDS_BETWEEN):
@@ -65,14 +66,20 @@ class MemoryWatch:
         self.peak = Held(max(self.peak.resident, now.resident), max(self.peak.anonymous, now.anonymous))
 
 
-def _reset_high_water() -> bool:
+def can_reset_peak() -> bool:
+    """Whether the system lets a process reset its high-water mark."""
+    return os.access(_RESET, os.W_OK)
+
+
+def reset_peak() -> bool:
+    """Let ``peak`` count from now. False where the system does not."""
     with contextlib.suppress(OSError):
-        _RESET.write_text("5")
+        _RESET.write_text("5")  # resets the high-water mark: proc(5), /proc/pid/clear_refs
         return True
     return False
 
 
-def _high_water() -> int:
+def peak() -> int:
     """The most that was resident since the reset, in bytes; 0 where the kernel does not say."""
     with contextlib.suppress(OSError):
         for line in _STATUS.read_text().splitlines():

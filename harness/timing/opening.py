@@ -7,13 +7,13 @@ from harness.timing.cuda import open_cuda
 from harness.timing.devices import Device, DeviceUnavailable
 
 
-def open_device(kind: str, *, threads: int | None = None) -> Device:
-    """The CPU (with ``threads`` threads, by default as torch has them now) or the current CUDA device.
+def open_device(kind: str) -> Device:
+    """The CPU, with as many threads as torch has now, or the current CUDA device.
 
     Raises ``DeviceUnavailable`` for a device that is not there or not known.
     """
     if kind == "cpu":
-        return CpuDevice(threads=threads)
+        return CpuDevice()
     if kind == "cuda":
         return open_cuda()
     raise DeviceUnavailable(f"device must be 'cpu' or 'cuda', got {kind!r}")

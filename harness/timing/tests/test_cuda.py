@@ -34,14 +34,6 @@ def test_end_to_end_time_is_between_synchronisations_after_the_flush():
     assert cuda.log == ["flush", "synchronise", "launch", "synchronise"] * 2
 
 
-def test_without_flush_nothing_comes_between_the_calls():
-    """For figures to compare with other tools."""
-    cuda = FakeCuda()
-    _device(cuda, flush_l2=False).seconds(lambda: cuda.launch(2e-4), 2, "device")
-    asked = ["synchronise", "launch", "synchronise"]
-    assert cuda.log == asked + ["hold", "record", "launch", "record"] * 2 + ["synchronise"]
-
-
 def test_a_graph_is_warmed_up_aside_captured_once_and_replayed():
     """What is timed afterwards is the replay."""
     cuda = FakeCuda()
