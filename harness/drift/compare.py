@@ -88,9 +88,9 @@ def read_kept(path: Path = KEPT) -> Kept:
         raise DriftError(f"{path}: damaged fingerprints ({problem}); {remedy}") from None
 
 
-def write_kept(kept: Kept, path: Path = KEPT) -> None:
+def write_kept(kept: Kept) -> None:
     """Keep ``kept`` in the tree, readable in a diff."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
+    KEPT.write_bytes(msgspec.json.format(msgspec.json.encode(kept), indent=1) + b"\n")
 
 
 def compare(kept: Kept, now: Kept) -> Drift:
