@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
 
 from policies.catalogue import ENTRIES, Entry
 
+from ..environment import installed
 from .fingerprint import Fingerprint, fingerprint
 
 KEPT = Path(__file__).with_name("fingerprints.json")
@@ -68,13 +68,8 @@ def _available() -> Iterator[Entry]:
 
 def versions() -> dict[str, str]:
     """Installed libraries that layers come from."""
-    found = {}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = installed()
+    return {name: found[name] for name in LIBRARIES if name in found}
 
 
 def read_kept(path: Path = KEPT) -> Kept:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from harness.drift import source
-from harness.drift.compare import KEPT, DriftError, differences, read_kept, take
+from harness.drift.compare import KEPT, LIBRARIES, DriftError, differences, read_kept, take, versions
 from harness.drift.fingerprint import Fingerprint, fingerprint
 
 MODELING = '''
@@ -99,6 +100,12 @@ def test_every_layer_class_of_every_policy_has_a_fingerprint_in_the_tree() -> No
     assert now.layers.keys() <= kept.layers.keys()
     assert all(kept.policies[path] for path in now.layers)
     assert not [path for path, one in kept.layers.items() if one.missing]
+
+
+def test_versions_are_of_the_libraries_that_layers_come_from() -> None:
+    """All that are installed, as they are."""
+    found = versions()
+    assert found.keys() <= set(LIBRARIES) and found["torch"] == version("torch")
 
 
 def test_damaged_fingerprints_are_refused_with_one_line(tmp_path: Path) -> None:
