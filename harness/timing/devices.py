@@ -96,7 +96,7 @@ class Device(ABC):
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """Hold the device in the state in which it is to be timed (threads, affinity); give back the old one after."""
+        """Hold the device in the state in which it is to be timed (threads); give back the old one after."""
         yield
 
     def now(self) -> float:
