@@ -70,8 +70,11 @@ def folder(tmp_path: Path) -> Path:
 def test_a_checkpoint_gives_what_loading_and_replacing_gives(entry: Any) -> None:
     case: Case = entry.load()
 
+    # What an IP-Adapter leaves in a UNet's configuration, diffusers itself refuses to load.
+    drawn = case.strategy.filter(lambda example: example.values.get("adapter") != "ip_adapter")
+
     @FEW
-    @given(case.strategy, st.sampled_from((torch.float32, torch.bfloat16)))
+    @given(drawn, st.sampled_from((torch.float32, torch.bfloat16)))
     def check(example: Any, dtype: torch.dtype) -> None:
         model: Any = case.build(example)
         kwargs = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(type(model)).parameters else {}
