@@ -62,6 +62,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "shared weights": tiny.edited(tiny.unties),
     "storages": tiny.edited(tiny.keeps_a_copy),
     "flat memory": tiny.around(tiny.keeps_each_output),
+    "many calls": tiny.around(tiny.wears_out),
     "refusal": tiny.counts_twice,
 }
 BY_MONKEYPATCH = {"hooks", "settings"}

@@ -216,6 +216,11 @@ def keeps_each_output(own: Forward, state: dict[str, Any], *args: Any, **kwargs:
     return output
 
 
+def wears_out(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    state["calls"] = state.get("calls", 0) + 1
+    return own(*args, **kwargs) * (1.0 if state["calls"] <= 100 else 1.01)
+
+
 def remembers_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
     first = state.setdefault("first", float(hidden.abs().sum()))
     return own(hidden, *args, **kwargs) * (1 + 1e-13 * first)
