@@ -41,4 +41,5 @@ CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "changed in place": _in_place,
     "assigned anew": _assigned,
     "in modules put in the old ones' places": _in_new_modules,
+    "changed in place again": _in_place,  # once what was strided is not, and can be joined
 }
