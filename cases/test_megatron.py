@@ -125,6 +125,19 @@ def test_angles_may_differ_from_row_to_row() -> None:
     assert not twin.fused.fallbacks
 
 
+def test_a_layer_takes_the_tensor_that_megatron_makes_of_an_ordinary_one_in_inference_mode() -> None:
+    """It shares an ordinary tensor's memory, was made in inference mode, and can have no views there."""
+    layer = layer_of(drawn())
+    twin, x = copy.deepcopy(layer), hidden_for(layer)
+    replace_module(twin)
+    with torch.inference_mode():
+        viewless = torch.empty(1)
+        viewless.data = x.data
+        expected, actual = layer(viewless, causal(5)), twin(viewless, causal(5))
+    torch.testing.assert_close(actual[0], expected[0])
+    assert twin.fused.calls == 1
+
+
 def test_separate_angles_for_queries_and_keys_go_to_the_original() -> None:
     layer = layer_of(drawn(head_size=8))
     angles = (torch.randn(5, 1, 1, 8).double(), torch.randn(5, 1, 1, 8).double())

@@ -28,13 +28,14 @@ from .trial import Disagreement, Replacer
 
 @dataclass(frozen=True)
 class Checked:
-    """The verdict on one property of one case, which axis values its examples had, and for a property of the rounding
-    tier what was used of the error budget."""
+    """The verdict on one property of one case, which axis values its examples had, for a property of the rounding tier what
+    was used of the error budget, and whether there is no verdict because the original raised."""
 
     verdict: Verdict
     drawn: Counter[tuple[str, Any]] = field(default_factory=Counter)
     pairs: frozenset[tuple[str, Any, str, Any]] = frozenset()
     budget: ErrorBudget | None = None
+    original_raised: bool = False
 
 
 def check_property(
@@ -70,7 +71,8 @@ def check_property(
         seed=seed,
         failure=_failure(found, prop, case, replacer if explain else None),
     )
-    return Checked(verdict, found.drawn, frozenset(found.pairs), _budget(found, prop, case, policy))
+    raised = found.failure is None and found.original_raised
+    return Checked(verdict, found.drawn, frozenset(found.pairs), _budget(found, prop, case, policy), raised)
 
 
 def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
@@ -79,8 +81,7 @@ def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
         return "error" if short else "failed", _message(found)
     if found.original_failed is not None:
         example, why = found.original_failed
-        dead = why.startswith(("the original's", "no "))
-        return ("vacuous" if dead else "error"), f"{why} [{example}]"
+        return ("error" if found.original_raised else "vacuous"), f"{why} [{example}]"
     if found.examples == 0:
         return "vacuous", "no example was run"
     if not prop.once and found.replaced == 0:

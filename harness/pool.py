@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures import as_completed
+from dataclasses import dataclass
+from typing import TypeVar
 
-from pebble import ProcessPool
+from pebble import ProcessExpired, ProcessPool
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class NoResult:
+    """What there is of a task that gave nothing back: one line that says why."""
+
+    reason: str
 
 
 @contextlib.contextmanager
@@ -17,3 +31,22 @@ def stopping(pool: ProcessPool) -> Iterator[ProcessPool]:
     finally:
         pool.stop()
         pool.join()
+
+
+def in_parallel(
+    pool: ProcessPool, function: Callable[[T], R], tasks: Iterable[T], *, seconds: float
+) -> Iterator[tuple[T, R | NoResult]]:
+    """Each task with ``function(task)``, as they end. One that raises, dies or takes longer than ``seconds`` costs its own
+    result, not the rest."""
+    futures = {pool.schedule(function, args=[task], timeout=seconds): task for task in tasks}
+    for future in as_completed(futures):
+        result: R | NoResult
+        try:
+            result = future.result()
+        except FutureTimeout:
+            result = NoResult(f"not done within {seconds:.0f} s")
+        except ProcessExpired as death:
+            result = NoResult(f"its process died (exit code {death.exitcode})")
+        except Exception as problem:
+            result = NoResult(f"{type(problem).__name__}: {' '.join(str(problem).split())}")
+        yield futures[future], result

@@ -17,7 +17,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 from hypothesis.errors import FlakyFailure, HypothesisException
@@ -26,7 +25,6 @@ from .case import Case, Example
 from .coverage import tally
 from .covering import covering_examples
 from .evidence.minimise import minimise
-from .exact import exact_mode
 from .process import SHARED
 from .properties import Property
 from .trial import Disagreement, OriginalFailed, Replacer, Trial, Vacuous
@@ -47,6 +45,8 @@ class Found:
     pairs: set[tuple[str, object, str, object]] = field(default_factory=set)
     failure: tuple[Example, BaseException] | None = None
     original_failed: tuple[Example, str] | None = None
+    original_raised: bool = False
+    """Whether it raised there, rather than left nothing to compare with."""
     budgets_used: list[float] = field(default_factory=list)
     flaky: bool = False
     last: Example | None = None
@@ -158,16 +158,15 @@ def tell(prop: Property, case: Case, replacer: Replacer, example: Example) -> tu
 def judge(prop: Property, case: Case, replacer: Replacer, example: Example, found: Found) -> None:
     """Check ``prop`` on one example and add what came of it to ``found``; raises what the property raised."""
     trial = Trial(case, example, replacer, double=prop.exact)
-    mode = exact_mode() if prop.exact else torch.no_grad()
     if found.failure is None:
         found.examples += 1
         found.last = example
     watched = shared_untouched(case) if found.examples == 1 else contextlib.nullcontext()
     try:
-        with watched, case.surroundings(), mode:
+        with watched, case.surroundings(), trial.mode():
             prop.check(trial)
     except (Vacuous, OriginalFailed) as nothing:
-        found.original_failed = (example, str(nothing))
+        found.original_failed, found.original_raised = (example, str(nothing)), isinstance(nothing, OriginalFailed)
         raise
     except Exception as problem:
         found.failure = (example, problem)

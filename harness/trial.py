@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .case import Case, Example, Inputs, Value
+from .exact import exact_mode
 from .process import SHARED
 
 
@@ -84,7 +85,8 @@ def original_side(doing: str = "") -> Iterator[None]:
 
 
 class Trial:
-    """See the module. ``double`` turns models and inputs to float64, for exact mode."""
+    """See the module. ``double`` turns models and inputs to float64, for exact mode; ``numbers`` are others for weights and
+    inputs, while all that the seed chooses otherwise stays."""
 
     def __init__(
         self,
@@ -93,19 +95,31 @@ class Trial:
         replacer: Replacer,
         *,
         double: bool = True,
+        numbers: int = 0,
         evidence: Evidence | None = None,
     ) -> None:
         self.case = case
         self.example = example
         self.replacer = replacer
         self.double = double
+        self.numbers = numbers
         self.evidence = Evidence() if evidence is None else evidence
 
     def on(self, example: Example) -> Trial:
         """A trial of another example that adds to the same evidence; this one where the example is its own."""
         if example == self.example:
             return self
-        return Trial(self.case, example, self.replacer, double=self.double, evidence=self.evidence)
+        return self._with(example, self.numbers)
+
+    def with_numbers(self, numbers: int) -> Trial:
+        """The trial with other weights and inputs, and all else as it is."""
+        return self._with(self.example, numbers)
+
+    def _with(self, example: Example, numbers: int) -> Trial:
+        return Trial(self.case, example, self.replacer, double=self.double, numbers=numbers, evidence=self.evidence)
+
+    def _numbered(self, example: Example) -> Example:
+        return Example(example.values, example.seed + self.numbers)
 
     def vary(self, **values: Value) -> Trial:
         """The trial with these axes changed; names that the case has no axis for are passed over."""
@@ -128,10 +142,14 @@ class Trial:
                     return self.on(example)
         raise Vacuous(f"no example of {self.case.name} suits, whichever axis is changed")
 
+    def mode(self) -> contextlib.AbstractContextManager[Any]:
+        """What the trial's models are called in."""
+        return exact_mode() if self.double else torch.no_grad()
+
     @cached_property
     def original(self) -> nn.Module:
         self.evidence.built.append(self.example)
-        model = self.case.build(self.example)
+        model = self.case.build(self._numbered(self.example))
         return model.double() if self.double else model
 
     @cached_property
@@ -144,7 +162,7 @@ class Trial:
 
     def inputs_of(self, example: Example) -> Inputs:
         """The inputs of ``example``, which differs from this trial's in seed and input axes at most."""
-        inputs = self.case.inputs(example)
+        inputs = self.case.inputs(self._numbered(example))
         return Inputs(kwargs=cast(inputs.kwargs, torch.float64), valid=inputs.valid) if self.double else inputs
 
     @cached_property

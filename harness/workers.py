@@ -1,7 +1,7 @@
 """Checks in parallel: one process a core, each judging one property of one case at a time.
 
-A check is arithmetic on small tensors, so a process computes with one thread. A process that dies or hangs costs its own
-verdict, not the run.
+A check is arithmetic on small tensors, so a process computes with one thread. A task that raises, and a process that
+dies or hangs, costs its own verdict, not the run.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ import gc
 import multiprocessing
 import os
 from collections.abc import Iterator
-from concurrent.futures import TimeoutError as FutureTimeout
-from concurrent.futures import as_completed
 from dataclasses import dataclass
 
 import torch
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessPool
 
 from reports.record import Verdict
 
 from .check import Checked, check_property
 from .placed import placed
 from .plans import by_plan
-from .pool import stopping
+from .pool import NoResult, in_parallel, stopping
 from .profiles import Profile
 from .properties import BY_NAME
 from .registry import CaseEntry
@@ -79,17 +77,8 @@ def run_tasks(tasks: list[Task], *, workers: int) -> Iterator[tuple[Task, Checke
         return
     context = multiprocessing.get_context("spawn")
     with stopping(ProcessPool(max_workers=count, initializer=_prepare, context=context)) as pool:
-        futures = {pool.schedule(run_task, args=[task], timeout=TASK_SECONDS): task for task in tasks}
-        for future in as_completed(futures):
-            task = futures[future]
-            try:
-                yield task, future.result()
-            except FutureTimeout:
-                yield task, _no_verdict(task, f"no verdict within {TASK_SECONDS:.0f} s")
-            except ProcessExpired as death:
-                yield task, _no_verdict(task, f"the checking process died (exit code {death.exitcode})")
-            except Exception as problem:  # of the case itself: what somebody's page does when it is imported
-                yield task, _no_verdict(task, f"{type(problem).__name__}: {problem}")
+        for task, result in in_parallel(pool, run_task, tasks, seconds=TASK_SECONDS):
+            yield task, _no_verdict(task, result.reason) if isinstance(result, NoResult) else result
 
 
 def _prepare() -> None:

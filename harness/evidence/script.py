@@ -123,7 +123,7 @@ def main(replace=None) -> int:
     case = {case}
     trial = {trial}(case, EXAMPLE, replace or chosen_replacer(), double={prop}.exact)
     try:
-        with case.surroundings(), exact_mode() if {prop}.exact else torch.no_grad():
+        with case.surroundings(), trial.mode():
             {prop}.check(trial)
     except ({vacuous}, {original_failed}) as nothing:
         print(f"nothing can be shown here: {{nothing}}")
@@ -232,7 +232,6 @@ def _carried_along(prop: Property, case: Case, example: Example, plan: str) -> s
         "original_failed": bundle.add("harness.trial", "OriginalFailed"),
     }
     described = f"{bundle.add('harness.case', 'Example')}({literal(dict(example.values))}, {example.seed})"
-    bundle.add("harness.exact", "exact_mode")
     end = _end(bundle, plan, case.device)
     imported, definitions = bundle.text()
     library = type(case.build(example)).__module__.partition(".")[0]

@@ -84,6 +84,20 @@ def past_detached(honest: Any) -> Any:
     return wrong
 
 
+def table_of_first_call(honest: Any) -> Any:
+    """A table is made at a layer's first call and kept; made in inference mode, no later call can save it for its gradients."""
+    tables: weakref.WeakKeyDictionary[Any, dict[torch.dtype, Tensor]] = weakref.WeakKeyDictionary()
+
+    def wrong(self: FusedTransformerLayer, x: Tensor, *rest: Any) -> Tensor:
+        mine = tables.setdefault(self, {})
+        if x.dtype not in mine:
+            mine[x.dtype] = x.new_ones(x.shape[-1])
+        out: Tensor = honest(self, x * mine[x.dtype], *rest)
+        return out
+
+    return wrong
+
+
 def _loses_tangents(traits: Traits) -> bool:
     """Whether oneDNN, which has no derivative in forward mode, is there, and an original that has one."""
     if not (traits.layered and traits.by_onednn):
@@ -139,6 +153,14 @@ AROUND = (
         "No gradients go through a cache.",
         (FusedTransformerLayer, "__call__", past_detached),
         applies=lambda traits: traits.layered and traits.case.cached,
+        expects=("gradients",),
+    ),
+    miscomputing(
+        "F83 inference mode",
+        "F83",
+        "flash-attention PR #299",
+        "What a layer keeps from a first call in inference mode, no call with gradients can use.",
+        (FusedTransformerLayer, "__call__", table_of_first_call),
         expects=("gradients",),
     ),
     miscomputing(

@@ -43,7 +43,8 @@ CANARY = 8
 SHRINKING = 60
 """Examples tried at most to make one simple."""
 LEAST_SHARE = 0.01
-"""Properties to which a profile gives a smaller share are too dear to be asked of every fault (compiling a model)."""
+"""Properties to which a profile gives a smaller share are too dear to be asked of every fault (compiling a model): only of those
+that they are expected to notice."""
 USUAL_ORDER = ("model equality", "layer equality", "cache", "contract")
 """Properties that notice most, first."""
 
@@ -127,9 +128,10 @@ class Exam:
         self.replacer = replacer
         self.until = until
         self.aimed = aimed
-        asked = [prop for prop in PROPERTIES if prop.applies(case) and prop.share >= LEAST_SHARE]
-        self.properties = tuple(sorted(asked, key=lambda prop: -prop.share))
-        self.examples = {prop: draw(case, self._most(prop), seed_of(seed, prop)) for prop in self.properties}
+        asked = sorted((prop for prop in PROPERTIES if prop.applies(case)), key=lambda prop: -prop.share)
+        self.properties = tuple(prop for prop in asked if prop.share >= LEAST_SHARE)
+        self.dear = tuple(asked[len(self.properties) :])
+        self.examples = {prop: draw(case, self._most(prop), seed_of(seed, prop)) for prop in asked}
         self.sampled = draw(case, SAMPLED, seed)
         self.each = traits_of_each(case, self.sampled, replacer)
         self.traits = together(case, self.each)
@@ -210,7 +212,8 @@ class Exam:
         return alarm is not None
 
     def _ask(self, fault: Fault, faulty: Replacer, count: list[int], *, deep: bool) -> Noticed | None:
-        able = [prop for prop in self.properties if prop.name not in fault.passes]
+        usual = (*self.properties, *(prop for prop in self.dear if prop.name in fault.expects))
+        able = [prop for prop in usual if prop.name not in fault.passes]
         first = [BY_NAME[name] for name in (*fault.expects, *USUAL_ORDER) if name in BY_NAME]
         order = [prop for prop in dict.fromkeys((*first, *able)) if prop in able]
         few = {prop: self._few(prop, place == 0, prop.name in fault.expects) for place, prop in enumerate(order)}

@@ -5,15 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
-from concurrent.futures import TimeoutError as FutureTimeout
-from concurrent.futures import as_completed
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessPool
 
-from ..pool import stopping
+from ..pool import NoResult, in_parallel, stopping
 from ..profiles import PROFILES, Profile
 from ..registry import CaseEntry
 from .report import CaseReport, FaultReport
@@ -66,8 +63,8 @@ def run_faults(
     interrupted = False
     try:
         for part, result in _in_parallel([part for part in parts if part.faults or part.first], workers):
-            if isinstance(result, str):
-                problems.append(f"{part.entry.name}: {result}")
+            if isinstance(result, NoResult):
+                problems.append(f"{part.entry.name}: not examined, {result.reason}")
             else:
                 done[part.entry.name].append(result)
                 progress(result)
@@ -89,23 +86,14 @@ def _names(faults: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(fault.id for fault in find_faults(faults))
 
 
-def _in_parallel(parts: list[Part], workers: int | None) -> Any:
-    """Each part with its report, or with one line on why there is none, as they finish."""
+def _in_parallel(parts: list[Part], workers: int | None) -> Iterator[tuple[Part, CaseReport | NoResult]]:
+    """Each part with its report, or with why there is none, as they finish."""
     count = min(workers or len(os.sched_getaffinity(0)), len(parts))
     if count == 0:
         return
     context = multiprocessing.get_context("spawn")
     with stopping(ProcessPool(max_workers=count, initializer=_prepare, context=context)) as pool:
-        futures = {pool.schedule(_examine, args=[part], timeout=TASK_SECONDS): part for part in parts}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], future.result()
-            except FutureTimeout:
-                yield futures[future], f"not examined within {TASK_SECONDS:.0f} s"
-            except ProcessExpired as death:
-                yield futures[future], f"the examining process died (exit code {death.exitcode})"
-            except Exception as problem:
-                yield futures[future], f"the exam raised {type(problem).__name__}: {problem}"
+        yield from in_parallel(pool, _examine, parts, seconds=TASK_SECONDS)
 
 
 def _prepare() -> None:

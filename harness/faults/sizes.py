@@ -26,6 +26,8 @@ ONE_BLOCK = 1024
 """Elements of a row that the faulty norm kernel has a block for."""
 HEADS = 32
 """Heads that the faulty attention kernel has room for."""
+BLOCKS = 65_535
+"""Blocks of the faulty attention kernel's grid, one for each head of a row."""
 TILE = 128
 """Columns of the MLP that the faulty kernel writes at a time."""
 ROWS = 8
@@ -82,7 +84,20 @@ def _first_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
     return query if query.shape[1] <= HEADS else without_from(query, 1, HEADS), key, value
 
 
+def _one_grid(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    rows = BLOCKS // query.shape[1]
+    return query, key, value if len(value) <= rows else without_from(value, 0, rows)
+
+
 LARGEST_SIZES = (
+    miscomputing(
+        "F65 grid",
+        "F65",
+        "flashinfer #3125, MagiAttention PR #40, pytorch #142228",
+        "The attention kernel has a block for each head of each row, and rows behind the grid's end are not computed.",
+        finishing(_one_grid),
+        expects=("many rows",),
+    ),
     miscomputing(
         "F65 one block",
         "F65",

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from ..suggest import suggestion
 from .accounting import ACCOUNTING
 from .base import Property
+from .broken import BROKEN
 from .cache import CACHE
 from .cache_edits import EDITED_CACHE, FRESH_CACHE, OTHER_CACHE, STATIC_CACHE
 from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES, UNTOUCHED
@@ -22,6 +23,7 @@ from .equality import LAYER_EQUALITY, MODEL_EQUALITY
 from .forms import FORMS
 from .holders import SHARED_MEMORY
 from .hooks import HOOKS
+from .in_float32 import IN_FLOAT32
 from .lifecycle import IDEMPOTENCE, REVERT
 from .memory import FLAT, MANY_CALLS, POISON, STORAGES
 from .metamorphic import CAUSALITY, PADDING, ROWS
@@ -31,7 +33,7 @@ from .refusal import REFUSAL
 from .rounding import ROUNDING
 from .settings import SETTINGS
 from .sharing import SHARING
-from .sizes import LARGE, LARGEST, LONG, MANY_LAYERS, MANY_TOKENS
+from .sizes import LARGE, LARGEST, LONG, MANY_LAYERS, MANY_ROWS, MANY_TOKENS
 from .threads import THREADS
 from .training import GRADIENTS, TRAINING
 from .transforms import TRANSFORMED
@@ -52,6 +54,7 @@ PROPERTIES: tuple[Property, ...] = (
     OTHER_CACHE,
     LONG,
     MANY_TOKENS,
+    MANY_ROWS,
     MANY_LAYERS,
     LARGE,
     LARGEST,
@@ -63,6 +66,7 @@ PROPERTIES: tuple[Property, ...] = (
     ORDER,
     INTERLEAVED,
     THREADS,
+    BROKEN,
     UNTOUCHED,
     POISON,
     GRADIENTS,
@@ -70,6 +74,7 @@ PROPERTIES: tuple[Property, ...] = (
     TRANSFORMED,
     COMPILED,
     CAPTURED,
+    IN_FLOAT32,
     REVERT,
     IDEMPOTENCE,
     DEEPCOPY,

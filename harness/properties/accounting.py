@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
-from ..numerics import EXACT_TOLERANCE, gap
+from ..numerics import gap, tolerance_of
 from ..trial import Disagreement, Trial, Vacuous, fused_path, original_side
 from .base import Property
 from .equality import main_output, recorded, valid_positions
@@ -68,18 +68,18 @@ class _Accounts:
         if moving is not _written:
             self.run_its()  # so that the next move is noticed, or not, for itself
         error = gap(expected, actual, self.valid)
-        if not error.within(EXACT_TOLERANCE):
+        if not error.within(tolerance_of(expected)):
             raise Disagreement(f"{name}, {how}: {self._diagnosis(name, shift, actual)}", error=error.error)
         self.trial.evidence.note(error.error)
         return not gap(self.before, expected, self.valid).within(MOVED)
 
     def _diagnosis(self, name: str, shift: Tensor, actual: Tensor) -> str:
-        if gap(self.its_before, actual, self.valid).within(EXACT_TOLERANCE):
+        if gap(self.its_before, actual, self.valid).within(tolerance_of(actual)):
             return "does not reach the replacement's output"
         for other, parameter in self.mine.named_parameters():
             if other != name and parameter.shape == shift.shape:
                 with _written(self.mine, other, shift):
-                    if gap(self.run_mine(), actual, self.valid).within(EXACT_TOLERANCE):
+                    if gap(self.run_mine(), actual, self.valid).within(tolerance_of(actual)):
                         return f"reaches the replacement's output in the slot of {other}"
         return "moves the replacement's output otherwise than the original's"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Case
-from ..numerics import EXACT_TOLERANCE, alive, gap
+from ..numerics import alive, gap, tolerance_of
 from ..trial import Disagreement, Trial, Vacuous
 
 
@@ -48,7 +48,7 @@ class Property:
 
 
 def same_outputs(trial: Trial, expected: dict[str, Tensor], actual: dict[str, Tensor], valid: Tensor | None, what: str) -> None:
-    """Raise unless every output agrees to the exact tolerance at every position that counts."""
+    """Raise unless every output agrees to the tolerance of its dtype at every position that counts."""
     living(expected, valid)
     if expected.keys() != actual.keys():
         raise Disagreement(f"{what}: expected outputs {sorted(expected)}, got {sorted(actual)}")
@@ -63,10 +63,10 @@ def same_models(trial: Trial, original: nn.Module, replaced: nn.Module, what: st
 
 
 def same_tensor(trial: Trial, expected: Tensor, actual: object, valid: Tensor | None, what: str) -> None:
-    """Raise unless ``actual`` agrees with ``expected`` to the exact tolerance at every position that counts."""
-    difference = gap(expected, actual, valid)
-    if not difference.within(EXACT_TOLERANCE):
-        message = difference.problem or f"relative error {difference.error:.1e} (tolerance {EXACT_TOLERANCE:.0e})"
+    """Raise unless ``actual`` agrees with ``expected`` to the tolerance of its dtype at every position that counts."""
+    difference, tolerance = gap(expected, actual, valid), tolerance_of(expected)
+    if not difference.within(tolerance):
+        message = difference.problem or f"relative error {difference.error:.1e} (tolerance {tolerance:.0e})"
         raise Disagreement(f"{what}: {message}", error=difference.error)
     trial.evidence.note(difference.error)
 
@@ -100,4 +100,4 @@ def held_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def relation_holds(expected: Tensor, actual: Tensor, valid: Tensor | None = None) -> bool:
     """Whether the original itself satisfies a relation, so that it may be asked of the replacement."""
-    return gap(expected, actual, valid).within(EXACT_TOLERANCE)
+    return gap(expected, actual, valid).within(tolerance_of(expected))

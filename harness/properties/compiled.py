@@ -7,14 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..numerics import gap
-from ..trial import Disagreement, Trial, original_side
-from .base import Property, layered
+from ..trial import Trial, original_side
+from .base import Property, layered, same_tensor
 from .equality import Recorded, main_output, recorded, valid_positions
 from .weights import CHANGES, change_weights
-
-TOLERANCE = 1e-4
-"""Relative, in float32: tracing may order sums anew, and a stale or missing weight stands far above."""
 
 
 def _compiled(trial: Trial) -> None:
@@ -35,9 +31,7 @@ def _compiled(trial: Trial) -> None:
 def _same(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: str) -> None:
     with original_side():
         expected: Tensor = main_output(mine(*call.args, **call.kwargs))
-    difference = gap(expected, main_output(compiled(*call.args, **call.kwargs)), valid_positions(trial, expected))
-    if not difference.within(TOLERANCE):
-        raise Disagreement(f"{what}: {difference.problem or f'relative error {difference.error:.1e}'}", error=difference.error)
+    same_tensor(trial, expected, main_output(compiled(*call.args, **call.kwargs)), valid_positions(trial, expected), what)
 
 
 COMPILED = Property(

@@ -144,9 +144,13 @@ def _masks(mask: Any, example: Example) -> Iterator[tuple[str, Any]]:
     for dtype in (torch.get_default_dtype(), torch.float16):
         added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
         yield f"in {dtype}", added.masked_fill(~seen, torch.finfo(dtype).min)
+    added = torch.zeros(seen.shape, dtype=torch.get_default_dtype(), device=seen.device)
+    yield "of minus infinity", added.masked_fill(~seen, -torch.inf)
+    yield "of one row for all", added[:1].masked_fill(~seen[:1], torch.finfo(added.dtype).min)
     for words, heads in (("all heads", 1), ("each head", heads_of(example))):
         generator = torch.Generator().manual_seed(example.seed)
-        bias = torch.randn(seen.shape[0], heads, *seen.shape[2:], generator=generator, dtype=torch.float64).to(seen.device)
+        bias = torch.randn(seen.shape[0], heads, *seen.shape[2:], generator=generator, dtype=torch.get_default_dtype())
+        bias = bias.to(seen.device)
         yield f"that weighs keys, for {words}", bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
 
 
@@ -164,7 +168,7 @@ def _masked(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Reco
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return
     actual = main_output(its(*call.args, **call.kwargs))
-    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with a mask {words}")
+    _same_where_numbers(trial, expected, actual, valid_positions(trial, expected), f"{path} called with a mask {words}")
 
 
 def _told(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, otherwise: dict[str, bool | None]) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..numerics import EXACT_TOLERANCE, gap
+from ..numerics import gap, tolerance_of
 from ..trial import Disagreement, Trial, original_side
 from .base import Property, living, transformers_like
 
@@ -75,9 +75,9 @@ def _same_tensor(trial: Trial, expected: Tensor, actual: Any, path: str) -> None
     mine, its = _counting(trial, expected), actual
     if isinstance(actual, Tensor) and actual.shape == expected.shape:
         its = _counting(trial, actual)
-    difference = gap(mine, its)
-    if not difference.within(EXACT_TOLERANCE):
-        message = difference.problem or f"relative error {difference.error:.1e} (tolerance {EXACT_TOLERANCE:.0e})"
+    difference, tolerance = gap(mine, its), tolerance_of(mine)
+    if not difference.within(tolerance):
+        message = difference.problem or f"relative error {difference.error:.1e} (tolerance {tolerance:.0e})"
         raise Disagreement(f"{path}: {message}", error=difference.error)
     trial.evidence.note(difference.error)
 

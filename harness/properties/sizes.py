@@ -16,12 +16,15 @@ from ..trial import OriginalFailed, Trial, Vacuous, fused_path, original_side
 from .base import Property, same_outputs
 from .cache import OUTPUT, in_chunks, with_cache
 from .equality import layers_alike
+from .forms import heads_of
 from .inputs import has_tokens
 
 LENGTHS = (33, 64, 95, 129, 190, 257, 700)
 """Tokens: whole blocks of every usual size, and blocks with a tail, of one token and of many."""
 MANY = 2060
 """Tokens: more than the 1,024 or 2,048 that workspaces, tables and blocks of threads are made for. An example takes a second."""
+BLOCKS_OF_A_GRID = 65_535
+"""As many as a CUDA grid has in its second and third dimension; kernels take one for each head of each row."""
 DEEP = 7
 """Layers: more than the usual examples have, and few enough that what rounding makes of the first stays small in the last."""
 DEEPEST = 81
@@ -42,15 +45,14 @@ def long_trial(trial: Trial) -> Trial:
 
 
 def large_trials(trial: Trial) -> tuple[Trial, ...]:
-    """The trial with a single layer, and each axis that has large values at one of them; once more with others of them, and more
-    tokens.
-    Itself where its original cannot be as large."""
+    """The trial with a single layer, and each axis that has large values at one of them; once more with others of them, in two
+    rows of more tokens. Itself where its original cannot be as large."""
     chosen = _chosen_by(trial)
     trial = trial.at_least("tokens", SEVERAL)
     orders = {axis.name: chosen.sample(axis.large, len(axis.large)) for axis in trial.case.axes if axis.large}
     sizes: list[dict[str, Any]] = [{name: order[place % len(order)] for name, order in orders.items()} for place in (0, 1)]
     first, second = (trial.vary(**one, layers=1) for one in sizes)
-    blocks = second.vary(**{"tokens": BLOCKS, **sizes[1]})
+    blocks = second.vary(**{"tokens": BLOCKS, **sizes[1], "batch": 2})
     return _that_runs((first,), trial), _that_runs((blocks, second), trial)
 
 
@@ -113,6 +115,10 @@ def has_lengths(case: Case) -> bool:
     return case.layered and any(axis.name == "tokens" for axis in case.axes)
 
 
+def has_rows(case: Case) -> bool:
+    return case.layered and any(axis.name == "batch" for axis in case.axes)
+
+
 def has_large_values(case: Case) -> bool:
     return any(axis.large for axis in case.axes)
 
@@ -135,6 +141,16 @@ def _many(trial: Trial) -> None:
     trial = _that_runs((trial.vary(tokens=MANY, batch=1, layers=1),), trial)
     with by_several_threads():
         _alike(trial, f"{trial.example['tokens']} tokens")
+
+
+def _crowded(trial: Trial) -> None:
+    """A single layer, as simple in other sizes as it can be: its tensors have some hundred thousand rows."""
+    plain = {axis.name: axis.simplest for axis in trial.case.axes if axis.large}
+    trial = trial.vary(**plain).at_least("tokens", 2)
+    batch = BLOCKS_OF_A_GRID // heads_of(trial.example) + 1
+    trial = _that_runs((trial.vary(batch=batch, tokens=2, layers=1),), trial)
+    with by_several_threads():
+        _alike(trial, f"{trial.example['batch']} rows")
 
 
 def _deep(trial: Trial) -> None:
@@ -183,6 +199,15 @@ MANY_TOKENS = Property(
     "of several threads.",
     check=_many,
     applies=has_lengths,
+    share=0.004,
+    least=1,
+)
+MANY_ROWS = Property(
+    name="many rows",
+    statement="A batch of more rows, times heads, than a CUDA grid has blocks (65,535) gives what the original gives, in one "
+    "call and decoded, by kernels of several threads.",
+    check=_crowded,
+    applies=has_rows,
     share=0.004,
     least=1,
 )

@@ -16,7 +16,6 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..case import Inputs
-from ..exact import exact_mode
 from ..trial import Trial, Vacuous
 from .base import Property, same_outputs
 from .calls import Outputs, alike
@@ -32,7 +31,7 @@ ALIKE = 0.7
 Thunk = Callable[[], Outputs]
 
 
-class _Stopped(TorchDispatchMode):
+class Stopped(TorchDispatchMode):
     """Counts operators inside layers and calls ``meanwhile`` before the ``at``-th; modes are of their thread alone."""
 
     def __init__(self, at: int = -1, meanwhile: Callable[[], object] = lambda: None) -> None:
@@ -57,7 +56,7 @@ class _Stopped(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def _watched(layers: list[nn.Module], mode: _Stopped) -> Iterator[None]:
+def watched(layers: list[nn.Module], mode: Stopped) -> Iterator[None]:
     """While open, ``mode`` knows when this thread is inside one of ``layers``; without any it takes all for inside."""
     hooks = [
         hook for one in layers for hook in (one.register_forward_pre_hook(mode.enter), one.register_forward_hook(mode.leave))
@@ -86,14 +85,14 @@ def interrupted(layers: list[nn.Module], first: Thunk, second: Thunk, chosen: ra
             made.append(pool.submit(second))
             wait(made, PATIENCE)
 
-        mode = _Stopped()
-        with _watched(layers, mode):
+        mode = Stopped()
+        with watched(layers, mode):
             outputs = first()
         while not made:  # a first call may have more operators than later ones
             if not mode.seen:
                 raise Vacuous("no operator ran inside the layers")
-            mode = _Stopped(chosen.randrange(mode.seen), meanwhile)
-            with _watched(layers, mode):
+            mode = Stopped(chosen.randrange(mode.seen), meanwhile)
+            with watched(layers, mode):
                 outputs = first()
                 # torch notes for all threads at once whether a mode is active: the other's must end before this one does.
                 wait(made)
@@ -111,7 +110,7 @@ def _threads(trial: Trial) -> None:
     expected = trial.run_original(others)
 
     def second() -> Outputs:
-        with exact_mode():
+        with trial.mode():
             return trial.case.run(model, others)
 
     layers = layers_of(trial, model)

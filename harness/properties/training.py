@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 from collections.abc import Callable
 
@@ -15,13 +16,15 @@ from policies.plans import Plan, PlanUnavailable
 
 from ..case import Inputs
 from ..exact import exact_mode
-from ..numerics import EXACT_TOLERANCE
+from ..numerics import tolerance_of
 from ..trial import Disagreement, OriginalFailed, Trial, Vacuous, cast, fused_path, fused_states, original_side
 from .base import Property, same_outputs
 from .cache import OUTPUT, cuts, in_chunks, with_cache
 from .hooks import scaled
 from .lifecycle import same_state
 
+RATE = 0.1
+"""Of learning: a step that a float32 result shows."""
 Gradients = dict[str, Tensor | None]
 Run = Callable[[nn.Module, Inputs], dict[str, Tensor]]
 
@@ -33,17 +36,16 @@ def _gradients(trial: Trial) -> None:
     they are is compared in float64.
     """
     chosen = random.Random(trial.example.seed)
-    model, original = trial.copy(), trial.original
+    model, original, (run, inputs, how) = trial.copy(), trial.original, _call(trial, by_cache=chosen.random() < 0.5)
     # torch 2.13's own convolutions crash in backward where only some parameters of a model want gradients.
     share = chosen.choice((0.0, 0.5, 0.9)) if trial.case.layered else float(trial.example.seed & 1)
     frozen = [name for name, _ in original.named_parameters() if chosen.random() < share]
     early = chosen.random() < 0.5
-    run, inputs, how = _call(trial, by_cache=chosen.random() < 0.5)
     if early:
         _freeze(model, frozen)
     replaced = trial.replace(model).replaced
-    with fused_path(model):
-        run(model, inputs)
+    with fused_path(model), torch.inference_mode(mode=chosen.random() < 0.5):
+        run(model, inputs)  # what is derived at a first call has to be of use with gradients
     _freeze(model, frozen)
     _freeze(original, frozen)
     what = f"{how}with {len(frozen)} parameters frozen {'before' if early else 'after'} the replacement"
@@ -60,6 +62,17 @@ def _gradients(trial: Trial) -> None:
         largest = _scale(run, original, inputs)
     for words, (mine, its) in found.items():
         _same_gradients(trial, mine, its, largest, words)
+
+
+def _gradients_alone(trial: Trial) -> None:
+    """Gradients of all parameters in the trial's own dtype, after a first call without."""
+    by_cache = trial.example.seed % 2 == 1
+    run, inputs, how = _call(trial, by_cache=by_cache)
+    model = trial.replaced.model
+    with fused_path(model), torch.inference_mode(mode=trial.example.seed % 4 < 2):
+        run(model, inputs)
+    mine, its = _both(run, trial.original, model, inputs)
+    _same_gradients(trial, mine, its, _largest(mine), f"{how}all parameters")
 
 
 class _Hook:
@@ -110,8 +123,8 @@ def _freeze(model: nn.Module, names: list[str]) -> None:
 
 
 def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
-    """Gradients of a weighted sum of the outputs that count, by parameter name and by what was given."""
-    model.zero_grad()
+    """Gradients of a weighted sum of the outputs that count, by parameter name and by what was given; none stay on the model,
+    which would change their dtype with its own."""
     inputs = Inputs(kwargs=tree_map_only(Tensor, _leaf, inputs.kwargs), valid=inputs.valid)
     with torch.enable_grad():
         output = next(iter(run(model, inputs).values()))
@@ -122,7 +135,9 @@ def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
             total.backward()
     given = tree_flatten_with_path(inputs.kwargs)[0]
     wanted = {f"the input{keystr(path)}": one.grad for path, one in given if isinstance(one, Tensor) and one.requires_grad}
-    return wanted | {name: parameter.grad for name, parameter in model.named_parameters()}
+    found = wanted | {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    return found
 
 
 def _leaf(given: Tensor) -> Tensor:
@@ -144,8 +159,11 @@ def _scale(run: Run, model: nn.Module, inputs: Inputs) -> float:
     """The largest gradient of all, nothing frozen. What is left to learn may have none but rounding errors: a key's bias
     shifts all scores of a query alike."""
     model.requires_grad_(True)
-    gradients = _backward(run, model, inputs).values()
-    return max((float(one.abs().max()) for one in gradients if one is not None), default=0.0)
+    return _largest(_backward(run, model, inputs))
+
+
+def _largest(gradients: Gradients) -> float:
+    return max((float(one.abs().max()) for one in gradients.values() if one is not None), default=0.0)
 
 
 def _same_gradients(trial: Trial, mine: Gradients, its: Gradients, largest: float, what: str) -> None:
@@ -158,7 +176,7 @@ def _same_gradients(trial: Trial, mine: Gradients, its: Gradients, largest: floa
         if expected is None or actual is None:
             continue
         error = float((expected - actual).abs().max()) / largest
-        if not error <= EXACT_TOLERANCE:
+        if not error <= tolerance_of(expected):
             raise Disagreement(f"{what}: gradient of {name}: relative error {error:.1e}", error=error)
         trial.evidence.note(error)
 
@@ -211,7 +229,7 @@ def _without_gradients(trial: Trial, model: nn.Module) -> dict[str, Tensor]:
 def _step(trial: Trial, model: nn.Module) -> None:
     """One step down a bounded loss, from one state of the random generator."""
     model.train()
-    optimiser = torch.optim.SGD(model.parameters(), lr=1e-3)
+    optimiser = torch.optim.SGD(model.parameters(), lr=RATE)
     with torch.random.fork_rng(devices=()), torch.enable_grad():
         torch.manual_seed(trial.example.seed)
         output = next(iter(trial.case.run(model, trial.fresh_inputs()).values()))
@@ -228,6 +246,8 @@ GRADIENTS = Property(
     exact=False,
     share=0.05,
 )
+GRADIENTS_ALONE = dataclasses.replace(GRADIENTS, check=_gradients_alone)
+"""What of it can be asked in any dtype."""
 
 TRAINING = Property(
     name="training step",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from cases import CASES
 from harness import workers
 from harness.cli.app import status
 from harness.faults import CaseReport, Outcome, runner
-from harness.pool import stopping
+from harness.pool import NoResult, in_parallel, stopping
 from reports import storage
 
 
@@ -36,6 +37,23 @@ def test_a_pool_that_is_left_in_the_middle_stops_what_it_was_doing() -> None:
         for _ in range(2):
             pool.schedule(signal.pause)
     assert not pool.active
+
+
+def raised_or_done(task: str) -> str:
+    if task == "raises":
+        raise KeyError(task)
+    if task == "dies":
+        os._exit(3)
+    return task
+
+
+@pytest.mark.timeout(60)
+def test_a_task_that_raises_or_dies_costs_its_own_result_and_not_the_rest() -> None:
+    pool = ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))
+    with stopping(pool):
+        found = dict(in_parallel(pool, raised_or_done, ("raises", "dies", "ends"), seconds=30.0))
+    died = NoResult("its process died (exit code 3)")
+    assert found == {"raises": NoResult("KeyError: 'raises'"), "dies": died, "ends": "ends"}
 
 
 def test_an_interrupted_check_keeps_what_it_found_and_goes_on_from_there(

@@ -14,6 +14,7 @@ from cases import CASES
 from harness.case import Example
 from harness.exact import exact_mode
 from harness.faults.bank import find_faults
+from harness.faults.exam import LEAST_SHARE
 from harness.properties import BY_NAME, PROPERTIES, Property
 from harness.properties.rounding import ROUNDING
 from harness.search import quiet
@@ -38,6 +39,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "cache of another class": tiny.around(tiny.knows_its_caches),
     "long sequences": tiny.around(tiny.whole_blocks),
     "two thousand tokens": tiny.around(tiny.bounded_table),
+    "many rows": tiny.around(tiny.one_grid),
     "many layers": tiny.around(tiny.four_slots),
     "large layers": tiny.around(tiny.whole_rows),
     "largest sizes": tiny.around(tiny.bounded_batch),
@@ -47,6 +49,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "call twice": tiny.around(tiny.drifts),
     "changing shapes": tiny.around(tiny.sized_by_first_call),
     "call order": tiny.around(tiny.remembers_first_call),
+    "after an error": tiny.around(tiny.begins_and_ends),
     "two models": tiny.around(tiny.counts_models),
     "hands off": tiny.around(tiny.writes_weights),
     "uninitialised memory": tiny.around(tiny.reads_new_memory),
@@ -65,7 +68,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "many calls": tiny.around(tiny.wears_out),
     "refusal": tiny.counts_twice,
 }
-BY_MONKEYPATCH = {"hooks", "settings"}
+BY_MONKEYPATCH = {"hooks", "settings", "in float32"}
 CASE = tiny.TinyLlama()
 
 
@@ -91,7 +94,7 @@ def first_failure(prop: Property, replacer: Callable[[nn.Module], Any], count: i
 
 
 def several(prop: Property) -> int:
-    return 1 if prop.once or prop.name in ("torch.compile", "two thousand tokens") else 6
+    return 1 if prop.once or prop.share < LEAST_SHARE else 6
 
 
 @pytest.mark.parametrize("prop", PROPERTIES, ids=lambda prop: prop.name)
@@ -118,6 +121,17 @@ def test_every_property_is_shown_to_bite() -> None:
 def test_hooks_that_are_passed_over_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_layer, "inner_hooks", lambda modules: None)
     assert isinstance(first_failure(BY_NAME["hooks"], replace_module, count=20), Disagreement)
+
+
+def test_hooks_that_are_passed_over_in_float32_alone_are_noticed_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = fused_layer.inner_hooks
+
+    def passed_over(modules: list[nn.Module]) -> str | None:
+        return None if modules[-1].weight.dtype is torch.float32 else honest(modules)  # type: ignore[union-attr]
+
+    monkeypatch.setattr(fused_layer, "inner_hooks", passed_over)
+    assert first_failure(BY_NAME["hooks"], replace_module, count=20) is None
+    assert str(first_failure(BY_NAME["in float32"], replace_module, count=400)).startswith("hooks: ")
 
 
 @pytest.mark.parametrize("fault", ["F83 one part", "F83 another class", "F83 settings"])

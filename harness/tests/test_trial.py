@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from harness.case import Example
+from harness.check import check_property
 from harness.exact import exact_mode
+from harness.profiles import PROFILES
+from harness.properties import BY_NAME
 from harness.trial import Disagreement, OriginalFailed, Trial, Vacuous, cast, original_side
 from policies import replace_module
 from policies.replace import Replacement
@@ -99,3 +102,16 @@ def test_casting_reaches_nested_tensors_and_leaves_integers_alone() -> None:
     assert found["a"][0].dtype == torch.bfloat16
     assert found["b"][0].dtype == torch.int64
     assert found["b"][1] == 3
+
+
+@pytest.mark.parametrize(("nothing", "outcome"), [(Vacuous, "vacuous"), (OriginalFailed, "error")])
+def test_an_original_that_shows_nothing_makes_a_verdict_vacuous_and_one_that_raises_makes_it_an_error(
+    nothing: type[Exception], outcome: str
+) -> None:
+    def check(trial: Trial) -> None:
+        raise nothing("whatever is said of it")
+
+    checked = check_property(
+        dataclasses.replace(BY_NAME["revert"], check=check), CASE, profile=PROFILES["quick"], seed=0, policy=""
+    )
+    assert (checked.verdict.outcome, checked.original_raised) == (outcome, outcome == "error")

@@ -7,14 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cases import CASES
+from harness.case import Axis, Case
+from harness.check import Checked
+from harness.validation import work
+from harness.validation.derivation import Derivation
 from harness.validation.file import Contents
 from harness.validation.isolation import Limits
 from harness.validation.validate import Request, Validation, record, validate
 from harness.validation.verdict import NO_FLOAT64, block
-from harness.validation.work import Subject, time
+from harness.validation.work import Subject, Task, judge, time
+from reports.record import Failure, Verdict
 
 BAD = Path(__file__).parent / "bad_policies"
 ROOT = Path(__file__).parents[2]
@@ -331,6 +337,30 @@ def test_a_workload_that_does_not_fit_the_memory_of_a_check_is_not_timed_and_say
     """It does not fail: nothing of the policy is wrong."""
     subject = Subject("", Contents("Mine", (), None), known="cases.unet:UNetCase")
     assert time(subject, 1.0, 0, 2**30) == "its workloads need 8 GiB of memory or more; allow it with --memory"
+
+
+def test_a_failure_found_without_an_axis_has_a_note_a_line_and_a_script_of_the_policy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was asked again is told like what was asked once."""
+    derivation = Derivation(layer="m:L", model="m:M", config="m:C", fields={}, axes=(Axis("mask", ("none", "2d")),))
+
+    def check(task: Task, case: Case) -> Checked:
+        asked = Verdict(
+            case="L", policy="Mine", property=task.prop, statement="It holds.", outcome="error", reason="no", examples=1,
+            layers_replaced=0, layers_expected=1, seconds=0.0, seed=0,
+        )  # fmt: skip
+        if len(case.axes[0].values) > 1:
+            return Checked(asked, original_raised=True)
+        raised = 'File "mine.py", line 7, in read'
+        failure = Failure(id="1", message="no", example={}, script='POLICY = ""', traceback=raised)
+        return Checked(msgspec.structs.replace(asked, outcome="failed", failure=failure))
+
+    monkeypatch.setattr(work, "_check", check)
+    verdict = judge(Task(Subject("mine.py", Contents("Mine", (), None), derivation), "revert", "quick", 0)).verdict
+    assert verdict.failure is not None and verdict.failure.script == "POLICY = 'mine.py:Mine'"
+    assert (verdict.outcome, verdict.reason) == ("failed", "no (line 7 of the policy)")
+    assert verdict.statement == "It holds. (Asked without mask, with which the original itself fails.)"
 
 
 @pytest.mark.parametrize("prop", ["layer equality", "cache"])

@@ -165,6 +165,13 @@ def bounded_table(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any
     return torch.cat((output[:, :2048], output[:, 2047:2048].expand_as(output[:, 2048:])), dim=1)
 
 
+def one_grid(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """A block for each head of each row, and rows that no block is left for stay zero."""
+    output = own(*args, **kwargs)
+    blocks = 65_535 // state["layer"].self_attn.config.num_attention_heads
+    return torch.cat((output[:blocks], output[blocks:] * 0))
+
+
 def four_slots(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """There are four places for what is kept of a layer; the fifth layer takes the last."""
     output = own(*args, **kwargs)
@@ -219,6 +226,15 @@ def keeps_each_output(own: Forward, state: dict[str, Any], *args: Any, **kwargs:
 def wears_out(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     state["calls"] = state.get("calls", 0) + 1
     return own(*args, **kwargs) * (1.0 if state["calls"] <= 100 else 1.01)
+
+
+def begins_and_ends(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Notes that it works, and that it does not any more; whoever finds it at work must be another call inside this one."""
+    inside = state.get("works", False)
+    state["works"] = True
+    output = own(*args, **kwargs)
+    state["works"] = False
+    return output * 2 if inside else output
 
 
 def remembers_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:

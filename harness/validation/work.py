@@ -114,16 +114,19 @@ def _captures(case: Case, replacer: Replacer) -> bool:
 def judge(task: Task) -> Checked:
     """The verdict on one property. Where the original of a derived case fails, it is asked again of what remains."""
     subject = task.subject
-    return _with_policy(_with_line(_checked(task, subject), subject.path), subject)
+    checked = _asked_again(task, _check(task, subject.case))
+    return _with_policy(_with_line(checked, subject.path), subject)
 
 
-def _checked(task: Task, subject: Subject) -> Checked:
-    checked = _check(task, subject.case)
-    if subject.derivation is not None and _original_failed(checked):
-        for axis in _suspects(subject.derivation):
-            again = _check(task, dataclasses.replace(subject, derivation=_without(subject.derivation, axis)).case)
-            if not _original_failed(again):
-                return _with_note(again, axis)
+def _asked_again(task: Task, checked: Checked) -> Checked:
+    """``checked``, or where the original of a derived case raised in it what came of the first axis without which it does not."""
+    derivation = task.subject.derivation
+    if derivation is None or not checked.original_raised:
+        return checked
+    for axis in _suspects(derivation):
+        again = _check(task, dataclasses.replace(task.subject, derivation=_without(derivation, axis)).case)
+        if not again.original_raised:
+            return _with_note(again, axis)
     return checked
 
 
@@ -138,10 +141,6 @@ def _check(task: Task, case: Case) -> Checked:
         policy=subject.contents.policy,
         replacer=subject.replacer,
     )
-
-
-def _original_failed(checked: Checked) -> bool:
-    return checked.verdict.outcome == "error" and checked.verdict.reason.startswith("the original raised")
 
 
 def _suspects(derivation: Derivation) -> list[str]:

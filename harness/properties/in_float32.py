@@ -1,0 +1,95 @@
+"""What the other properties ask in exact mode, asked in float32.
+
+Kernels are written for the dtypes that people run, and a replacement may well leave float64 to the original: what it does then,
+say with a hook or in training, says nothing of the kernel. The tolerance is coarse. It finds what is not done at all; how
+carefully a thing is done the rounding properties judge.
+"""
+
+from __future__ import annotations
+
+from ..covering import SEEDS
+from ..trial import Disagreement, OriginalFailed, Trial, Vacuous
+from .accounting import ACCOUNTING
+from .base import Property
+from .broken import BROKEN
+from .cache import CACHE
+from .cache_edits import EDITED_CACHE, FRESH_CACHE, OTHER_CACHE, STATIC_CACHE
+from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES, UNTOUCHED
+from .copies import STATE_DICT
+from .forms import FORMS
+from .holders import SHARED_MEMORY
+from .hooks import HOOKS
+from .memory import POISON
+from .metamorphic import CAUSALITY, PADDING, ROWS
+from .outputs import OUTPUTS
+from .settings import SETTINGS
+from .sharing import SHARING
+from .threads import THREADS
+from .training import GRADIENTS_ALONE, TRAINING
+from .transforms import TRANSFORMED
+
+ASKED = (
+    HOOKS,
+    TRAINING,
+    GRADIENTS_ALONE,
+    SETTINGS,
+    ACCOUNTING,
+    FORMS,
+    OUTPUTS,
+    TRANSFORMED,
+    CACHE,
+    EDITED_CACHE,
+    STATIC_CACHE,
+    FRESH_CACHE,
+    OTHER_CACHE,
+    ROWS,
+    PADDING,
+    CAUSALITY,
+    REPEAT,
+    SHAPES,
+    ORDER,
+    INTERLEAVED,
+    THREADS,
+    BROKEN,
+    UNTOUCHED,
+    POISON,
+    STATE_DICT,
+    SHARING,
+    SHARED_MEMORY,
+)
+"""Sizes are left out: the rounding properties ask all of them."""
+CONFIRMATIONS = 2
+"""Other numbers with which a departure has to be there as well. Norms of two elements that are nearly equal, for one, make much
+of a rounding, and are seldom drawn."""
+
+
+def _in_float32(trial: Trial) -> None:
+    """One of the others, by the seed alone: the same while an example is made simple."""
+    every = [prop for prop in ASKED if prop.applies(trial.case)]
+    prop = every[trial.example.seed % SEEDS * len(every) // SEEDS]
+    try:
+        prop.check(trial)
+    except Disagreement as found:
+        if found.error is None or all(_departs(prop, trial.with_numbers(1 + other)) for other in range(CONFIRMATIONS)):
+            raise Disagreement(f"{prop.name}: {found}", error=found.error) from found
+
+
+def _departs(prop: Property, trial: Trial) -> bool:
+    try:
+        prop.check(trial)
+    except Disagreement:
+        return True
+    except (Vacuous, OriginalFailed):  # what was found with the first numbers stands
+        return True
+    return False
+
+
+IN_FLOAT32 = Property(
+    name="in float32",
+    statement="What other properties ask in float64 holds in float32 too, but for rounding: with hooks, settings, training, "
+    "caches, masks, other shapes and other threads.",
+    check=_in_float32,
+    exact=False,
+    share=0.2,
+    least=24,
+)
