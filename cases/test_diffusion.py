@@ -20,8 +20,8 @@ from harness.case import Case, Example, Inputs
 from harness.exact import exact_mode
 from harness.properties.memory import bytes_held
 from harness.trial import cast
-from policies.base import UnsupportedLayer
 from policies.replace import replace_module
+from policies.swap import UnsupportedLayer
 from policies.unet import UNetPolicy
 from policies.vae import VAEPolicy
 
@@ -303,7 +303,7 @@ def test_deepspeeds_surface(policy: Any, case: Case) -> None:
     assert not policy().match(nn.Linear(2, 2))
     assert policy().apply(model, enable_cuda_graph=False) is model
     assert isinstance(model, policy._orig_layer_class)
-    with pytest.raises(UnsupportedLayer, match="Linear: not a"):
+    with pytest.raises(UnsupportedLayer, match="Linear: not of class"):
         policy().apply(nn.Linear(2, 2))
 
 

@@ -19,9 +19,9 @@ from harness.faults.bank import find_faults
 from harness.profiles import Profile
 from harness.properties.captured import CAPTURED
 from harness.search import quiet, tell
-from policies.base import Swap
 from policies.fused.capture import EmulatorBackend, captured_by
 from policies.replace import replace_module
+from policies.swap import Swap
 from policies.unet import UNetPolicy
 from policies.vae import VAEPolicy
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import catalogue
-from .base import DSPolicy, TransformerPolicy, UnsupportedLayer
+from .base import DSPolicy, TransformerPolicy
+from .swap import UnsupportedLayer
 
 if TYPE_CHECKING:
     from .checkpoint.load import CheckpointError, Loaded, load_replaced

@@ -17,25 +17,13 @@ from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from .anatomy import ActivationKind, FusedQKV, NormPosition, QKVLayout, SplitQKV
-from .plans import Plan
+from .swap import Swap, UnsupportedLayer, qualified_name
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from .anatomy import LayerAnatomy, Linear, Norm
     from .calls import CallConvention
-
-
-class UnsupportedLayer(ValueError):
-    """A layer that a policy must refuse, because a replacement would not compute the same function.
-
-    Raised before anything has been changed. ``feature`` names what cannot be expressed.
-    """
-
-    def __init__(self, feature: str, *, layer: str = "layer") -> None:
-        super().__init__(f"{layer}: {feature}")
-        self.feature = feature
-        self.layer = layer
 
 
 class ActivationFuncType(IntEnum):
@@ -139,29 +127,28 @@ class DSPolicy(ABC):
         """Read ``module`` and say how it will be swapped, changing nothing. Raises ``UnsupportedLayer``."""
 
 
-class Swap(ABC):
-    """A replacement that is ready to be made in place, and undone.
+class GenericPolicy(DSPolicy):
+    """A policy for a whole model, with DeepSpeed's names for what such a policy does."""
 
-    ``execution`` is how it will run; ``shared`` names parameters of the module that other modules hold too. Whoever
-    installs a swap may set both before.
-    """
-
-    execution: Plan = Plan.AUTO
-    shared: frozenset[str] = frozenset()
-
+    @classmethod
     @abstractmethod
-    def install(self) -> None:
-        """Put the replacement in the module's place. Where that raises, the module is as it was."""
+    def plan(cls, module: nn.Module, *, enable_cuda_graph: bool = True) -> Swap:
+        """``enable_cuda_graph`` captures calls on CUDA."""
 
-    def layout(self) -> tuple[tuple[str, ...], ...] | None:
-        """The module's parameters, by checkpoint name from the module, as they will lie in memory once this is installed:
-        those of a group in one storage, in this order. Whoever has them lie so before spares the copy. None: installing
-        lays out what it likes."""
-        return None
+    @classmethod
+    def match(cls, module: nn.Module) -> bool:
+        """DeepSpeed's name for ``matches``."""
+        return cls.matches(module)
 
-    @abstractmethod
-    def revert(self) -> None:
-        """Give the module back as it was, bit for bit."""
+    @classmethod
+    def apply(cls, module: nn.Module, enable_cuda_graph: bool = True) -> nn.Module:
+        """Replace ``module`` and return it: the same object. Raises ``UnsupportedLayer``. ``replace_module`` does the same and
+        can take it back."""
+        if not cls.matches(module):
+            names = " or ".join(path.rpartition(":")[2] for path in cls.layer_classes)
+            raise UnsupportedLayer(f"not of class {names}", layer=type(module).__name__)
+        cls.plan(module, enable_cuda_graph=enable_cuda_graph).install()
+        return module
 
 
 class TransformerPolicy(DSPolicy):
@@ -275,11 +262,6 @@ class AnatomyPolicy(TransformerPolicy):
 
     def get_param_names(self) -> ParamNames:
         return ParamNames((*self.anatomy.parameters, self.use_load_prefix, self.split_qkv))
-
-
-def qualified_name(cls: type) -> str:
-    """``module:Class``, the way policies name the classes that they replace."""
-    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def stack(linears: tuple[Linear, ...]) -> tuple[Tensor, Tensor | None]:

@@ -26,11 +26,12 @@ from .anatomy import (
     Rotary,
     RotaryStyle,
 )
-from .base import AnatomyPolicy, Swap, qualified_name
+from .base import AnatomyPolicy
 from .calls import CallConvention, Returns, RotarySource
 from .megatron_config import unknown_feature
 from .megatron_older import OlderMegatronLayerPolicy
 from .megatron_parts import activation, no_kernel_without_mask, parallel_linear
+from .swap import Swap, qualified_name
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import catalogue
-from .base import DSPolicy, Swap, UnsupportedLayer
+from .base import DSPolicy
 from .plans import Plan, settle
+from .swap import Swap, UnsupportedLayer
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from .anatomy import Activation, ActivationKind, Linear, Norm, NormKind
-from .base import UnsupportedLayer, qualified_name
+from .swap import UnsupportedLayer, qualified_name
 
 if TYPE_CHECKING:
     from .anatomy import LayerAnatomy

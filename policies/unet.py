@@ -9,34 +9,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .base import DSPolicy, Swap, UnsupportedLayer
+from .base import GenericPolicy
+from .swap import Swap
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class UNetPolicy(DSPolicy):
+class UNetPolicy(GenericPolicy):
     """Replaces ``UNet2DConditionModel``, in place."""
 
     layer_classes = ("diffusers.models.unets.unet_2d_condition:UNet2DConditionModel",)
 
     @classmethod
     def plan(cls, module: nn.Module, *, enable_cuda_graph: bool = True) -> Swap:
-        """``enable_cuda_graph`` captures calls on CUDA."""
         from .fused.unet import unet_swap
 
         return unet_swap(module, cls, enable_graph=enable_cuda_graph)
-
-    @classmethod
-    def match(cls, module: nn.Module) -> bool:
-        """DeepSpeed's name for ``matches``."""
-        return cls.matches(module)
-
-    @classmethod
-    def apply(cls, module: nn.Module, enable_cuda_graph: bool = True) -> nn.Module:
-        """Replace ``module`` and return it: the same object. Raises ``UnsupportedLayer``. ``replace_module`` does the
-        same and can take it back."""
-        if not cls.matches(module):
-            raise UnsupportedLayer("not a UNet2DConditionModel", layer=type(module).__name__)
-        cls.plan(module, enable_cuda_graph=enable_cuda_graph).install()
-        return module

@@ -8,9 +8,10 @@ from torch import nn
 
 from policies import replace as replace_engine
 from policies.anatomy import LayerAnatomy
-from policies.base import DSPolicy, UnsupportedLayer
+from policies.base import DSPolicy
 from policies.replace import Left
 from policies.structure import Structure
+from policies.swap import UnsupportedLayer
 
 from . import swaps
 from .fault import Traits, layered, misreplacing, patched, wrapped

@@ -11,8 +11,8 @@ from harness.validation.derived import CROSSING, DerivedCase
 from harness.validation.invent import invent
 from harness.validation.models import NotDerivable
 from harness.validation.parts import Passed, linear_paths
-from policies.base import UnsupportedLayer
 from policies.structure import Structure
+from policies.swap import UnsupportedLayer
 
 MODELING = "transformers.models.{0}.modeling_{0}:{1}"
 

@@ -276,7 +276,8 @@ PART = """
 from torch import nn
 from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import {original}
-from policies.base import DSPolicy, Swap
+from policies.base import DSPolicy
+from policies.swap import Swap
 
 class Fast({original}):
     def forward(self, {argument}):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from policies.base import qualified_name
+from policies.swap import qualified_name
 
 from ..case import Axis, Example, Value
 from ..exact import exact_mode

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
-from policies.base import DSPolicy, UnsupportedLayer
+from policies.base import DSPolicy
+from policies.swap import UnsupportedLayer
 
 from ..case import Axis, Case, Example, Refusal, Value
 from ..hf.case import TransformersCase

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from policies.base import qualified_name
 from policies.calls import CACHE_NAMES
+from policies.swap import qualified_name
 
 from ..exact import exact_mode
 from ..search import quiet

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from policies.anatomy import NormKind
-from policies.base import qualified_name
+from policies.swap import qualified_name
 
 from .parts import Passed
 

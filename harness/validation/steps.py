@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from policies.anatomy import LayerAnatomy
-from policies.base import AnatomyPolicy, DSPolicy, UnsupportedLayer
+from policies.base import AnatomyPolicy, DSPolicy
+from policies.swap import UnsupportedLayer
 
 from ..case import Example
 from ..properties.base import Property, identical

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from policies import replace_module
-from policies.base import DSPolicy, qualified_name
+from policies.base import DSPolicy
+from policies.swap import qualified_name
 from reports.record import Coverage, Timing
 
 from ..case import Case

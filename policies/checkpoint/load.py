@@ -26,7 +26,8 @@ from .skeleton import Model, build_skeleton
 from .stored import CheckpointError, open_checkpoint
 
 if TYPE_CHECKING:
-    from ..base import DSPolicy, Swap
+    from ..base import DSPolicy
+    from ..swap import Swap
 
 __all__ = ["CheckpointError", "Loaded", "load_replaced"]
 

@@ -14,13 +14,13 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..base import DSPolicy, Swap, UnsupportedLayer, qualified_name
 from ..plans import CAPTURED, Plan, settle
+from ..swap import Swap, UnsupportedLayer, qualified_name
 from .capture import CaptureBackend
 from .diffusion_attention import FusedAttention
 from .diffusion_blocks import (
@@ -35,6 +35,9 @@ from .graphs import Graphed
 from .memory import in_strides
 from .swapped import Swapped, restore_class, swapped_class
 from .watch import Watch
+
+if TYPE_CHECKING:
+    from ..base import DSPolicy
 
 PARTS: Mapping[str, type[Swapped]] = {
     "diffusers.models.attention_processor:Attention": FusedAttention,

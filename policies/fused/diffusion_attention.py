@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..anatomy import Linear
-from ..base import qualified_name
 from ..plans import Plan
+from ..swap import qualified_name
 from .linear import Projection, can_pack, held_by_nobody_else, pack, unpack
 from .products import scaled_dot_product_attention
 from .swapped import Swapped, apply, differentiated, is_plain, linear

@@ -20,16 +20,16 @@ import functools
 import inspect
 import threading
 from collections import Counter
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
 from ..anatomy import LayerAnatomy, SplitQKV
-from ..base import AnatomyPolicy, Swap, UnsupportedLayer
 from ..calls import Returns
 from ..plans import CAPTURED, Plan, PlanUnavailable, settle
 from ..structure import patched
+from ..swap import Swap, UnsupportedLayer
 from .arguments import Arguments, read_arguments
 from .capture import CaptureBackend, CudaGraphBackend, backend
 from .compiled import CompiledLayer
@@ -42,6 +42,9 @@ from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
 from .transforms import compiling, not_plain, tracing
 from .watch import Settings, Watch, inner_hooks
+
+if TYPE_CHECKING:
+    from ..base import AnatomyPolicy
 
 _MAKING = threading.RLock()
 """Two threads may be the first to call a layer."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base import qualified_name
+from ..swap import qualified_name
 
 _CACHE = "transformers.cache_utils:StaticCache"
 _LAYER = "transformers.cache_utils:StaticLayer"

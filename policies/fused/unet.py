@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..base import DSPolicy
 from .boundary import original_gives_channels_last, unet_keeps_channels_last
 from .capture import backend
 from .diffusion import DiffusionSwap, FusedRoot
 from .transforms import compiling, not_plain
+
+if TYPE_CHECKING:
+    from ..base import DSPolicy
 
 
 class FusedUNet(FusedRoot):

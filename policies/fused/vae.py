@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..base import DSPolicy
 from .boundary import coder_keeps_channels_last, original_gives_channels_last
 from .capture import backend
 from .diffusion import PARTS, DiffusionSwap, FusedRoot
 from .swapped import Swapped
 from .transforms import compiling, not_plain
+
+if TYPE_CHECKING:
+    from ..base import DSPolicy
 
 
 class FusedVAE(FusedRoot):

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import nn
 
-from policies.base import Swap
 from policies.bert import HFBertLayerPolicy
 from policies.fused.layer import LayerSwap
+from policies.swap import Swap
 
 
 class _Deaf(LayerSwap):

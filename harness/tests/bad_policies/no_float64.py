@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from harness.tests.bad_policies.tiny import Good, TinyLlama
-from policies.base import Swap
+from policies.swap import Swap
 
 
 class Kernel(nn.Module):
