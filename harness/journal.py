@@ -7,9 +7,10 @@ the journal removed, so a folder holds either a record or what there is of one, 
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -43,6 +44,11 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     """Seconds that timing may take."""
     execution: str = "auto"
     """How replacements run, by the name of the plan."""
+
+    @property
+    def verb(self) -> str:
+        """The command that does such a run."""
+        return ("run" if self.bench else "check") if self.check else "bench"
 
 
 class CheckDone(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
@@ -79,11 +85,11 @@ Entry = Plan | CheckDone | TimingsPlanned | TimingDone | CeilingsDone
 class Journal:
     """The journal of the run in ``folder``."""
 
-    def __init__(self, folder: Path, plan: Plan, done: list[Entry]) -> None:
+    def __init__(self, folder: Path, file: BinaryIO, plan: Plan, done: list[Entry]) -> None:
         self.folder = folder
         self.plan = plan
         self.done = done
-        self._file = (folder / JOURNAL_NAME).open("ab")
+        self._file = file
 
     @classmethod
     def start(cls, folder: Path, plan: Plan) -> Journal:
@@ -91,7 +97,7 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             see_free(folder)
-            journal = cls(folder, plan, [])
+            journal = cls(folder, _alone(folder), plan, [])
             journal.append(plan)
         except OSError as problem:
             raise JournalError(f"{folder}: cannot be written ({problem.strerror})") from None
@@ -99,16 +105,18 @@ class Journal:
 
     @classmethod
     def resume(cls, folder: Path) -> Journal:
-        """The unfinished run in ``folder``. Raises ``JournalError`` where there is none."""
+        """The unfinished run in ``folder``. Raises ``JournalError`` where there is none, or another process is at work on it."""
         path = folder / JOURNAL_NAME
         if not path.exists():
             state = "the run in it is finished" if (folder / RECORD_NAME).exists() else "no run was begun in it"
             raise JournalError(f"{folder}: nothing to resume, {state}")
+        file = _alone(folder)
         entries, whole = _read(path)
         if not entries or not isinstance(entries[0], Plan):
+            file.close()
             raise JournalError(f"{path}: damaged from its first line; start a new run")
-        os.truncate(path, whole)
-        return cls(folder, entries[0], entries[1:])
+        file.truncate(whole)
+        return cls(folder, file, entries[0], entries[1:])
 
     def append(self, entry: Entry) -> None:
         """Add a finished piece of work; it is on disk when this returns."""
@@ -133,6 +141,17 @@ def see_free(folder: Path) -> None:
         raise JournalError(f"{folder}: holds a finished run already; choose another folder")
     if (folder / JOURNAL_NAME).exists():
         raise JournalError(f"{folder}: holds an unfinished run; go on with --resume, or choose another folder")
+
+
+def _alone(folder: Path) -> BinaryIO:
+    """The folder's journal, to append to: for one process at a time, as long as that lives."""
+    file = (folder / JOURNAL_NAME).open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise JournalError(f"{folder}: another process is at work on this run") from None
+    return file
 
 
 def _read(path: Path) -> tuple[list[Entry], int]:

@@ -66,10 +66,9 @@ def run_lines(run: Run) -> Iterator[str]:
     yield summary.speed
     yield from map(_clean, summary.remarks)
     for verdict in run.verdicts:
-        layers = f"{verdict.layers_replaced} of {wording.count(verdict.layers_expected, 'layer')}"
-        judged = f"{wording.count(verdict.examples, 'example')}, {layers}, worst error {wording.error(verdict.worst_error)}"
+        told = ", ".join((verdict.outcome, *wording.judged(verdict)))
         reason = f": {verdict.reason}" if verdict.reason else ""
-        yield _clean(f"{verdict.case}: {verdict.property}: {verdict.outcome}, {judged}{reason}")
+        yield _clean(f"{verdict.case}: {verdict.property}: {told}{reason}")
     for timing in run.timings:
         yield _clean(f"{timing.case}: {wording.where(timing)}, {wording.pair(timing)}: {_figures(timing)}")
     yield from _wrong_lines(run, summary)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from reports.record import NOT_FINITE, Interval, Timing
+from reports.record import NOT_FINITE, Interval, Timing, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,6 +89,20 @@ def rate(number: float, unit: str) -> str:
         if number >= scale:
             return f"{_digits(number / scale)} {prefix}{unit}"
     return f"{_digits(number)} {unit}"
+
+
+def judged(verdict: Verdict) -> tuple[str, ...]:
+    """What a verdict rests on: examples, layers, the worst error; of one that failed, the example at which it did."""
+    if verdict.outcome == "failed":
+        return (f"example {verdict.examples:,}",)
+    figures = []
+    if verdict.examples:
+        figures.append(count(verdict.examples, "example"))
+    if verdict.layers_expected:
+        figures.append(f"{verdict.layers_replaced:,} of {count(verdict.layers_expected, 'layer')}")
+    if verdict.worst_error is not None:
+        figures.append(f"worst error {error(verdict.worst_error)}")
+    return tuple(figures)
 
 
 def error(value: float | None) -> str:

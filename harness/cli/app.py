@@ -89,15 +89,8 @@ def status(cases: tuple[CaseEntry, ...], arguments: list[str]) -> int:
         print(f"harness: {line}", file=sys.stderr)
         return 2
     if result == options.INTERRUPTED:  # which is what typer makes of a KeyboardInterrupt
-        print(f"harness: interrupted{_what_is_kept(command, arguments)}", file=sys.stderr)
+        print("harness: interrupted", file=sys.stderr)
     return result if isinstance(result, int) else 0
-
-
-def _what_is_kept(command: Any, arguments: list[str]) -> str:
-    """What to do next, where the command that was interrupted can go on."""
-    begun = command.commands.get(next(iter(arguments), ""))
-    resumes = begun is not None and any(one.name == "resume" for one in begun.params)
-    return "; what is done is kept, go on with --resume DIR" if resumes else ""
 
 
 def _for_the_user(problem: Exception) -> str | None:

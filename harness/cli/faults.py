@@ -50,16 +50,19 @@ def faults(
         killed = sum(one.status == "killed" for one in part.outcomes)
         console.print(f"{part.case}: {killed} of {len(part.outcomes)} faults noticed in this part")
 
-    report = run_faults(
-        chosen,
-        faults=tuple(fault or ()),
-        profile=profile,
-        plan=plan,
-        seed=seed or 0,
-        shrink=shrink,
-        workers=workers,
-        progress=tell,
-    )
+    what = f"{', '.join(fault) if fault else 'all faults'} on {', '.join(entry.name for entry in chosen)}"
+    console.print(f"{what}: a case takes one to two minutes on two cores, and is told of in three parts", soft_wrap=True)
+    with console.status("examining"):
+        report = run_faults(
+            chosen,
+            faults=tuple(fault or ()),
+            profile=profile,
+            plan=plan,
+            seed=seed or 0,
+            shrink=shrink,
+            workers=workers,
+            progress=tell,
+        )
     if json:
         sys.stdout.write(report.to_json().decode() + "\n")
     else:

@@ -153,7 +153,12 @@ def _perform(scope: Scope, begun: tuple[Journal, Scope], *, json: bool) -> int:
     journal, scope = begun
     with Reporter() as reporter:
         reporter.say(f"run {journal.folder}, profile {journal.plan.profile}, seed {journal.plan.seed}")
-        finished = perform_run(journal, scope, reporter)
+        try:
+            finished = perform_run(journal, scope, reporter)
+        except KeyboardInterrupt:
+            journal.close()
+            reporter.say(f"what is done is kept: harness {journal.plan.verb} --resume {shlex.quote(str(journal.folder))} goes on")
+            return options.INTERRUPTED
     page = write_page(finished, journal.folder)
     if json:
         sys.stdout.write((journal.folder / storage.RECORD_NAME).read_text())

@@ -7,8 +7,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from reports.record import Timing, Verdict
-from reports.wording import error as error_words
-from reports.wording import one_line
+from reports.wording import judged, one_line
 
 MARKS = {"held": "held", "failed": "FAILED", "vacuous": "VACUOUS", "error": "ERROR", "unavailable": "unavailable"}
 
@@ -49,12 +48,9 @@ class Reporter:
         self.bar.start()
 
     def verdict(self, verdict: Verdict) -> None:
-        error = "" if verdict.worst_error is None else f", worst error {error_words(verdict.worst_error)}"
         reason = f": {one_line(verdict.reason)}" if verdict.reason else ""
-        line = (
-            f"{verdict.case} · {verdict.property}: {MARKS[verdict.outcome]} "
-            f"({verdict.examples} examples, {verdict.layers_replaced} layers{error}, {verdict.seconds:.1f} s){reason}"
-        )
+        figures = ", ".join((*judged(verdict), f"{verdict.seconds:.1f} s"))
+        line = f"{verdict.case} · {verdict.property}: {MARKS[verdict.outcome]} ({figures}){reason}"
         self._step(line, wrong=verdict.outcome not in ("held", "unavailable"))
 
     def timed(self, timings: tuple[Timing, ...]) -> None:

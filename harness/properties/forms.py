@@ -146,7 +146,8 @@ def _masks(mask: Any, example: Example) -> Iterator[tuple[str, Any]]:
         yield f"in {dtype}", added.masked_fill(~seen, torch.finfo(dtype).min)
     added = torch.zeros(seen.shape, dtype=torch.get_default_dtype(), device=seen.device)
     yield "of minus infinity", added.masked_fill(~seen, -torch.inf)
-    yield "of one row for all", added[:1].masked_fill(~seen[:1], torch.finfo(added.dtype).min)
+    if bool((seen == seen[:1]).all()):
+        yield "of one row for all", added[:1].masked_fill(~seen[:1], torch.finfo(added.dtype).min)
     for words, heads in (("all heads", 1), ("each head", heads_of(example))):
         generator = torch.Generator().manual_seed(example.seed)
         bias = torch.randn(seen.shape[0], heads, *seen.shape[2:], generator=generator, dtype=torch.get_default_dtype())

@@ -63,7 +63,8 @@ def test_an_interrupted_check_keeps_what_it_found_and_goes_on_from_there(
     with monkeypatch.context() as somebody:
         somebody.setattr(workers, "run_tasks", breaking_off_after_the_first(workers.run_tasks))
         assert status(CASES, ["check", "opt", *few, "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err.endswith("harness: interrupted; what is done is kept, go on with --resume DIR\n")
+    kept = f"what is done is kept: harness check --resume {tmp_path} goes on\nharness: interrupted\n"
+    assert capsys.readouterr().err.endswith(kept)
     assert not (tmp_path / storage.RECORD_NAME).exists()
     assert status(CASES, ["check", "--resume", str(tmp_path)]) == 0
     assert capsys.readouterr().err.count("held") == 1

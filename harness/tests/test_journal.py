@@ -46,6 +46,16 @@ def test_what_was_appended_is_there_on_resuming(tmp_path: Path) -> None:
     assert again.done == [verdict("a"), verdict("b")]
 
 
+def test_a_run_that_somebody_is_at_work_on_is_not_resumed_and_not_touched(tmp_path: Path) -> None:
+    journal = Journal.start(tmp_path, plan())
+    journal.append(verdict("a"))
+    with pytest.raises(JournalError, match="another process is at work on this run"):
+        Journal.resume(tmp_path)
+    journal.append(verdict("b"))
+    journal.close()
+    assert Journal.resume(tmp_path).done == [verdict("a"), verdict("b")]
+
+
 @settings(max_examples=60)
 @given(cut=st.integers(0, 2000))
 def test_a_journal_cut_anywhere_keeps_every_whole_entry(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
