@@ -157,7 +157,7 @@ def tell(prop: Property, case: Case, replacer: Replacer, example: Example) -> tu
 
 def judge(prop: Property, case: Case, replacer: Replacer, example: Example, found: Found) -> None:
     """Check ``prop`` on one example and add what came of it to ``found``; raises what the property raised."""
-    trial = Trial(case, example, replacer, double=prop.exact)
+    trial = Trial(case, example, replacer, dtype=prop.dtype)
     if found.failure is None:
         found.examples += 1
         found.last = example

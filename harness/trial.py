@@ -85,8 +85,8 @@ def original_side(doing: str = "") -> Iterator[None]:
 
 
 class Trial:
-    """See the module. ``double`` turns models and inputs to float64, for exact mode; ``numbers`` are others for weights and
-    inputs, while all that the seed chooses otherwise stays."""
+    """See the module. Models and inputs are of ``dtype``, as cases make them in float32, in exact mode in float64; ``numbers``
+    are others for weights and inputs, while all that the seed chooses otherwise stays."""
 
     def __init__(
         self,
@@ -94,14 +94,14 @@ class Trial:
         example: Example,
         replacer: Replacer,
         *,
-        double: bool = True,
+        dtype: torch.dtype = torch.float64,
         numbers: int = 0,
         evidence: Evidence | None = None,
     ) -> None:
         self.case = case
         self.example = example
         self.replacer = replacer
-        self.double = double
+        self.dtype = dtype
         self.numbers = numbers
         self.evidence = Evidence() if evidence is None else evidence
 
@@ -109,14 +109,18 @@ class Trial:
         """A trial of another example that adds to the same evidence; this one where the example is its own."""
         if example == self.example:
             return self
-        return self._with(example, self.numbers)
+        return self._with(example, self.numbers, self.dtype)
 
     def with_numbers(self, numbers: int) -> Trial:
         """The trial with other weights and inputs, and all else as it is."""
-        return self._with(self.example, numbers)
+        return self._with(self.example, numbers, self.dtype)
 
-    def _with(self, example: Example, numbers: int) -> Trial:
-        return Trial(self.case, example, self.replacer, double=self.double, numbers=numbers, evidence=self.evidence)
+    def in_dtype(self, dtype: torch.dtype) -> Trial:
+        """The trial with models and inputs of another dtype."""
+        return self._with(self.example, self.numbers, dtype)
+
+    def _with(self, example: Example, numbers: int, dtype: torch.dtype) -> Trial:
+        return Trial(self.case, example, self.replacer, dtype=dtype, numbers=numbers, evidence=self.evidence)
 
     def _numbered(self, example: Example) -> Example:
         return Example(example.values, example.seed + self.numbers)
@@ -144,13 +148,13 @@ class Trial:
 
     def mode(self) -> contextlib.AbstractContextManager[Any]:
         """What the trial's models are called in."""
-        return exact_mode() if self.double else torch.no_grad()
+        return exact_mode() if self.dtype is torch.float64 else torch.no_grad()
 
     @cached_property
     def original(self) -> nn.Module:
         self.evidence.built.append(self.example)
         model = self.case.build(self._numbered(self.example))
-        return model.double() if self.double else model
+        return model if self.dtype is torch.float32 else model.to(self.dtype)
 
     @cached_property
     def inputs(self) -> Inputs:
@@ -163,7 +167,9 @@ class Trial:
     def inputs_of(self, example: Example) -> Inputs:
         """The inputs of ``example``, which differs from this trial's in seed and input axes at most."""
         inputs = self.case.inputs(self._numbered(example))
-        return Inputs(kwargs=cast(inputs.kwargs, torch.float64), valid=inputs.valid) if self.double else inputs
+        if self.dtype is torch.float32:
+            return inputs
+        return Inputs(kwargs=cast(inputs.kwargs, self.dtype), valid=inputs.valid)
 
     @cached_property
     def expected_outputs(self) -> dict[str, Tensor]:

@@ -121,7 +121,7 @@ _JUDGE = '''EXAMPLE = {example}
 def main(replace=None) -> int:
     """Judge the property on the example."""
     case = {case}
-    trial = {trial}(case, EXAMPLE, replace or chosen_replacer(), double={prop}.exact)
+    trial = {trial}(case, EXAMPLE, replace or chosen_replacer(), dtype={prop}.dtype)
     try:
         with case.surroundings(), trial.mode():
             {prop}.check(trial)

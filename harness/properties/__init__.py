@@ -23,7 +23,7 @@ from .equality import LAYER_EQUALITY, MODEL_EQUALITY
 from .forms import FORMS
 from .holders import SHARED_MEMORY
 from .hooks import HOOKS
-from .in_float32 import IN_FLOAT32
+from .in_lower import IN_LOWER
 from .lifecycle import IDEMPOTENCE, REVERT
 from .memory import FLAT, MANY_CALLS, POISON, STORAGES
 from .metamorphic import CAUSALITY, PADDING, ROWS
@@ -74,7 +74,7 @@ PROPERTIES: tuple[Property, ...] = (
     TRANSFORMED,
     COMPILED,
     CAPTURED,
-    IN_FLOAT32,
+    *IN_LOWER,
     REVERT,
     IDEMPOTENCE,
     DEEPCOPY,

@@ -46,6 +46,11 @@ class Property:
     least: int = 3
     once: bool = False
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the models in its trials."""
+        return torch.float64 if self.exact else torch.float32
+
 
 def same_outputs(trial: Trial, expected: dict[str, Tensor], actual: dict[str, Tensor], valid: Tensor | None, what: str) -> None:
     """Raise unless every output agrees to the tolerance of its dtype at every position that counts."""

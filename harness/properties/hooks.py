@@ -13,7 +13,7 @@ from ..trial import Disagreement, Trial
 from .base import Property, same_outputs
 from .inputs import mapped
 
-SCALE = 1.25
+SCALE = 2.0
 """What a hook multiplies floats by, so that it shows whether it had its effect."""
 
 

@@ -68,7 +68,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "many calls": tiny.around(tiny.wears_out),
     "refusal": tiny.counts_twice,
 }
-BY_MONKEYPATCH = {"hooks", "settings", "in float32"}
+BY_MONKEYPATCH = {"hooks", "settings", "in float32", "in bfloat16"}
 CASE = tiny.TinyLlama()
 
 
@@ -78,7 +78,7 @@ def examples(count: int) -> list[Example]:
 
 
 def check(prop: Property, example: Example, replacer: Callable[[nn.Module], Any] = replace_module) -> Trial:
-    trial = Trial(CASE, example, replacer, double=prop.exact)
+    trial = Trial(CASE, example, replacer, dtype=prop.dtype)
     with quiet(), exact_mode() if prop.exact else torch.no_grad():
         prop.check(trial)
     return trial
@@ -123,15 +123,19 @@ def test_hooks_that_are_passed_over_are_noticed(monkeypatch: pytest.MonkeyPatch)
     assert isinstance(first_failure(BY_NAME["hooks"], replace_module, count=20), Disagreement)
 
 
-def test_hooks_that_are_passed_over_in_float32_alone_are_noticed_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_hooks_that_are_passed_over_in_a_lower_dtype_alone_are_noticed_there_alone(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     honest = fused_layer.inner_hooks
 
     def passed_over(modules: list[nn.Module]) -> str | None:
-        return None if modules[-1].weight.dtype is torch.float32 else honest(modules)  # type: ignore[union-attr]
+        return None if modules[-1].weight.dtype is dtype else honest(modules)  # type: ignore[union-attr]
 
     monkeypatch.setattr(fused_layer, "inner_hooks", passed_over)
     assert first_failure(BY_NAME["hooks"], replace_module, count=20) is None
-    assert str(first_failure(BY_NAME["in float32"], replace_module, count=400)).startswith("hooks: ")
+    lower = BY_NAME[f"in {str(dtype).removeprefix('torch.')}"]
+    assert str(first_failure(lower, replace_module, count=400)).startswith("hooks: ")
 
 
 @pytest.mark.parametrize("fault", ["F83 one part", "F83 another class", "F83 settings"])

@@ -25,7 +25,7 @@ CASE = TinyLlama()
 
 
 def trial(**values: Any) -> Trial:
-    return Trial(CASE, CASE.simplest, replace_module, double=False).vary(**values)
+    return Trial(CASE, CASE.simplest, replace_module, dtype=torch.float32).vary(**values)
 
 
 def test_the_replaced_copy_shares_nothing_with_the_original() -> None:
@@ -45,13 +45,13 @@ def test_layers_that_were_not_replaced_are_missed() -> None:
         handle = replace_module(model)
         return dataclasses.replace(handle, replaced=handle.replaced[:1])
 
-    one = Trial(CASE, trial(layers=2).example, only_first, double=False)
+    one = Trial(CASE, trial(layers=2).example, only_first, dtype=torch.float32)
     with pytest.raises(Disagreement, match="1 of 2 layers were replaced"):
         assert one.replaced
 
 
 def test_a_fused_layer_that_runs_the_originals_code_is_noticed() -> None:
-    one = Trial(CASE, CASE.simplest, edited(lambda layer: layer.train() and None), double=False)
+    one = Trial(CASE, CASE.simplest, edited(lambda layer: layer.train() and None), dtype=torch.float32)
     with torch.no_grad(), pytest.raises(Disagreement, match=r"did not run in 1 layers \(training mode\)"):
         one.run_replaced(one.replaced.model, one.inputs)
 

@@ -45,6 +45,8 @@ Known = tuple[tuple[str, str], ...]
 READING = "reading"
 FAULT_SECONDS = 1.0
 """What one seeded fault may take: one that is seen at all is seen in a fifth of it."""
+DEAR_SECONDS = 10.0
+"""What one may take that a dear property is expected to notice, in an example of seconds."""
 
 
 @dataclass(frozen=True)
@@ -268,17 +270,18 @@ def try_faults(part: Part) -> list[Outcome]:
 
 
 def _within(exam: Exam, fault: Fault, end: float) -> Outcome | None:
-    """The outcome of ``fault`` after ``FAULT_SECONDS`` at most; None where it does not apply, or its time was cut short."""
+    """The outcome of ``fault`` in the time that it may take; None where it does not apply, or its time was cut short."""
     from ..faults.exam import OutOfTime
 
-    alone = clock.monotonic() + FAULT_SECONDS
+    most = DEAR_SECONDS if any(prop.name in fault.expects for prop in exam.dear) else FAULT_SECONDS
+    alone = clock.monotonic() + most
     exam.until = min(alone, end)
     try:
         return exam.try_fault(fault)
     except OutOfTime:
         if alone > end:
             return None
-        return Outcome(fault=fault.id, case=exam.case.name, status="survived", message=f"not within {FAULT_SECONDS:g} s")
+        return Outcome(fault=fault.id, case=exam.case.name, status="survived", message=f"not within {most:g} s")
 
 
 @dataclass(frozen=True)

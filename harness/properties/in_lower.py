@@ -1,16 +1,22 @@
-"""What the other properties ask in exact mode, asked in float32.
+"""What the other properties ask in exact mode, asked in float32 and bfloat16.
 
-Kernels are written for the dtypes that people run, and a replacement may well leave float64 to the original: what it does then,
-say with a hook or in training, says nothing of the kernel. The tolerance is coarse. It finds what is not done at all; how
-carefully a thing is done the rounding properties judge.
+Kernels are written for the dtypes that people run, many for half precision alone, and a replacement may well leave float64 to the
+original: what it does then, say with a hook or in training, says nothing of the kernel. The tolerances are coarse. They find what
+is not done at all; how carefully a thing is done the rounding properties judge.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
+
 from ..covering import SEEDS
+from ..numerics import COARSE
+from ..rounding.statistic import DTYPES
 from ..trial import Disagreement, OriginalFailed, Trial, Vacuous
 from .accounting import ACCOUNTING
-from .base import Property
+from .base import Property, living
 from .broken import BROKEN
 from .cache import CACHE
 from .cache_edits import EDITED_CACHE, FRESH_CACHE, OTHER_CACHE, STATIC_CACHE
@@ -58,15 +64,33 @@ ASKED = (
     SHARED_MEMORY,
 )
 """Sizes are left out: the rounding properties ask all of them."""
-CONFIRMATIONS = 2
+CONFIRMATIONS = 3
 """Other numbers with which a departure has to be there as well. Norms of two elements that are nearly equal, for one, make much
 of a rounding, and are seldom drawn."""
 
 
-def _in_float32(trial: Trial) -> None:
-    """One of the others, by the seed alone: the same while an example is made simple."""
-    every = [prop for prop in ASKED if prop.applies(trial.case)]
-    prop = every[trial.example.seed % SEEDS * len(every) // SEEDS]
+def _asked_in(dtype: torch.dtype) -> Callable[[Trial], None]:
+    def check(trial: Trial) -> None:
+        """One of the others, by the seed alone: the same while an example is made simple."""
+        every = [prop for prop in ASKED if prop.applies(trial.case)]
+        prop = every[trial.example.seed % SEEDS * len(every) // SEEDS]
+        trial = trial.in_dtype(dtype)
+        if dtype is torch.float32 or _runs(trial):
+            _asked(prop, trial)
+
+    return check
+
+
+def _runs(trial: Trial) -> bool:
+    """Whether the original gives numbers. One that cannot run in half precision asks nothing of a replacement."""
+    try:
+        living(trial.expected_outputs, trial.inputs.valid)
+    except (OriginalFailed, Vacuous):
+        return False
+    return True
+
+
+def _asked(prop: Property, trial: Trial) -> None:
     try:
         prop.check(trial)
     except Disagreement as found:
@@ -84,12 +108,16 @@ def _departs(prop: Property, trial: Trial) -> bool:
     return False
 
 
-IN_FLOAT32 = Property(
-    name="in float32",
-    statement="What other properties ask in float64 holds in float32 too, but for rounding: with hooks, settings, training, "
-    "caches, masks, other shapes and other threads.",
-    check=_in_float32,
-    exact=False,
-    share=0.2,
-    least=24,
+IN_LOWER = tuple(
+    Property(
+        name=f"in {name}",
+        statement=f"What other properties ask in float64 holds in {name} too, but for rounding: with hooks, settings, training, "
+        "caches, masks, other shapes and other threads.",
+        check=_asked_in(dtype),
+        exact=False,
+        share=0.15,
+        least=24,
+    )
+    for name, dtype in DTYPES.items()
+    if dtype in COARSE
 )
