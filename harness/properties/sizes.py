@@ -35,6 +35,8 @@ SEVERAL = 3
 """Tokens of a large layer: of a single one a faulty attention shows too little, whose one key has all the weight."""
 BLOCKS = 100
 """Tokens of a large layer that fill a block of any usual size, and part of the next."""
+ROWS = 2
+"""Rows of those: as many as others of its calls have would take half a minute in half precision."""
 
 
 def long_trial(trial: Trial) -> Trial:
@@ -52,7 +54,7 @@ def large_trials(trial: Trial) -> tuple[Trial, ...]:
     orders = {axis.name: chosen.sample(axis.large, len(axis.large)) for axis in trial.case.axes if axis.large}
     sizes: list[dict[str, Any]] = [{name: order[place % len(order)] for name, order in orders.items()} for place in (0, 1)]
     first, second = (trial.vary(**one, layers=1) for one in sizes)
-    blocks = second.vary(**{"tokens": BLOCKS, **sizes[1], "batch": 2})
+    blocks = second.vary(**{"tokens": BLOCKS, **sizes[1], "batch": ROWS})
     return _that_runs((first,), trial), _that_runs((blocks, second), trial)
 
 

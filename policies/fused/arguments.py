@@ -14,6 +14,7 @@ from torch import Tensor
 from ..calls import CACHE_NAMES, RotarySource
 from .attention import AttentionCall
 from .transformer import EncoderStates
+from .transforms import compiling
 
 if TYPE_CHECKING:
     from .layer import FusedState
@@ -92,7 +93,7 @@ def read_arguments(state: FusedState, parameters: tuple[str, ...], args: tuple[A
             problem = f"argument {name}"
             break
     if convention.sequence_first:
-        if torch.is_inference_mode_enabled():
+        if not compiling() and torch.is_inference_mode_enabled():
             hidden = hidden.data  # what megatron-core makes there of an ordinary tensor, a "viewless" one, cannot have views
         hidden = hidden.transpose(0, 1)
     return Arguments(hidden=hidden, call=call, encoder=encoder, context=context, unknown=unknown or problem)
