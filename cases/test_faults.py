@@ -18,13 +18,14 @@ from harness.faults import exam as exam_module
 from harness.faults import ledger as ledger_module
 from harness.faults.bank import FAULTS, UnknownFault, find_faults
 from harness.faults.exam import Exam, OutOfTime, examine
-from harness.faults.fault import Fault, always, miscomputing
+from harness.faults.fault import Fault, always, miscomputing, misfired
 from harness.faults.honest import HONEST
 from harness.faults.ledger import LEDGER, Entry
 from harness.faults.meaningless import MEANINGLESS
 from harness.profiles import Profile
 from harness.properties import BY_NAME, Property
 from harness.registry import choose
+from harness.search import quiet, tell
 from policies import replace_module
 from policies.fused.layer import FusedState
 
@@ -138,6 +139,23 @@ def test_every_fault_finds_the_place_that_it_breaks_and_mends_it_again(fault: Fa
                 assert exchanged or fault in HONEST, "an honest variant may be a setting of torch"
             assert all(now(*place) is value for place, value in before.items())
             assert (torch.get_num_threads(), torch.backends.cuda.flash_sdp_enabled()) == (threads, flash)
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "unet"])
+def test_no_fault_raises_for_what_the_code_it_is_seeded_into_calls_it_with(name: str) -> None:
+    """One whose own code does not work is never noticed, and an exam of minutes is the first to say so."""
+    case = choose(CASES, [name])[0].load()
+    with quiet(), case.surroundings():
+        exam = Exam(case, profile=Profile("few", 1), seed=2, shrink=False, replacer=replace_module)
+        applying = [fault for fault in FAULTS if fault.applies(exam.traits) and fault.seam != "harness"]
+        broken = []
+        for fault in applying:
+            with fault.opened(replace_module) as faulty:
+                _, problem = tell(BY_NAME["model equality"], case, faulty, exam.sampled[0])
+            if problem is not None and misfired(problem) is not None:
+                broken.append(misfired(problem))
+    assert len(applying) > 50
+    assert broken == []
 
 
 def test_faults_expect_properties_that_exist() -> None:

@@ -18,8 +18,8 @@ def calling(edit: Callable[[AttentionCall, Attention], AttentionCall]) -> Patch:
     """A patch of what the fused layer understands of each call."""
 
     def make(honest: Any) -> Any:
-        def wrong(layer: Any, state: Any, *rest: Any) -> Arguments:
-            arguments: Arguments = honest(layer, state, *rest)
+        def wrong(state: Any, *rest: Any) -> Arguments:
+            arguments: Arguments = honest(state, *rest)
             if state.refusal is not None:
                 return arguments
             return dataclasses.replace(arguments, call=edit(arguments.call, state.core.anatomy.attention))

@@ -20,6 +20,7 @@ from ..numerics import tolerance_of
 from ..trial import Disagreement, OriginalFailed, Trial, Vacuous, cast, fused_path, fused_states, original_side
 from .base import Property, same_outputs
 from .cache import OUTPUT, cuts, in_chunks, with_cache
+from .calls import alike
 from .hooks import scaled
 from .lifecycle import same_state
 
@@ -53,6 +54,9 @@ def _gradients(trial: Trial) -> None:
     inputs = Inputs(kwargs=cast(inputs.kwargs, torch.float64), valid=inputs.valid)
     with exact_mode():
         found = {what: _both(run, original.double(), model.double(), inputs)}
+        if run == trial.case.run:
+            twice, valid = _of_two_calls(trial, inputs.valid)
+            found[f"{what}, of two calls"] = _both(twice, original, model, Inputs(kwargs=inputs.kwargs, valid=valid))
         if trial.case.layered:
             hook = _Hook(trial, chosen.choice(replaced).path, everywhere=chosen.random() < 0.25)
             with contextlib.suppress(OriginalFailed):  # one that adds in place to what is hooked says so
@@ -115,6 +119,19 @@ def _both(run: Run, original: nn.Module, model: nn.Module, inputs: Inputs) -> tu
     with fused_path(model):
         its = _backward(run, model, inputs)
     return mine, its
+
+
+def _of_two_calls(trial: Trial, valid: Tensor | None) -> tuple[Run, Tensor | None]:
+    """A run that makes another call in the same form before there is a backward pass, in which each has to find what it saved;
+    and the positions that count in both."""
+    other = alike(trial, 1)
+    kwargs = cast(other.kwargs, torch.float64)
+
+    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        first, second = trial.case.run(model, inputs), trial.case.run(model, Inputs(kwargs=kwargs, valid=other.valid))
+        return {name: output + second[name] for name, output in first.items()}
+
+    return run, None if valid is None or other.valid is None else valid & other.valid
 
 
 def _freeze(model: nn.Module, names: list[str]) -> None:
@@ -240,8 +257,8 @@ def _step(trial: Trial, model: nn.Module) -> None:
 
 GRADIENTS = Property(
     name="gradients",
-    statement="Gradients through the replacement, of parameters and of what a call is given, through a cache and past hooks, "
-    "are the original's, whichever parameters are frozen before or after.",
+    statement="Gradients through the replacement, of parameters and of what a call is given, through a cache, past hooks "
+    "and of two calls at once, are the original's, whichever parameters are frozen before or after.",
     check=_gradients,
     exact=False,
     share=0.05,

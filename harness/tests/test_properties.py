@@ -111,6 +111,11 @@ def test_is_broken_by_a_wrong_replacement(name: str) -> None:
     assert not isinstance(problem, Vacuous)
 
 
+@pytest.mark.parametrize("name", sorted(WRONG))
+def test_is_not_broken_by_how_wrong_replacements_are_put_in(name: str) -> None:
+    assert first_failure(BY_NAME[name], tiny.around(tiny.unchanged), count=min(2, several(BY_NAME[name]))) is None
+
+
 def test_every_property_is_shown_to_bite() -> None:
     # shown in test_rounding.py, test_diffusion_graphs.py and test_around.py
     around = {"several threads", "function transforms", "shared memory"}
@@ -136,6 +141,11 @@ def test_hooks_that_are_passed_over_in_a_lower_dtype_alone_are_noticed_there_alo
     assert first_failure(BY_NAME["hooks"], replace_module, count=20) is None
     lower = BY_NAME[f"in {str(dtype).removeprefix('torch.')}"]
     assert str(first_failure(lower, replace_module, count=400)).startswith("hooks: ")
+
+
+def test_a_replacement_that_saves_what_backward_needs_of_one_call_alone_is_noticed() -> None:
+    problem = first_failure(BY_NAME["gradients"], tiny.around(tiny.saves_one_call), count=20)
+    assert ", of two calls: gradient of " in str(problem)
 
 
 @pytest.mark.parametrize("fault", ["F83 one part", "F83 another class", "F83 settings"])
