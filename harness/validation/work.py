@@ -202,7 +202,6 @@ def time(subject: Subject, budget: float, seed: int, memory: int) -> tuple[Timin
     from ..timing.light import held_against
     from ..timing.opening import open_device
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     case = subject.case
     entry: Any = _Entry(case, subject.contents.policy)
     jobs = [Job(entry, workload, "float32") for workload in case.workloads]
@@ -210,6 +209,7 @@ def time(subject: Subject, budget: float, seed: int, memory: int) -> tuple[Timin
     if job is None:
         least = min((job.memory_bytes for job in jobs), default=0) / 2**30
         return f"its workloads need {least:.0f} GiB of memory or more; allow it with --memory" if jobs else "no workload is known"
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     device = open_device("cpu")
     light = measure_ceilings(device, dtypes=(torch.float32,), budget_seconds=1.2)
     rows = time_job(
