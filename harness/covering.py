@@ -9,10 +9,13 @@ Gallo, Software fault interactions, IEEE TSE 30(6), 2004). So a search begins wi
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import cache
+from typing import TypeVar
 
 from .case import Axis, Example
 
+T = TypeVar("T")
 SEEDS = 65_520
 """Planned examples have seeds below this multiple of 2 to 10, 12, 13, 14, 15 and 16."""
 _STEP = 40_493
@@ -49,6 +52,12 @@ def covering_examples(axes: tuple[Axis, ...], seed: int, most: int) -> list[Exam
         values = {axis.name: chosen.get(axis.name, generator.choice(axis.values)) for axis in axes}
         examples.append(Example(values, own))
     return examples
+
+
+def chosen_by(seed: int, every: Sequence[T]) -> T:
+    """One of ``every``, by an example's seed alone: the same while the example is made simple, and each as often as another over
+    planned examples."""
+    return every[seed % SEEDS * len(every) // SEEDS]
 
 
 def _spread(count: int, generator: random.Random) -> list[int]:

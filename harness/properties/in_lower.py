@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..covering import SEEDS
+from ..covering import chosen_by
 from ..numerics import COARSE
 from ..rounding.statistic import DTYPES
 from ..trial import Disagreement, OriginalFailed, Trial, Vacuous
@@ -71,9 +71,7 @@ of a rounding, and are seldom drawn."""
 
 def _asked_in(dtype: torch.dtype) -> Callable[[Trial], None]:
     def check(trial: Trial) -> None:
-        """One of the others, by the seed alone: the same while an example is made simple."""
-        every = [prop for prop in ASKED if prop.applies(trial.case)]
-        prop = every[trial.example.seed % SEEDS * len(every) // SEEDS]
+        prop = chosen_by(trial.example.seed, [prop for prop in ASKED if prop.applies(trial.case)])
         trial = trial.in_dtype(dtype)
         if dtype is torch.float32 or _runs(trial):
             _asked(prop, trial)
@@ -101,9 +99,7 @@ def _asked(prop: Property, trial: Trial) -> None:
 def _departs(prop: Property, trial: Trial) -> bool:
     try:
         prop.check(trial)
-    except Disagreement:
-        return True
-    except (Vacuous, OriginalFailed):  # what was found with the first numbers stands
+    except (Disagreement, Vacuous, OriginalFailed):  # where these numbers show nothing, what was found with the first stands
         return True
     return False
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..covering import SEEDS
+from ..covering import chosen_by
 from ..rounding.calibration import multiple
 from ..rounding.statistic import DTYPES, Allowance, Measured, other_numbers, pooled
 from ..trial import Disagreement, Trial
@@ -18,9 +18,7 @@ from .ways import ways
 def _within_budget(dtype: str) -> Callable[[Trial], None]:
     def check(trial: Trial) -> None:
         most = multiple(dtype)
-        every = ways(trial.case, dtype)
-        # By the seed alone: the same while an example is made simple.
-        way = every[trial.example.seed % SEEDS * len(every) // SEEDS]
+        way = chosen_by(trial.example.seed, ways(trial.case, dtype))
         used = [0.0]
         with _full_precision(trial.case.device):
             judged = way(trial, dtype)

@@ -79,7 +79,7 @@ def examples(count: int) -> list[Example]:
 
 def check(prop: Property, example: Example, replacer: Callable[[nn.Module], Any] = replace_module) -> Trial:
     trial = Trial(CASE, example, replacer, dtype=prop.dtype)
-    with quiet(), exact_mode() if prop.exact else torch.no_grad():
+    with quiet(), trial.mode():
         prop.check(trial)
     return trial
 
