@@ -27,7 +27,7 @@ from .covering import covering_examples
 from .evidence.minimise import minimise
 from .process import SHARED
 from .properties import Property
-from .trial import Disagreement, OriginalFailed, Replacer, Trial, Vacuous
+from .trial import Disagreement, OriginalFailed, ReplacementRaised, Replacer, Trial, Vacuous
 
 
 @dataclass
@@ -53,9 +53,12 @@ class Found:
 
     @property
     def failing_traceback(self) -> str | None:
-        if self.failure is None or isinstance(self.failure[1], Disagreement):
+        raised = None if self.failure is None else self.failure[1]
+        if isinstance(raised, ReplacementRaised):
+            raised = raised.__cause__
+        if raised is None or isinstance(raised, Disagreement):
             return None
-        return "".join(traceback.format_exception(self.failure[1]))
+        return "".join(traceback.format_exception(raised))
 
 
 def search(prop: Property, case: Case, replacer: Replacer, *, examples: int, seed: int) -> Found:

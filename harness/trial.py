@@ -45,6 +45,10 @@ class Disagreement(AssertionError):
         self.error = error
 
 
+class ReplacementRaised(Disagreement):
+    """What a property asked of the replacement raised, and its original did it."""
+
+
 class Vacuous(Exception):
     """An example that shows nothing: the original's output is dead, or nothing was there to replace."""
 
@@ -82,6 +86,17 @@ def original_side(doing: str = "") -> Iterator[None]:
     except Exception as problem:
         what = f"raised {type(problem).__name__}{doing and ' ' + doing}"
         raise OriginalFailed(f"the original {what}: {problem}") from problem
+
+
+@contextlib.contextmanager
+def replacement_side(doing: str) -> Iterator[None]:
+    """Whatever is raised inside, by a replacement whose original raises nothing, is said with what was asked of it."""
+    try:
+        yield
+    except (Disagreement, Vacuous, OriginalFailed, torch.OutOfMemoryError):
+        raise
+    except Exception as problem:
+        raise ReplacementRaised(f"the replacement raised {type(problem).__name__} {doing}: {problem}") from problem
 
 
 class Trial:

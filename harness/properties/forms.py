@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Example
-from ..trial import Disagreement, Trial, fused_path, original_side, sequence_first
+from ..trial import Disagreement, Trial, fused_path, original_side, replacement_side, sequence_first
 from .base import Property, same_tensor
 from .equality import Recorded, main_output, recorded, valid_positions
 from .hidden import BEYOND_HALF, IMAGE, LAYOUTS, beyond_half, given, repeated, with_zeros, without_numbers
@@ -62,7 +62,7 @@ def _of_layer(trial: Trial) -> None:
     for words, args, kwargs in (("by position", *_by_position(mine, call)), ("by name", *_by_name(mine, call))):
         with original_side(f"called {words}"):
             expected = main_output(mine(*args, **kwargs))
-        with fused_path(its):
+        with replacement_side(f"called {words}"), fused_path(its):
             actual = main_output(its(*args, **kwargs))
         same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called {words}")
     for words, layout in LAYOUTS.items():
@@ -100,7 +100,7 @@ def _both_given(
     """What both sides make of ``change`` of their hidden states."""
     with original_side(words), given(mine, "", change):
         expected = main_output(mine(*call.args, **call.kwargs))
-    with fused_path(its), given(its, "", change):
+    with replacement_side(words), fused_path(its), given(its, "", change):
         actual = main_output(its(*call.args, **call.kwargs))
     return expected, actual
 
@@ -127,7 +127,7 @@ def _laid_out(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Re
         expected = main_output(mine(*call.args, **call.kwargs))
     except RuntimeError:
         return
-    with fused_path(its):
+    with replacement_side(f"called with tensors {words}"), fused_path(its):
         actual = main_output(its(*call.args, **call.kwargs))
     same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with tensors {words}")
 
@@ -168,7 +168,8 @@ def _masked(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Reco
         expected = main_output(mine(*call.args, **call.kwargs))
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return
-    actual = main_output(its(*call.args, **call.kwargs))
+    with replacement_side(f"called with a mask {words}"):
+        actual = main_output(its(*call.args, **call.kwargs))
     _same_where_numbers(trial, expected, actual, valid_positions(trial, expected), f"{path} called with a mask {words}")
 
 
@@ -180,11 +181,11 @@ def _told(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Record
     except (TypeError, ValueError):
         return
     left = otherwise.get("is_causal") and call.kwargs.get("encoder_hidden_states") is not None
-    with contextlib.nullcontext() if left else fused_path(its):
+    words = "called with " + ", ".join(f"{name}={value}" for name, value in otherwise.items())
+    with replacement_side(words), contextlib.nullcontext() if left else fused_path(its):
         actual = main_output(its(*call.args, **call.kwargs))
     valid = None if MASK in otherwise else valid_positions(trial, expected)
-    said = ", ".join(f"{name}={value}" for name, value in otherwise.items())
-    same_tensor(trial, expected, actual, valid, f"{path} called with {said}")
+    same_tensor(trial, expected, actual, valid, f"{path} {words}")
 
 
 def _by_position(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Hidden states changed on their way into a layer: other strides, and outliers as large models have them.
 
-Shapes: B batch, T tokens, D hidden size.
+Shapes: B batch, T tokens, D hidden size. Parts of a layer, a mixture's experts for one, may be given (B * T, D) instead.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def with_outlier(x: Tensor) -> Tensor:
     """The first channel of the first token hundreds of times the others (Sun et al., 2024, "Massive activations in large
     language models"); of every token of the first row where T comes first."""
     x = x.clone()
-    x[:, 0, 0] += OUTLIER
+    x[..., 0, 0] += OUTLIER
     return x
 
 
 def beyond_half(x: Tensor) -> Tensor:
     """One value of the first token and row far beyond what half precision can hold."""
     x = x.clone()
-    x[0, 0, 0] += BEYOND_HALF
+    x[(0,) * x.dim()] += BEYOND_HALF
     return x
 
 

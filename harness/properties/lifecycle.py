@@ -47,15 +47,17 @@ def _revert(trial: Trial) -> None:
     handle = trial.replaced
     trial.run_replaced(handle.model, trial.fresh_inputs())
     _learn(trial.original, handle.model)
+    when = "after revert"
     if trial.example.seed % 2:
         _wrap_forwards(trial.original, handle.model)
+        when = "after revert, forwards wrapped before"
     hooks = [(module, module.register_forward_hook(lambda *_: None)) for module in handle.model.modules()]
     handle.revert()
     _still_there(hooks)
-    same_classes(trial.original, handle.model, "after revert")
-    same_state(trial.original, handle.model, "after revert")
+    same_classes(trial.original, handle.model, when)
+    same_state(trial.original, handle.model, when)
     _same_storages(trial.original, handle.model)
-    same_bits(trial, handle.model, "after revert")
+    same_bits(trial, handle.model, when)
 
 
 def _still_there(hooks: list[tuple[nn.Module, Any]]) -> None:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from policies.fused.capture import Recording
 
-from ..trial import Disagreement, Trial, Vacuous, graphs_of
-from .base import Property, identical, living, same_outputs
+from ..trial import Disagreement, Trial, Vacuous, fused_path, graphs_of, original_side
+from .base import Property, cached, identical, living, same_outputs
+from .cache import OUTPUT, cached_trial, in_chunks, with_cache
 from .calls import alike
+from .sizes import that_runs
 
 OUTSIDE = (
     type,
@@ -38,7 +40,7 @@ replayed."""
 ROUNDS = 4
 """Of so many calls, until no new graph was captured in one."""
 MANY = 120
-"""Calls that a service has made in its first seconds."""
+"""Calls that a service has made in its first seconds, and tokens of an answer."""
 PLAIN = (Tensor, nn.Parameter)
 """Of other tensors not all have a memory that can be asked for, those of a compiler for one."""
 
@@ -147,6 +149,20 @@ def _many_calls(trial: Trial) -> None:
     for _ in range(MANY - 1):
         last = trial.run_replaced(model, inputs)
     identical(first, last, f"the first call and the {MANY}th")
+    if cached(trial.case):
+        trial = cached_trial(trial)
+        _many_tokens(that_runs((trial.vary(tokens=MANY, batch=1, layers=1),), trial))
+
+
+def _many_tokens(trial: Trial) -> None:
+    """As many tokens, where the original has positions for them, decoded one by one on one cache."""
+    inputs, model = with_cache(trial.fresh_inputs()), trial.replaced.model
+    steps = [1] * trial.example["tokens"]
+    with original_side("decoding token by token"):
+        expected = in_chunks(trial.original, inputs.kwargs, steps)[0]
+    with fused_path(model):
+        actual = in_chunks(model, inputs.kwargs, steps)[0]
+    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, inputs.valid, f"{len(steps)} tokens decoded one by one")
 
 
 def _new_bytes() -> int:
@@ -214,7 +230,8 @@ FLAT = Property(
 
 MANY_CALLS = Property(
     name="many calls",
-    statement="The hundred and twentieth call gives bit for bit what the first gave.",
+    statement="The hundred and twentieth call gives bit for bit what the first gave; the hundred and twentieth token decoded "
+    "on one cache is the original's.",
     check=_many_calls,
     exact=True,
     share=0.01,

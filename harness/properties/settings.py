@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..numerics import alive
-from ..trial import Trial, Vacuous
+from ..trial import Trial, Vacuous, replacement_side
 from .base import Property, same_outputs
 from .hooks import scaled
 
@@ -74,10 +74,12 @@ def _to_be_judged(trial: Trial, proposed: Iterable[Later]) -> tuple[Later, dict[
 
 def _same_with(trial: Trial, model: nn.Module, later: Later, expected: dict[str, Tensor]) -> None:
     undo = later.change(model.get_submodule(later.path))
-    actual = _outputs(trial, model)
+    with replacement_side(f"with {later.what}, set after the replacement"):
+        actual = _outputs(trial, model)
     same_outputs(trial, expected, actual, trial.inputs.valid, f"{later.what}, set after the replacement")
     undo()
-    actual = trial.run_replaced(model, trial.fresh_inputs())
+    with replacement_side(f"with {later.what}, set and taken back"):
+        actual = trial.run_replaced(model, trial.fresh_inputs())
     same_outputs(trial, trial.expected_outputs, actual, trial.inputs.valid, f"{later.what}, set and taken back")
 
 

@@ -29,7 +29,8 @@ DEEP = 7
 """Layers: more than the usual examples have, and few enough that what rounding makes of the first stays small in the last."""
 DEEPEST = 81
 """Layers: one more than a Llama of 70 billion parameters has."""
-KERNEL_THREADS = 2
+KERNEL_THREADS = 7
+"""More than four, and a number by which nothing can be divided."""
 STEPS = 2
 SEVERAL = 3
 """Tokens of a large layer: of a single one a faulty attention shows too little, whose one key has all the weight."""
@@ -44,7 +45,7 @@ def long_trial(trial: Trial) -> Trial:
     trial = trial.suited(has_tokens(trial.case))
     most = _chosen_by(trial).choice(LENGTHS)
     sized = (trial.vary(tokens=tokens) for tokens in reversed(LENGTHS) if tokens <= most)
-    return _that_runs((one.vary(batch=1) if one.example["tokens"] == LENGTHS[-1] else one for one in sized), trial)
+    return that_runs((one.vary(batch=1) if one.example["tokens"] == LENGTHS[-1] else one for one in sized), trial)
 
 
 def large_trials(trial: Trial) -> tuple[Trial, ...]:
@@ -56,7 +57,7 @@ def large_trials(trial: Trial) -> tuple[Trial, ...]:
     sizes: list[dict[str, Any]] = [{name: order[place % len(order)] for name, order in orders.items()} for place in (0, 1)]
     first, second = (trial.vary(**one, layers=1) for one in sizes)
     blocks = second.vary(**{"tokens": BLOCKS, **sizes[1], "batch": ROWS})
-    return _that_runs((first,), trial), _that_runs((blocks, second), trial)
+    return that_runs((first,), trial), that_runs((blocks, second), trial)
 
 
 def largest_trials(trial: Trial) -> Iterator[tuple[Axis, Trial]]:
@@ -77,7 +78,8 @@ def _chosen_by(trial: Trial) -> random.Random:
     return random.Random(str(sorted(trial.example.values.items())))
 
 
-def _that_runs(sized: Iterable[Trial], otherwise: Trial) -> Trial:
+def that_runs(sized: Iterable[Trial], otherwise: Trial) -> Trial:
+    """The first of ``sized`` that its original runs, or else ``otherwise``."""
     return next((one for one in sized if _runs(one)), otherwise)
 
 
@@ -141,7 +143,7 @@ def _long(trial: Trial) -> None:
 
 def _many(trial: Trial) -> None:
     trial = trial.suited(has_tokens(trial.case))
-    trial = _that_runs((trial.vary(tokens=MANY, batch=1, layers=1),), trial)
+    trial = that_runs((trial.vary(tokens=MANY, batch=1, layers=1),), trial)
     with by_several_threads():
         _alike(trial, f"{trial.example['tokens']} tokens")
 
@@ -151,14 +153,14 @@ def _crowded(trial: Trial) -> None:
     plain = {axis.name: axis.simplest for axis in trial.case.axes if axis.large}
     trial = trial.vary(**plain).at_least("tokens", 2)
     batch = BLOCKS_OF_A_GRID // heads_of(trial.example) + 1
-    trial = _that_runs((trial.vary(batch=batch, tokens=2, layers=1),), trial)
+    trial = that_runs((trial.vary(batch=batch, tokens=2, layers=1),), trial)
     with by_several_threads():
         _alike(trial, f"{trial.example['batch']} rows")
 
 
 def _deep(trial: Trial) -> None:
-    _alike(_that_runs((trial.vary(layers=DEEP),), trial), f"{DEEP} layers")
-    layers_alike(_that_runs((trial.vary(layers=DEEPEST),), trial), f"{DEEPEST} layers: ")
+    _alike(that_runs((trial.vary(layers=DEEP),), trial), f"{DEEP} layers")
+    layers_alike(that_runs((trial.vary(layers=DEEPEST),), trial), f"{DEEPEST} layers: ")
 
 
 def _large(trial: Trial) -> None:

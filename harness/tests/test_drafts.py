@@ -8,6 +8,7 @@ from torch import nn
 
 from harness.validation.derive import derive
 from harness.validation.derived import CROSSING, DerivedCase
+from harness.validation.fields import idle_dropouts
 from harness.validation.invent import invent
 from harness.validation.models import NotDerivable
 from harness.validation.parts import Passed, linear_paths
@@ -129,6 +130,26 @@ def test_dropout_is_on_in_a_derived_case_though_it_is_off_by_default() -> None:
     assert derivation.dropouts == ("attention_dropout",)
     case = DerivedCase(derivation)
     assert case.build(case.simplest).config.attention_dropout > 0
+
+
+def test_no_policy_is_written_for_a_layer_in_which_nothing_attends() -> None:
+    """What a projection is called looks like one of attention's."""
+    with pytest.raises(NotDerivable, match=r"^nothing attends in a MambaBlock, .* write a policy with a layer of your own"):
+        invent("Mine", MODELING.format("mamba", "MambaBlock"))
+
+
+def test_a_mixture_of_experts_has_few_and_runs_in_float64() -> None:
+    """By default experts are multiplied by grouped products, which have no float64."""
+    case = DerivedCase(derive(MODELING.format("mixtral", "MixtralExperts")))
+    axes = {axis.name: axis.values for axis in case.axes}
+    assert axes["config num_local_experts"] == (8, 4, 5) and axes["config num_experts_per_tok"] == (2, 1, 3)
+    assert case.build(case.simplest).layers[0].mlp.experts.config._experts_implementation == "eager"  # type: ignore[union-attr]
+
+
+def test_a_flag_that_is_off_is_no_dropout_that_is_none() -> None:
+    assert idle_dropouts(("token_dropout", "attention_dropout"), {"token_dropout": False, "attention_dropout": 0.0}) == (
+        "attention_dropout",
+    )
 
 
 def test_a_layer_class_that_is_not_there_is_answered_with_the_nearest() -> None:

@@ -65,10 +65,10 @@ def test_a_long_call_is_judged_by_what_layers_give_whose_scale_the_models_last_n
     assert "on the original's input: relative error 1.0e-03" in verdict.reason
 
 
-def test_kernels_that_share_a_long_call_wrongly_are_noticed_where_one_thread_checks() -> None:
+def test_kernels_that_share_a_long_call_wrongly_among_many_threads_are_noticed_where_one_checks() -> None:
     def shared(own: Any, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         output = own(*args, **kwargs)
-        return output if torch.get_num_threads() == 1 else output * 1.001
+        return output if torch.get_num_threads() <= 4 else output * 1.001
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

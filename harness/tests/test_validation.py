@@ -191,9 +191,9 @@ def test_verdicts_come_in_the_order_of_the_properties() -> None:
     assert [one.property for one in done.verdicts] == ["file", "case", "reading", "layer equality", "revert"]
 
 
-@pytest.mark.parametrize("example", ["mistral", "cohere", "stablelm"])
+@pytest.mark.parametrize("example", ["mistral", "cohere", "stablelm", "mixtral_experts"])
 def test_the_examples_hold(example: str) -> None:
-    """Each policy under ``examples`` reads its layer and computes the same function, on a case derived from it."""
+    """Each policy under ``examples`` takes its layer and computes the same function, on a case derived from it."""
     path = Path(__file__).parents[2] / "examples" / f"{example}.py"
     limits = Limits(seconds=120.0, memory=2**31, workers=1)
     request = Request(

@@ -237,6 +237,13 @@ def wears_out(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) ->
     return own(*args, **kwargs) * (1.0 if state["calls"] <= 100 else 1.01)
 
 
+def sixteen_places(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    """Keeps what is decoded in a place for each new token, and begins again when all are taken."""
+    decodes = hidden.shape[1] == 1 and kwargs.get("past_key_values") is not None
+    state["places"] = state.get("places", 0) + 1 if decodes else 0
+    return own(hidden, *args, **kwargs) * (1.0 if state["places"] <= 16 else 1.01)
+
+
 def begins_and_ends(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """Notes that it works, and that it does not any more; whoever finds it at work must be another call inside this one."""
     inside = state.get("works", False)

@@ -64,7 +64,8 @@ def _decodes(values: Mapping[str, Value]) -> bool:
     return DECODER in values and bool(values[DECODER] or values.get(CROSSING))
 
 
-_FIXED = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+_FIXED = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0, "experts_implementation": "eager"}
+"""Of the ways in which transformers multiplies by experts, grouped products know no float64."""
 
 
 def _rope(values: Any, size: int) -> dict[str, Any]:

@@ -46,6 +46,16 @@ DROPOUTS = re.compile(r"^(?!classifier|summary).*(dropout|pdrop)(_prob|_probabil
 FACTORS = re.compile(r"multiplier|softcap|clip_qkv|scal(e|ing|ar)\b|query_pre_attn_scalar")
 """Numbers that scale or bound something inside a layer."""
 
+OF_EXPERTS: dict[str, tuple[int, ...]] = {
+    "num_local_experts": (8, 4, 5),
+    "num_experts": (8, 4, 5),
+    "n_routed_experts": (8, 4, 5),
+    "num_experts_per_tok": (2, 1, 3),
+    "moe_intermediate_size": (8, 5, 16),
+    "shared_expert_intermediate_size": (8, 5, 16),
+}
+"""Sizes of a mixture of experts, as small as its layers' others."""
+
 
 def declared(config_class: type) -> tuple[str, ...]:
     """Names of the fields that ``config_class`` itself declares, in order; what every configuration has is left out."""
@@ -82,13 +92,15 @@ def fields_of_roles(config_class: type) -> dict[str, tuple[str, ...]]:
 
 def idle_dropouts(names: Iterable[str], default: Mapping[str, Any]) -> tuple[str, ...]:
     """Dropout fields of ``names`` that are 0 by default: a replacement that runs in training would go unnoticed."""
-    return tuple(name for name in names if DROPOUTS.match(name) and default.get(name) in (0, 0.0))
+    return tuple(name for name in names if DROPOUTS.match(name) and default.get(name) == 0 and default[name] is not False)
 
 
 def extra_values(name: str, default: Any) -> tuple[Any, ...] | None:
-    """Values to draw for a field of no role, the default first; () where it cannot matter, None where nobody knows."""
+    """Values to draw for a field of no role, the simplest first; () where it cannot matter, None where nobody knows."""
     if NOT_FOR_LAYERS.search(name):
         return ()
+    if name in OF_EXPERTS:
+        return OF_EXPERTS[name]
     if isinstance(default, bool):
         return (default, not default)
     if FACTORS.search(name):

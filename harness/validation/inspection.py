@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from torch.overrides import TorchFunctionMode
 
 from policies.calls import CACHE_NAMES
 from policies.swap import qualified_name
@@ -26,7 +28,7 @@ from ..search import quiet
 from ..trial import cast
 from .derivation import Derivation
 from .derived import DerivedCase
-from .models import layers_of
+from .models import NotDerivable, layers_of
 from .norms import NormFound, is_norm, norm_found
 from .parts import Passed, is_linear, is_plain, linear_paths, same, watched
 
@@ -84,14 +86,34 @@ class Found:
     open: list[str] = field(default_factory=list)
 
 
+class _Attends(TorchFunctionMode):
+    """Notes whether anything that runs inside weighs values by a softmax."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen |= func in _ATTENTION
+        return func(*args, **(kwargs or {}))
+
+
+_ATTENTION = (F.scaled_dot_product_attention, F.softmax, torch.softmax, Tensor.softmax)
+
+
 def inspect_layer(derivation: Derivation) -> Found:
-    """Run one tiny layer of ``derivation`` and say what it is."""
+    """Run one tiny layer of ``derivation`` and say what it is. Raises ``NotDerivable`` where it attends to nothing."""
     case = DerivedCase(derivation)
     example = case.apart(_telling(case))
-    with quiet(), exact_mode():
+    with quiet(), exact_mode(), _Attends() as attention:
         model = case.build(example).double()
         layer = layers_of(model, derivation.layer)[0]
         parts, call, output = watched(model, layer, cast(case.inputs(example).kwargs, torch.float64))
+    if not attention.seen:
+        raise NotDerivable(
+            f"nothing attends in a {type(layer).__name__}, and what is written from an anatomy does; "
+            "write a policy with a layer of your own (docs/policies.md)"
+        )
     found = Found(layer=derivation.layer, model=derivation.model)
     _call(found, layer, call, output)
     found.own_linears = {
