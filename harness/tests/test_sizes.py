@@ -15,7 +15,7 @@ from harness.exact import exact_mode
 from harness.faults.fault import Fault
 from harness.faults.sizes import LARGEST_SIZES, SIZES
 from harness.properties import BY_NAME
-from harness.properties.sizes import BLOCKS, LENGTHS, ROWS, large_trials, largest_trials, long_trial, size_of
+from harness.properties.sizes import BLOCKS, KERNEL_THREADS, LENGTHS, ROWS, large_trials, largest_trials, long_trial, size_of
 from harness.search import quiet
 from harness.trial import Trial
 from policies import replace_module
@@ -65,17 +65,12 @@ def test_a_long_call_is_judged_by_what_layers_give_whose_scale_the_models_last_n
     assert "on the original's input: relative error 1.0e-03" in verdict.reason
 
 
-def test_kernels_that_share_a_long_call_wrongly_among_many_threads_are_noticed_where_one_checks() -> None:
+def test_kernels_that_share_a_long_call_wrongly_among_many_threads_are_noticed() -> None:
     def shared(own: Any, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         output = own(*args, **kwargs)
-        return output if torch.get_num_threads() <= 4 else output * 1.001
+        return output * 1.001 if torch.get_num_threads() == KERNEL_THREADS > 4 else output
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = outcomes(("layer equality", "two thousand tokens"), LLAMA, around(shared))
-    finally:
-        torch.set_num_threads(before)
+    found = outcomes(("layer equality", "two thousand tokens"), LLAMA, around(shared))
     assert found == {"layer equality": "held", "two thousand tokens": "failed"}
 
 
