@@ -191,6 +191,11 @@ def _nothing_in_common(base: Run, head: Run, apart: tuple[str, ...], alike: Coll
     line = f"runs {base.id} and {head.id} have nothing in common"
     if apart and alike:
         return wording.one_line(f"{line}: {wording.count(len(alike), 'timing')} would match, but {_lower(apart[0])}")
+    policies = [{(v.case, v.property): v.policy for v in run.verdicts} for run in (base, head)]
+    both = policies[0].keys() & policies[1].keys()
+    if both:
+        old, new = ({found[key] for key in both} for found in policies)
+        return wording.one_line(f"{line}: they judged different policies or plans, {_names(old)} against {_names(new)}")
     return wording.one_line(
         f"{line}: {_contents(base)} against {_contents(head)}; compare runs over the same cases and properties"
     )
@@ -198,6 +203,10 @@ def _nothing_in_common(base: Run, head: Run, apart: tuple[str, ...], alike: Coll
 
 def _lower(sentence: str) -> str:
     return sentence[0].lower() + sentence[1:].removesuffix(".")
+
+
+def _names(some: Collection[str]) -> str:
+    return "; ".join(sorted(some))
 
 
 def _contents(run: Run) -> str:

@@ -156,8 +156,8 @@ def _evidence(run: Run, summary: Summary) -> Iterator[str]:
                 [escape(axis), escape(value), escape(passing.get(axis, "–"))] for axis, value in verdict.failure.example.items()
             ]
             yield _table(["axis", "fails", "nearest passing"], rows[:MOST_LINES])
-            yield f"Again: {escape(wording.reproduce(verdict.failure.id, run.id))}"
             if verdict.failure.script:
+                yield f"Again: {escape(wording.reproduce(verdict.failure.id, run.id))}"
                 yield f"<details><summary>Script</summary>\n\n{_fenced(verdict.failure.script)}\n\n</details>"
     if len(summary.wrong) > MOST_FAILURES:
         yield f"and {len(summary.wrong) - MOST_FAILURES} more, in the report."

@@ -77,8 +77,10 @@ def write_atomically(target: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-    except BaseException:
+    except BaseException as problem:
         temporary.unlink(missing_ok=True)
+        if isinstance(problem, OSError):
+            problem.filename, problem.filename2 = os.fspath(target), None
         raise
 
 
@@ -95,7 +97,7 @@ def read_named(run: Path) -> Run:
     """The run at ``run``, or the one below ``runs`` whose id that is, as reports name it. Raises ``RecordError``."""
     if run.exists() or run != Path(run.name):
         return read(run)
-    for path in sorted(Path("runs").glob(f"*/{RECORD_NAME}")):
+    for path in sorted(Path("runs").rglob(RECORD_NAME)):
         with contextlib.suppress(RecordError):
             if decode(read_bytes(path), _Named, path).id == run.name:
                 return read(path)
@@ -109,7 +111,7 @@ def read_bytes(file: Path) -> bytes:
     except OSError as problem:
         if file.with_name(JOURNAL_NAME).exists():
             raise RecordError(
-                f"{file.parent}: this run is not finished; go on with harness check --resume {file.parent}"
+                f"{file.parent}: this run is not finished; the command that began it goes on with --resume {file.parent}"
             ) from None
         raise RecordError(f"{file}: no run record can be read here ({problem.strerror})") from None
 

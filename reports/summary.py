@@ -165,7 +165,7 @@ def _headline(run: Run, wrong: int, wrong_timings: int, unavailable: int) -> tup
         return "unsure", "Outputs agreed wherever they were timed; no property was judged"
     if not run.complete:
         return "unsure", f"All {wording.count(judged, 'verdict')} so far held, but the run was cut short"
-    return "good", f"Nothing is wrong: all {wording.count(judged, 'verdict')} held"
+    return "good", f"Nothing is wrong: {'the one verdict' if judged == 1 else f'all {judged:,} verdicts'} held"
 
 
 def _remarks(run: Run, unavailable: tuple[Verdict, ...]) -> tuple[str, ...]:

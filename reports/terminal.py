@@ -108,7 +108,7 @@ def history_lines(history: History, trends: Trends) -> Iterator[str]:
     series = wording.count(len(history.timings), "timing series", "timing series")
     yield f"{standing} not recovered, in {wording.count(len(history.runs), 'run')} and {series}"
     for found in trends.regressions:
-        start = f"after run {found.last_good.id}, " if found.last_good else "with the first there is, "
+        start = f"after run {found.last_good.id}, " if found.last_good else "with the first run there is, "
         yield _clean(
             " ".join([f"{found.subject}: {found.sentence}. Began {start}in run {found.first_bad.id}.", *found.differences])
         )

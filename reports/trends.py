@@ -148,13 +148,14 @@ def _standing(history: History, subject: str, points: tuple[Judgement, ...], wor
         start -= 1
     if start == len(points):
         return None
+    wrong = len(points) - start
     good = history.runs[points[start - 1].run] if start else None
     bad = history.runs[points[start].run]
     return Regression(
         subject=subject,
         last_good=good,
         first_bad=bad,
-        sentence=f"{word} in the last {wording.count(len(points) - start, 'run')}: {points[-1].reason}",
+        sentence=f"{word} in the last {'run' if wrong == 1 else f'{wrong:,} runs'}: {points[-1].reason}",
         effect=None,
         differences=environment_differences(good.environment, bad.environment) if good else (),
     )

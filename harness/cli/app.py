@@ -1,8 +1,8 @@
 """The application: its commands, and what every command does with an error.
 
 Exit status: 0 all held; 1 a check failed or a regression was found; 2 bad usage or unreadable input, with one line on
-stderr that says what and where; 130 interrupted. Commands import what they need when they run, so that ``--help``, ``list``
-and ``report`` open at once.
+stderr that says what and where; 130 interrupted; 141 nobody reads what is printed. Commands import what they need when
+they run, so that ``--help``, ``list`` and ``report`` open at once.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ def status(cases: tuple[CaseEntry, ...], arguments: list[str]) -> int:
         result = command.main(args=arguments, prog_name="harness", standalone_mode=False, obj=cases)
     except (KeyboardInterrupt, typer.Abort):
         result = options.INTERRUPTED
+    except SystemExit:  # what typer makes of a closed pipe, with the status of a failed check
+        return options.CLOSED_PIPE
     except Exception as problem:
         line = _for_the_user(problem)
         if line is None:

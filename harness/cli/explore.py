@@ -13,8 +13,15 @@ from . import options
 from .output import print_json
 
 
-def list_cases(ctx: typer.Context, cases: options.Cases = None, json: options.Json = False) -> int:
+def list_cases(
+    ctx: typer.Context,
+    cases: options.Cases = None,
+    properties: Annotated[bool, typer.Option("--properties", help="List what a check asks instead.")] = False,
+    json: options.Json = False,
+) -> int:
     """List policies and cases: what each matches, and whether it can run here."""
+    if properties:
+        return _list_properties(options.chosen(ctx, cases), json=json)
     rows = [_row(entry) for entry in options.chosen(ctx, cases)]
     if json:
         print_json({"cases": rows})
@@ -31,6 +38,20 @@ def list_cases(ctx: typer.Context, cases: options.Cases = None, json: options.Js
     return 0
 
 
+def _list_properties(entries: tuple[CaseEntry, ...], *, json: bool) -> int:
+    """Those that apply to any of the cases."""
+    from ..properties import PROPERTIES
+
+    here = [entry.load() for entry in entries if entry.unavailable is None]
+    found = [prop for prop in PROPERTIES if any(map(prop.applies, here))]
+    if json:
+        print_json({"properties": [{"name": one.name, "statement": one.statement} for one in found]})
+        return 0
+    for one in found:
+        print(one.name, one.statement, sep="\t")
+    return 0
+
+
 def _row(entry: CaseEntry) -> dict[str, Any]:
     policy = entry.policy_entry.load()
     return {
@@ -44,6 +65,7 @@ def _row(entry: CaseEntry) -> dict[str, Any]:
 
 
 def doctor(
+    ctx: typer.Context,
     json: options.Json = False,
     timing: Annotated[bool, typer.Option("--timing", help="Test this machine's timing: A/A alarms and power.")] = False,
     device: options.Device = "cpu",
@@ -51,7 +73,9 @@ def doctor(
 ) -> int:
     """Tell versions and devices, and what cannot be measured here."""
     if timing:
-        return _timing(device, limit)
+        return _timing(device, limit, json=json)
+    if {"device", "limit"} & {*options.said(ctx)}:
+        raise typer.BadParameter("--device and --limit say how --timing is done")
     from ..environment import fingerprint
     from ..timing.devices import DeviceUnavailable
     from ..timing.opening import open_device
@@ -74,7 +98,7 @@ def doctor(
     return 0
 
 
-def _timing(kind: str, limit: float) -> int:
+def _timing(kind: str, limit: float, *, json: bool) -> int:
     """Exit status 1 where equal calls were called different more often than one time in a hundred."""
     from ..timing.opening import open_device
     from ..timing.selftest import selftest
@@ -86,6 +110,8 @@ def _timing(kind: str, limit: float) -> int:
             time_limit_seconds=limit,
             progress=lambda done, planned: status.update(f"comparison {done} of {planned}"),
         )
-    for line in result.lines():
-        print(line)
+    if json:
+        print_json(result)
+    else:
+        print(*result.lines(), sep="\n")
     return 1 if result.alarms > 0.01 * result.comparisons else 0

@@ -44,14 +44,18 @@ def faults(
     if listing:
         return _list(tuple(fault or ()), chosen if cases else (), plan, json=json)
     options.see_profile(profile)
+    _see_fitting(tuple(fault or ()), chosen, plan)
     console = Console(stderr=True, highlight=False)
 
     def tell(part: CaseReport) -> None:
         killed = sum(one.status == "killed" for one in part.outcomes)
         console.print(f"{part.case}: {killed} of {len(part.outcomes)} faults noticed in this part")
 
-    what = f"{', '.join(fault) if fault else 'all faults'} on {', '.join(entry.name for entry in chosen)}"
-    console.print(f"{what}: a case takes one to two minutes on two cores, and is told of in three parts", soft_wrap=True)
+    if not fault:
+        names = ", ".join(entry.name for entry in chosen)
+        console.print(
+            f"all faults on {names}: a case takes one to two minutes on two cores, and is told of in three parts", soft_wrap=True
+        )
     with console.status("examining"):
         report = run_faults(
             chosen,
@@ -70,6 +74,15 @@ def faults(
     if report.interrupted:
         return options.INTERRUPTED
     return 0 if report.passed else 1
+
+
+def _see_fitting(names: tuple[str, ...], entries: tuple[CaseEntry, ...], plan: str) -> None:
+    """Raises one line where none of the faults of these names can matter in any of the cases."""
+    from ..faults.bank import find_faults
+    from ..faults.sample import fitting
+
+    if names and not fitting(find_faults(names), entries, plan):
+        raise typer.BadParameter(f"{', '.join(names)} can matter in no model of {', '.join(one.name for one in entries)}")
 
 
 def _show(report: FaultReport, console: Console) -> None:
@@ -98,7 +111,7 @@ def _show(report: FaultReport, console: Console) -> None:
     for problem in report.problems:
         console.print(f"[bold red]not examined[/] {escape(problem)}")
     if report.interrupted:
-        console.print("[bold red]broken off[/] what is not counted here was not tried")
+        console.print("[bold red]broken off[/]: what is not counted here was not tried")
     axes = "" if report.median_off_simplest is None else f", median {report.median_off_simplest:g} axes off simplest"
     for one in report.placed:
         if not one.located:

@@ -14,6 +14,9 @@ from ..suggest import suggestion
 INTERRUPTED = 130
 """Exit status of a command that somebody broke off, as shells have it."""
 
+CLOSED_PIPE = 141
+"""Exit status where nobody reads any more what is printed, as shells have it."""
+
 
 def complete_case(ctx: typer.Context, incomplete: str) -> list[str]:
     """Case names that begin with what has been typed."""
@@ -37,11 +40,24 @@ def see_known(kind: str, name: str, known: tuple[str, ...]) -> None:
         raise typer.BadParameter(f"no {kind} is called {name!r}; {hint}")
 
 
+def made(folder: Path) -> Path:
+    """``folder``, which is there and can be written to from now on: before any work, not behind it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise typer.BadParameter(f"{folder}: cannot be written ({problem.strerror})") from None
+    return folder
+
+
+def said(ctx: typer.Context) -> list[str]:
+    """Names of the parameters that the command line gives."""
+    sources = {one: ctx.get_parameter_source(one) for one in ctx.params}
+    return [one for one, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
 def see_nothing_else(ctx: typer.Context, option: str, *beside: str) -> None:
     """Raises one line where the command line says more than ``option`` and those ``beside`` it."""
-    sources = {one: ctx.get_parameter_source(one) for one in ctx.params}
-    said = [one for one, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    others = [one for one in said if one not in (option, *beside)]
+    others = [one for one in said(ctx) if one not in (option, *beside)]
     if others:
         raise typer.BadParameter(f"--{option} goes on with what was asked for then; leave out {', '.join(sorted(others))}")
 
@@ -57,7 +73,9 @@ Examples = Annotated[
 ]
 Properties = Annotated[
     list[str] | None,
-    typer.Option("--property", help="Only this property, by its name in the report; may be given again.", metavar="NAME"),
+    typer.Option(
+        "--property", help="Only this property (harness list --properties has the names); may be given again.", metavar="NAME"
+    ),
 ]
 Execution = Annotated[
     str, typer.Option("--plan", help="How replacements run: auto, plain, onednn, packed, graphed or compiled.", metavar="NAME")

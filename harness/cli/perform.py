@@ -17,6 +17,7 @@ from rich.console import Console
 
 from reports import storage
 from reports.record import Environment, Run
+from reports.wording import count
 
 from ..journal import Journal, Plan
 from ..registry import CaseEntry, choose
@@ -51,7 +52,11 @@ def check(
 
     settle(plan)
     scope = Scope(options.chosen(ctx, cases), check=True, bench=False, device=device, workers=workers)
-    names = tuple(one.name for one in choose_properties(properties)) if properties else ()
+    named = choose_properties(properties) if properties else ()
+    for one in named:
+        if not any(one.applies(entry.load()) for entry in scope.entries if entry.unavailable is None):
+            raise typer.BadParameter(f"{one.name} makes no sense for {', '.join(entry.name for entry in scope.entries)}")
+    names = tuple(one.name for one in named)
     return _perform(scope, _journal(ctx, scope, profile, seed, out, resume, examples, names, plan), json=json)
 
 
@@ -250,5 +255,6 @@ def _list_jobs(scope: Scope, *, json: bool) -> int:
         table.add_row(job.key, f"left out: {reason}")
     console = Console(width=None if Console().is_terminal else 200)
     console.print(table)
-    print(f"{len(plan.jobs)} rows in about {plan.estimate:.0f} s, {len(plan.left_out)} left out")
+    over = f", more than --budget {scope.budget:g}: one is always timed" if plan.estimate > scope.budget else ""
+    print(f"{count(len(plan.jobs), 'row')} in about {plan.estimate:.0f} s, {len(plan.left_out)} left out{over}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import keyword
 import shlex
 import sys
 import uuid
@@ -24,7 +25,7 @@ def validate(
     seed: options.Seed = None,
     out: options.Out = None,
     budget: Annotated[float, typer.Option(help="Seconds for timing; 0 leaves it out.", min=0.0)] = 4.0,
-    faults: Annotated[float, typer.Option(help="Seconds for faults seeded into the policy; 0 leaves them out.")] = 4.0,
+    faults: Annotated[float, typer.Option(help="Seconds for faults seeded into the policy; 0 leaves them out.", min=0.0)] = 4.0,
     seconds: Annotated[float, typer.Option(help="Seconds that one check may take.", min=1.0)] = 60.0,
     memory: Annotated[float, typer.Option(help="GiB of memory that one check may take.", min=0.1)] = 4.0,
     workers: options.Workers = None,
@@ -41,7 +42,7 @@ def validate(
     if not Path(path).is_file():
         raise typer.BadParameter(f"{path}: there is no such file")
     created = datetime.now(UTC).isoformat(timespec="seconds")
-    folder = out or new_folder(Path("runs"), created, seed or 0)
+    folder = options.made(out or new_folder(Path("runs"), created, seed or 0))
     see_free(folder)
     begin()  # before this process imports what takes seconds too
     from ..validation.validate import Request
@@ -73,12 +74,13 @@ def new(
     from ..validation.invent import invent, write_file
     from ..validation.isolation import limited
 
-    if not name.isidentifier():
+    if not name.isidentifier() or keyword.iskeyword(name):
         raise typer.BadParameter(f"{name!r} cannot be the name of a class")
-    path = out / f"{name.lower()}.py"
+    path = options.made(out) / f"{name.lower()}.py"
+    if path.exists():
+        raise typer.BadParameter(f"{path}: exists, and is not overwritten; choose another NAME, or another folder by --out")
     with limited():
         invented = invent(name, layer)
-    out.mkdir(parents=True, exist_ok=True)
     write_file(invented, path)
     lines = invented.source.count("\n")
     print(f"{path}: {lines} lines, from one tiny {invented.derivation.model.partition(':')[2]}")

@@ -65,6 +65,8 @@ def find_faults(names: tuple[str, ...]) -> tuple[Fault, ...]:
     for name in names:
         if not any(name == fault.id or name in fault.rows for fault in FAULTS):
             known = [*(fault.id for fault in FAULTS), *(row for fault in FAULTS for row in fault.rows)]
-            hint = suggestion(name, known, "rows are F01 to F83 and M01 to M26", written=repr)
+            hint = suggestion(
+                name.upper() if name.upper() in known else name, known, "rows are F01 to F83 and M01 to M26", written=repr
+            )
             raise UnknownFault(f"no fault is called {name!r}; {hint}")
     return tuple(one for one in FAULTS if not names or one.id in names or set(one.rows) & set(names))

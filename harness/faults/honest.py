@@ -198,8 +198,9 @@ def _split(attention: Any) -> Any:
     parts = {}
     for place, name in enumerate(names):
         rows = slice(sum(sizes[:place]), sum(sizes[: place + 1]))
-        view = qkv.linear.weight_out_in[rows]
-        bias = None if qkv.linear.bias is None else qkv.linear.bias[rows]
+        with torch.inference_mode(mode=False), torch.enable_grad():  # whoever made them in another mode would cut gradients off
+            view = qkv.linear.weight_out_in[rows]
+            bias = None if qkv.linear.bias is None else qkv.linear.bias[rows]
         parts[name] = change(qkv.linear, name=f"{qkv.linear.name} {name}", weight=view, bias=bias, transposed=False)
     return SplitQKV(**parts)
 

@@ -15,6 +15,7 @@ from cases import CASES
 from harness.cli.app import status
 from harness.drift import compare
 from harness.journal import Journal, Plan
+from harness.properties import BY_NAME
 from reports import storage
 
 
@@ -78,6 +79,25 @@ def test_an_unknown_property_gets_a_suggestion(capsys: pytest.CaptureFixture[str
     assert not (tmp_path / "run").exists()
 
 
+def test_a_property_that_makes_no_sense_for_any_case_is_refused_and_begins_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Else a check that judges nothing would end as one in which all held."""
+    assert harness("check", "bert", "--property", "captured graphs", "--out", tmp_path / "run") == 2
+    assert one_line(capsys).endswith("captured graphs makes no sense for bert")
+    assert not (tmp_path / "run").exists()
+
+
+def test_properties_are_listed_with_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("list", "unet", "--properties") == 0
+    named = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert "captured graphs" in named and "cache" not in named
+    assert harness("list", "bert", "--properties", "--json") == 0
+    assert {"name": "call order", "statement": BY_NAME["call order"].statement} in json.loads(capsys.readouterr().out)[
+        "properties"
+    ]
+
+
 def test_only_the_properties_that_are_named_are_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (
         harness("check", "opt", "--property", "cache", "--property", "revert", "--examples", 20, "--out", tmp_path / "run") == 0
@@ -117,6 +137,29 @@ def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str
     (tmp_path / "file").write_text("in the way")
     assert harness("check", "bert", "--out", tmp_path / "file" / "run") == 2
     assert str(tmp_path / "file") in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("validate", __file__), ("adapters", "channels_last"), ("new", "Mine", "--layer", "transformers:PhiModel")],
+    ids=lambda command: command[0],
+)
+def test_a_folder_that_cannot_be_made_is_named_before_anything_is_done(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert harness(*command, "--out", tmp_path / "file") == 2
+    assert one_line(capsys).endswith(f"{tmp_path / 'file'}: cannot be written (File exists)")
+
+
+def test_no_policy_is_written_over_another_or_under_a_name_that_no_class_can_have(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("somebody's work")
+    for name, words in (("Mine", "mine.py: exists, and is not overwritten"), ("class", "'class' cannot be the name")):
+        assert harness("new", name, "--layer", "transformers:PhiModel", "--out", tmp_path) == 2
+        assert words in one_line(capsys)
+    assert (tmp_path / "mine.py").read_text() == "somebody's work"
 
 
 def test_a_finished_run_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,6 +284,27 @@ def test_faults_are_listed_as_json_those_that_were_asked_for(capsys: pytest.Capt
 def test_faults_of_a_case_that_does_not_exist_are_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert harness("faults", "brt", "--list") == 2
     assert "did you mean bert?" in one_line(capsys)
+
+
+def test_a_fault_that_can_matter_nowhere_is_refused_and_its_case_is_no_matter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("faults", "vae", "--fault", "F01") == 2
+    assert one_line(capsys).endswith("F01 can matter in no model of vae")
+    assert harness("faults", "vae", "--fault", "f01") == 2
+    assert one_line(capsys) == "harness: no fault is called 'f01'; did you mean 'F01'?"
+
+
+def test_doctor_takes_no_device_for_what_is_not_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("doctor", "--device", "cuda") == 2
+    assert one_line(capsys).endswith("--device and --limit say how --timing is done")
+
+
+def test_a_pipe_that_nobody_reads_is_no_failed_check() -> None:
+    source = "import sys; from cases.command import main; sys.argv = ['harness', 'list', '--json']; main()"
+    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_what_would_be_timed_is_listed_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -92,6 +92,12 @@ def test_a_policy_that_reads_badly_gets_a_verdict_of_its_own(name: str, words: s
     assert [one.property for one in done.verdicts] == ["file", "case", "reading", "contract"]
 
 
+def test_where_reading_the_simplest_layer_raises_no_property_is_asked() -> None:
+    """Each would say the same again."""
+    done = judged("raises", "layer equality", "revert")
+    assert {reason(done, one) for one in ("layer equality", "revert")} == {"not judged: reading raises on the simplest layer"}
+
+
 @pytest.mark.parametrize(
     ("name", "prop", "words"),
     [

@@ -87,14 +87,16 @@ class Found:
 
 
 class _Attends(TorchFunctionMode):
-    """Notes whether anything that runs inside weighs values by a softmax."""
+    """Notes whether anything that runs in ``layer`` weighs values by a softmax."""
 
-    def __init__(self) -> None:
+    def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.seen = False
+        self.seen = self.inside = False
+        layer.register_forward_pre_hook(lambda *_: setattr(self, "inside", True))
+        layer.register_forward_hook(lambda *_: setattr(self, "inside", False))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen |= func in _ATTENTION
+        self.seen |= self.inside and func in _ATTENTION
         return func(*args, **(kwargs or {}))
 
 
@@ -105,10 +107,13 @@ def inspect_layer(derivation: Derivation) -> Found:
     """Run one tiny layer of ``derivation`` and say what it is. Raises ``NotDerivable`` where it attends to nothing."""
     case = DerivedCase(derivation)
     example = case.apart(_telling(case))
-    with quiet(), exact_mode(), _Attends() as attention:
+    with quiet(), exact_mode():
         model = case.build(example).double()
         layer = layers_of(model, derivation.layer)[0]
-        parts, call, output = watched(model, layer, cast(case.inputs(example).kwargs, torch.float64))
+        if layer is model:
+            raise NotDerivable(f"{type(layer).__name__} is a whole model; name the class of its layers")
+        with _Attends(layer) as attention:
+            parts, call, output = watched(model, layer, cast(case.inputs(example).kwargs, torch.float64))
     if not attention.seen:
         raise NotDerivable(
             f"nothing attends in a {type(layer).__name__}, and what is written from an anatomy does; "

@@ -131,7 +131,10 @@ class _Stages:
         self._say(checked.verdict)
         if checked.verdict.outcome == "held":
             self.pool = self.quick
-        return None
+            return None
+        failure = checked.verdict.failure
+        raised = failure is not None and failure.traceback is not None and not failure.off_simplest
+        return "reading raises on the simplest layer" if raised else None
 
     def _fit(self, name: str, subject: work.Subject) -> work.Subject:
         """``subject`` without what its policy refuses."""
@@ -149,8 +152,10 @@ class _Stages:
 
         wanted = self.request.properties or tuple(BY_NAME)
         if why_not is not None:
-            for name in wanted:
-                self._say(_verdict(self.done, self.request, name, BY_NAME[name].statement, f"not judged: {why_not}", case=case))
+            self.done.verdicts += [
+                _verdict(self.done, self.request, name, BY_NAME[name].statement, f"not judged: {why_not}", case=case)
+                for name in wanted
+            ]
             return
         try:
             applicable = self.pool.run(work.applicable, subject)

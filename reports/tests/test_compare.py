@@ -189,6 +189,15 @@ def test_runs_that_share_only_timings_of_different_machines_are_an_error_that_sa
         compare.compare(base, head)
 
 
+def test_runs_of_the_same_checks_by_different_plans_are_an_error_that_says_so():
+    base, head = (
+        synthetic.run(name, verdicts=(synthetic.verdict(policy=f"Policy{plan}"),), timings=())
+        for name, plan in (("a", ""), ("b", ", plan packed"))
+    )
+    with pytest.raises(compare.ComparisonError, match=r"judged different policies or plans, Policy against Policy, plan packed$"):
+        compare.compare(base, head)
+
+
 def test_fail_on_names_the_changes_that_it_forbids():
     base, head = synthetic.full_run(), synthetic.full_run(faulty=True, factors={"gpt2": 0.8})
     found = compare.compare(base, head)

@@ -107,7 +107,7 @@ def test_headings_descend_one_level_at_a_time(full):
 @pytest.mark.parametrize(
     ("changes", "headline"),
     [
-        ({}, "Nothing is wrong: all 1 verdict held"),
+        ({}, "Nothing is wrong: the one verdict held"),
         (
             {"verdicts": (synthetic.verdict(outcome="failed", failure=synthetic.failure()),)},
             "1 of 1 verdict did not hold",

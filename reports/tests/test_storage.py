@@ -101,7 +101,9 @@ def test_a_missing_record_is_refused_with_its_path(tmp_path):
 
 def test_a_run_that_is_not_finished_says_how_to_go_on(tmp_path):
     (tmp_path / storage.JOURNAL_NAME).touch()
-    with pytest.raises(storage.RecordError, match=f"this run is not finished; go on with harness check --resume {tmp_path}"):
+    with pytest.raises(
+        storage.RecordError, match=f"this run is not finished; the command that began it goes on with --resume {tmp_path}"
+    ):
         storage.read(tmp_path)
 
 
@@ -143,12 +145,20 @@ def test_the_reports_room_imports_neither_torch_nor_the_other_rooms():
     }
 
 
+def test_what_cannot_be_written_is_named_and_not_what_is_written_first(tmp_path):
+    with pytest.raises(FileNotFoundError) as found:
+        storage.write_atomically(tmp_path / "nowhere" / "page.html", b"")
+    assert found.value.filename == str(tmp_path / "nowhere" / "page.html")
+
+
 def test_a_run_is_found_by_its_id_among_those_here(tmp_path, monkeypatch):
     """Reports name the run by its id."""
     monkeypatch.chdir(tmp_path)
     for name in ("first", "second"):
         storage.write(synthetic.run(name), tmp_path / "runs" / f"folder of {name}")
+    storage.write(synthetic.run("deep"), tmp_path / "runs" / "nightly" / "2026-11-28")
     assert storage.read_named(Path("second")).id == "second"
+    assert storage.read_named(Path("deep")).id == "deep"
     assert storage.read_named(Path("runs/folder of first")).id == "first"
     with pytest.raises(storage.RecordError, match=r"third: no such folder, and no run in runs/ has this id"):
         storage.read_named(Path("third"))
