@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import as_completed
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from typing import TypeVar
 
 from pebble import ProcessExpired, ProcessPool
@@ -33,12 +35,25 @@ def stopping(pool: ProcessPool) -> Iterator[ProcessPool]:
         pool.join()
 
 
+@contextlib.contextmanager
+def deaf_to_interrupts() -> Iterator[None]:
+    """Processes and threads begun inside never see an interrupt: it is for whoever began them, who stops them. A process that
+    is still importing would answer it with a traceback."""
+    resource_tracker.ensure_running()  # which lets interrupts in again when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def in_parallel(
     pool: ProcessPool, function: Callable[[T], R], tasks: Iterable[T], *, seconds: float
 ) -> Iterator[tuple[T, R | NoResult]]:
     """Each task with ``function(task)``, as they end. One that raises, dies or takes longer than ``seconds`` costs its own
     result, not the rest."""
-    futures = {pool.schedule(function, args=[task], timeout=seconds): task for task in tasks}
+    with deaf_to_interrupts():  # the pool begins its threads with the first task, and they its processes
+        futures = {pool.schedule(function, args=[task], timeout=seconds): task for task in tasks}
     for future in as_completed(futures):
         result: R | NoResult
         try:

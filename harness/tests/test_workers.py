@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
+import signal
+
+from pebble import ProcessPool
 
 from cases import CASES
+from harness.pool import in_parallel, stopping
 from harness.profiles import depth
 from harness.registry import choose
 from harness.workers import Task, run_tasks
@@ -18,3 +23,16 @@ def test_a_check_that_raises_costs_its_own_verdict_alone() -> None:
     assert found[entry.path].outcome == "held"
     assert found[broken.path].outcome == "error"
     assert found[broken.path].reason == "ModuleNotFoundError: No module named 'harness.a_page_that_nobody_wrote'"
+
+
+def heeded(number: int) -> bool:
+    """Whether an interrupt would reach this process."""
+    return signal.Signals(number) not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_an_interrupt_is_for_who_began_the_processes_and_not_for_them() -> None:
+    """One that is still importing would print a traceback."""
+    with stopping(ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))) as pool:
+        answers = dict(in_parallel(pool, heeded, [signal.SIGINT, signal.SIGTERM], seconds=60))
+    assert answers == {signal.SIGINT: False, signal.SIGTERM: True}
+    assert heeded(signal.SIGINT)

@@ -23,7 +23,7 @@ from unittest import mock
 import psutil
 from pebble import ProcessExpired, ProcessPool
 
-from ..pool import stopping
+from ..pool import deaf_to_interrupts, stopping
 
 PRELOAD = "harness.validation.preload"
 """What the clean process imports."""
@@ -33,7 +33,7 @@ def begin() -> None:
     """Start the clean process, which imports while its parent goes on. The folder that somebody works in is not on its
     path: a ``string.py`` there would be imported for the library's."""
     forkserver.set_forkserver_preload([PRELOAD])
-    with mock.patch.dict(os.environ, PYTHONSAFEPATH="1"):
+    with mock.patch.dict(os.environ, PYTHONSAFEPATH="1"), deaf_to_interrupts():
         forkserver.ensure_running()
 
 
