@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -25,6 +28,17 @@ def placed(case: Case, device: str) -> Case:
 def kind_of(case: Case) -> type[Case]:
     """The class of ``case`` as it stands in its file, wherever the case was placed."""
     return next(one for one in type(case).__mro__ if issubclass(one, Case) and not issubclass(one, _Placed))
+
+
+@contextlib.contextmanager
+def giving_back(device: str) -> Iterator[None]:
+    """Memory of a GPU that was taken inside is given back at the end, for the processes beside this one."""
+    try:
+        yield
+    finally:
+        if device != "cpu":
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 class _Placed(Case):

@@ -77,7 +77,7 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
             if prop.applies(case) and (entry.name, prop.name) not in done
         ]
     watcher.begin("checks", len(tasks))
-    for _, checked in run_tasks(tasks, workers=scope.workers or _processes(device)):
+    for _, checked in run_tasks(tasks, workers=scope.workers or processes_on(device)):
         journal.append(
             CheckDone(
                 verdict=checked.verdict,
@@ -89,8 +89,8 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
         watcher.verdict(checked.verdict)
 
 
-def _processes(device: str) -> int:
-    """One a core, as far as the memory of a GPU goes."""
+def processes_on(device: str) -> int:
+    """How many check at a time: one a core, as far as the memory of a GPU goes."""
     from .timing.opening import open_device
 
     cores = len(os.sched_getaffinity(0))

@@ -6,7 +6,6 @@ dies or hangs, costs its own verdict, not the run.
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pebble import ProcessPool
 from reports.record import Verdict
 
 from .check import Checked, check_property
-from .placed import placed
+from .placed import giving_back, placed
 from .plans import by_plan
 from .pool import NoResult, in_parallel, stopping
 from .profiles import Profile
@@ -49,17 +48,8 @@ class Task:
 
 
 def run_task(task: Task) -> Checked:
-    """Judge one task in this process. Memory of a GPU is given back for those beside it."""
-    try:
-        return _judge(task)
-    finally:
-        if task.device != "cpu":
-            gc.collect()
-            torch.cuda.empty_cache()
-
-
-def _judge(task: Task) -> Checked:
-    with by_plan(task.plan, task.device) as replacer:
+    """Judge one task in this process."""
+    with giving_back(task.device), by_plan(task.plan, task.device) as replacer:
         return check_property(
             BY_NAME[task.prop],
             placed(task.entry.load(), task.device),

@@ -22,18 +22,19 @@ def validate(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE[:NAME]", help="A Python file, and which policy in it.")],
     profile: options.Profile = "regression",
+    device: options.Device = "cpu",
     seed: options.Seed = None,
     out: options.Out = None,
     budget: Annotated[float, typer.Option(help="Seconds for timing; 0 leaves it out.", min=0.0)] = 4.0,
     faults: Annotated[float, typer.Option(help="Seconds for faults seeded into the policy; 0 leaves them out.", min=0.0)] = 4.0,
     seconds: Annotated[float, typer.Option(help="Seconds that one check may take.", min=1.0)] = 60.0,
-    memory: Annotated[float, typer.Option(help="GiB of memory that one check may take.", min=0.1)] = 4.0,
+    memory: Annotated[float, typer.Option(help="GiB of memory that one check may take on a CPU.", min=0.1)] = 4.0,
     workers: options.Workers = None,
     json: options.Json = False,
 ) -> int:
     """Prove or refute a policy in a file of your own: contract, properties, timing, report, and a verdict to paste."""
     from ..journal import see_free
-    from ..run import new_folder
+    from ..run import new_folder, processes_on
     from ..validation.isolation import Limits, begin
     from .perform import write_page
 
@@ -41,19 +42,32 @@ def validate(
     path, name = _split(file)
     if not Path(path).is_file():
         raise typer.BadParameter(f"{path}: there is no such file")
+    if device != "cpu":
+        from ..timing.opening import open_device
+
+        open_device(device)  # before anything is begun
     created = datetime.now(UTC).isoformat(timespec="seconds")
     folder = options.made(out or new_folder(Path("runs"), created, seed or 0))
     see_free(folder)
     begin()  # before this process imports what takes seconds too
+    workers = workers or processes_on(device)
     from ..validation.validate import Request
     from ..validation.validate import record as make_record
     from ..validation.validate import validate as perform
     from ..validation.verdict import block
 
-    limits = Limits(seconds=seconds, memory=int(memory * 2**30), workers=workers)
+    limits = Limits(seconds=seconds, memory=int(memory * 2**30) if device == "cpu" else None, workers=workers)
     known = tuple((one, entry.path) for entry in ctx.find_root().obj for one in entry.policy_entry.load().layer_classes)
     request = Request(
-        path=path, name=name, profile=profile, seed=seed or 0, budget=budget, faults=faults, limits=limits, known=known
+        path=path,
+        name=name,
+        profile=profile,
+        seed=seed or 0,
+        budget=budget,
+        faults=faults,
+        limits=limits,
+        known=known,
+        device=device,
     )
     with Reporter() as reporter:
         done = perform(request, reporter.verdict)

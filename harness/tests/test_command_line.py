@@ -182,9 +182,10 @@ def test_a_device_that_is_not_there_is_said_before_anything_runs(capsys: pytest.
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
-    assert harness("bench", "bert", "--device", "cuda", "--out", tmp_path / "run") == 2
-    one_line(capsys)
-    assert not (tmp_path / "run").exists()
+    for command in (("bench", "bert"), ("validate", __file__)):
+        assert harness(*command, "--device", "cuda", "--out", tmp_path / "run") == 2
+        assert "no CUDA device" in one_line(capsys)
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_run_leaves_a_record_and_a_page(finished: Path) -> None:

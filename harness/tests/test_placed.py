@@ -18,8 +18,12 @@ from harness.placed import kind_of, placed
 from harness.profiles import depth
 from harness.properties import BY_NAME
 from harness.registry import CaseEntry, choose
+from harness.validation.file import Contents
+from harness.validation.validate import Request, Validation, record
+from harness.validation.work import Subject
 from harness.workers import Task, run_task
 from policies.replace import Replacement
+from reports.record import Verdict
 
 AVAILABLE = [entry for entry in CASES if entry.unavailable is None]
 
@@ -46,6 +50,18 @@ def test_a_case_stays_itself_where_it_is_and_knows_its_kind_elsewhere() -> None:
     assert isinstance(there, BertCase) and kind_of(there) is kind_of(case) is BertCase
     assert (there.name, there.axes, there.device, case.device) == (case.name, case.axes, "meta", "cpu")
     assert placed(there, "meta") is there
+
+
+def test_what_is_validated_on_a_device_has_its_models_there_and_verdicts_of_their_own() -> None:
+    subject = Subject("mine.py", Contents("Mine", (), None), known="cases.bert:BertCase", device="meta")
+    assert devices(subject.case.build(subject.case.simplest)) == {"meta"}
+    request = Request(path="mine.py", device="cuda")
+    done = Validation(policy="Mine", file="mine.py", subjects={"bert": subject})
+    done.verdicts.append(Verdict(
+        case="bert", policy="Mine", property="revert", statement="It holds.", outcome="held", reason="", examples=1,
+        layers_replaced=1, layers_expected=1, seconds=0.0, seed=0,
+    ))  # fmt: skip
+    assert [one.policy for one in record(request, done, run_id="1", created="", command="").verdicts] == ["Mine, on cuda"]
 
 
 def test_a_result_on_another_device_is_no_match() -> None:

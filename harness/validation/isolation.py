@@ -39,10 +39,11 @@ def begin() -> None:
 
 @dataclass(frozen=True)
 class Limits:
-    """``seconds`` a task, ``memory`` in bytes above what a process has when it starts, ``workers`` processes."""
+    """``seconds`` a task, ``memory`` in bytes above what a process has when it starts, ``workers`` processes. On a GPU memory
+    has no limit: its driver reserves more addresses than any machine has bytes."""
 
     seconds: float = 60.0
-    memory: int = 4 * 2**30
+    memory: int | None = 4 * 2**30
     workers: int | None = None
 
 
@@ -81,7 +82,8 @@ class Isolated:
         except ProcessExpired as death:
             raise Lost(f"ended its process ({_how(death.exitcode)})") from None
         except MemoryError:
-            raise Lost(f"asked for more than {self.limits.memory / 2**30:.1f} GiB of memory") from None
+            most = "there is" if self.limits.memory is None else f"{self.limits.memory / 2**30:.1f} GiB of memory"
+            raise Lost(f"asked for more than {most}") from None
 
 
 @contextlib.contextmanager
@@ -120,7 +122,7 @@ def _paths() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def limited(memory: int = Limits.memory) -> Iterator[None]:
+def limited(memory: int = 4 * 2**30) -> Iterator[None]:
     """Inside, this process is given at most ``memory`` bytes more than it has: a model of a library's own sizes then does not
     run, where it would else fill the machine."""
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -131,7 +133,7 @@ def limited(memory: int = Limits.memory) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def _limit(memory: int, paths: list[str]) -> None:
+def _limit(memory: int | None, paths: list[str]) -> None:
     """Prepare a new process: its memory, one thread, the parent's import path. What it prints is no result of the harness."""
     import sys
 
@@ -140,6 +142,7 @@ def _limit(memory: int, paths: list[str]) -> None:
     os.dup2(2, 1)
     sys.path[:] = paths
     torch.set_num_threads(1)
-    now = psutil.Process().memory_info().vms
-    resource.setrlimit(resource.RLIMIT_AS, (now + memory, now + memory))
+    if memory is not None:
+        most = psutil.Process().memory_info().vms + memory
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

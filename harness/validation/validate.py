@@ -42,6 +42,7 @@ class Request:
     properties: tuple[str, ...] | None = None
     known: work.Known = ()
     """Cases that somebody wrote for layers."""
+    device: str = "cpu"
 
 
 @dataclass
@@ -99,7 +100,7 @@ class _Stages:
         statement = (
             "The layers that the policy replaces have a case: one beside it, one that is known, or one derived from a model."
         )
-        found = self._stage("case", statement, work.subjects_in, self._path, contents, self.request.known)
+        found = self._stage("case", statement, work.subjects_in, self._path, contents, self.request.known, self.request.device)
         if found is None:
             return
         self.done.subjects, self.done.unjudged = dict(found.subjects), found.unjudged
@@ -266,18 +267,19 @@ def record(request: Request, done: Validation, *, run_id: str, created: str, com
         seed=request.seed,
         complete=True,
         seconds=done.seconds,
-        environment=fingerprint(accelerator=False),
-        verdicts=tuple(_of_the_policy(one, done) for one in done.verdicts),
+        environment=fingerprint(accelerator=request.device == "cuda"),
+        verdicts=tuple(_of_the_policy(one, done, request.device) for one in done.verdicts),
         coverage=tuple(done.coverage),
         timings=done.timings,
         budgets=tuple(done.budgets),
     )
 
 
-def _of_the_policy(verdict: Verdict, done: Validation) -> Verdict:
-    """The verdict with the names of policy and case, which were not known yet when the file was looked at."""
+def _of_the_policy(verdict: Verdict, done: Validation, device: str) -> Verdict:
+    """The verdict with the names of policy and case, which were not known yet when the file was looked at; verdicts of
+    different devices are not compared."""
     case = done.case if verdict.case == done.file else verdict.case
-    return msgspec.structs.replace(verdict, case=case, policy=done.policy)
+    return msgspec.structs.replace(verdict, case=case, policy=done.policy + ("" if device == "cpu" else f", on {device}"))
 
 
 def notes(done: Validation) -> Iterator[str]:
@@ -286,6 +288,8 @@ def notes(done: Validation) -> Iterator[str]:
         yield f"not judged: {line}"
     for subject in done.subjects.values():
         derivation = subject.derivation
+        if subject.device != "cpu":
+            yield f"models ran on {subject.device}"
         if subject.known is not None:
             yield f"judged on {subject.known.partition(':')[2]}, the case that this project has for the layer"
         if derivation is not None:

@@ -20,6 +20,7 @@ from ..check import Checked, check_property
 from ..coverage import coverage
 from ..evidence.script import with_policy
 from ..faults.report import Outcome
+from ..placed import giving_back, placed
 from ..process import SHARED
 from ..profiles import PROFILES
 from ..properties import BY_NAME
@@ -53,13 +54,14 @@ DEAR_SECONDS = 10.0
 class Subject:
     """What is judged, as data: a file, what is meant in it, and for one kind of layer a case: the ``derivation`` of one, the path
     ``module:Class`` of one that is ``known``, or else the one in the file. ``refused`` is what the policy has been seen to
-    refuse in it."""
+    refuse in it; models run on ``device``."""
 
     path: str
     contents: Contents
     derivation: Derivation | None = None
     known: str | None = None
     refused: Refused = ()
+    device: str = "cpu"
 
     @property
     def policy(self) -> type[DSPolicy]:
@@ -68,7 +70,7 @@ class Subject:
 
     @property
     def case(self) -> Case:
-        return without(self._whole(), self.refused)
+        return placed(without(self._whole(), self.refused), self.device)
 
     def _whole(self) -> Case:
         if self.derivation is not None:
@@ -117,7 +119,8 @@ def _captures(case: Case, replacer: Replacer) -> bool:
 def judge(task: Task) -> Checked:
     """The verdict on one property. Where the original of a derived case fails, it is asked again of what remains."""
     subject = task.subject
-    checked = _asked_again(task, _check(task, subject.case))
+    with giving_back(subject.device):
+        checked = _asked_again(task, _check(task, subject.case))
     return _with_policy(_with_line(checked, subject.path), subject)
 
 
@@ -189,9 +192,9 @@ def fit(subject: Subject) -> Refused:
     return refused_by(subject.policy, subject.case)
 
 
-def time(subject: Subject, budget: float, seed: int, memory: int) -> tuple[Timing, ...] | str:
-    """Time the subject's first workload that fits ``memory`` bytes, in float32, replaced against original; a string that
-    says why not where there is none."""
+def time(subject: Subject, budget: float, seed: int, memory: int | None) -> tuple[Timing, ...] | str:
+    """Time the subject's first workload that fits ``memory`` bytes, or where that is None its device, in float32, replaced
+    against original; a string that says why not where there is none."""
     import os
 
     import torch
@@ -204,13 +207,14 @@ def time(subject: Subject, budget: float, seed: int, memory: int) -> tuple[Timin
 
     case = subject.case
     entry: Any = _Entry(case, subject.contents.policy)
+    device = open_device(subject.device)
     jobs = [Job(entry, workload, "float32") for workload in case.workloads]
+    memory = device.free_bytes() if memory is None else memory
     job = next((job for job in jobs if job.memory_bytes <= memory), None)
     if job is None:
         least = min((job.memory_bytes for job in jobs), default=0) / 2**30
         return f"its workloads need {least:.0f} GiB of memory or more; allow it with --memory" if jobs else "no workload is known"
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    device = open_device("cpu")
     light = measure_ceilings(device, dtypes=(torch.float32,), budget_seconds=1.2)
     rows = time_job(
         job,
@@ -292,7 +296,7 @@ class Found:
     unjudged: tuple[str, ...] = ()
 
 
-def subjects_in(path: str, contents: Contents, known: Known) -> Found:
+def subjects_in(path: str, contents: Contents, known: Known, device: str = "cpu") -> Found:
     """What a policy is judged on. The case beside it, or for each layer class that it replaces the one that is known, and else
     one that is derived. Raises ``NotDerivable`` where there is none at all."""
     problems: list[str] = []
@@ -303,6 +307,7 @@ def subjects_in(path: str, contents: Contents, known: Known) -> Found:
     if not found:
         none = f"{contents.policy}.layer_classes is empty: say which classes it replaces, module:Class"
         raise NotDerivable(problems[0] if problems else none)
+    found = [dataclasses.replace(one, device=device) for one in found]
     return Found(tuple((_named(one), one) for one in found), tuple(problems))
 
 
