@@ -108,7 +108,8 @@ class Journal:
         """The unfinished run in ``folder``. Raises ``JournalError`` where there is none, or another process is at work on it."""
         path = folder / JOURNAL_NAME
         if not path.exists():
-            state = "the run in it is finished" if (folder / RECORD_NAME).exists() else "no run was begun in it"
+            here = "no run was begun in it" if folder.exists() else "there is no such folder"
+            state = "the run in it is finished" if (folder / RECORD_NAME).exists() else here
             raise JournalError(f"{folder}: nothing to resume, {state}")
         file = _alone(folder)
         entries, whole = _read(path)

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from reports.wording import count
+
 from . import options
 from .output import print_json
 
@@ -98,7 +100,7 @@ def _show(report: FaultReport, console: Console) -> None:
             str(sum(one.status == "excused" for one in case.outcomes)),
             str(examples[len(examples) // 2]) if examples else "–",
             f"{sum(one.seconds for one in case.outcomes):.0f}",
-            f"{len(case.honest)}, {alarms} alarms",
+            f"{len(case.honest)}, {count(alarms, 'alarm')}",
         )
     console.print(table)
     for one in report.survivors:
@@ -120,8 +122,9 @@ def _show(report: FaultReport, console: Console) -> None:
             )
     located = "" if report.located_rate is None else f", {report.located_rate:.0%} of {len(report.placed)} located"
     print(
-        f"{len(report.killed)} of {len(report.judged)} pairs noticed ({report.kill_rate:.1%}), {report.faults} faults, "
-        f"median {report.median_examples or 0:g} examples{axes}{located}, {len(report.false_alarms)} false alarms, "
+        f"{len(report.killed)} of {count(len(report.judged), 'pair')} noticed ({report.kill_rate:.1%}), "
+        f"{count(report.faults, 'fault')}, examples needed: {report.median_examples or 0:g} at the median{axes}{located}, "
+        f"{count(len(report.false_alarms), 'false alarm')}, "
         f"{report.seconds:.0f} s, seed {report.seed}"
     )
 

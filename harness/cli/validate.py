@@ -28,7 +28,7 @@ def validate(
     budget: Annotated[float, typer.Option(help="Seconds for timing; 0 leaves it out.", min=0.0)] = 4.0,
     faults: Annotated[float, typer.Option(help="Seconds for faults seeded into the policy; 0 leaves them out.", min=0.0)] = 4.0,
     seconds: Annotated[float, typer.Option(help="Seconds that one check may take.", min=1.0)] = 60.0,
-    memory: Annotated[float, typer.Option(help="GiB of memory that one check may take on a CPU.", min=0.1)] = 4.0,
+    memory: Annotated[float, typer.Option(help="GiB of memory that one check may take on a CPU.", min=0.1, max=2**16)] = 4.0,
     workers: options.Workers = None,
     json: options.Json = False,
 ) -> int:
@@ -41,7 +41,7 @@ def validate(
     options.see_profile(profile)
     path, name = _split(file)
     if not Path(path).is_file():
-        raise typer.BadParameter(f"{path}: there is no such file")
+        raise typer.BadParameter(f"{path}: {'is a folder, not a file' if Path(path).is_dir() else 'there is no such file'}")
     if device != "cpu":
         from ..timing.opening import open_device
 

@@ -83,5 +83,5 @@ def test_an_interrupted_exam_reports_the_parts_that_were_done(
     assert status(CASES, ["faults", "opt"]) == 130
     told = capsys.readouterr()
     assert "broken off" in told.out
-    assert "1 of 1 pairs noticed" in told.out
+    assert "1 of 1 pair noticed" in told.out
     assert told.err.endswith("harness: interrupted\n")
