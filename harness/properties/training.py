@@ -140,8 +140,8 @@ def _freeze(model: nn.Module, names: list[str]) -> None:
 
 
 def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
-    """Gradients of a weighted sum of the outputs that count, by parameter name and by what was given; none stay on the model,
-    which would change their dtype with its own."""
+    """Gradients of a weighted sum of the outputs that count, by parameter name and by what was given, each added up over two
+    passes through one graph; none stay on the model, which would change their dtype with its own."""
     inputs = Inputs(kwargs=tree_map_only(Tensor, _leaf, inputs.kwargs), valid=inputs.valid)
     with torch.enable_grad():
         output = next(iter(run(model, inputs).values()))
@@ -149,6 +149,7 @@ def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
         weights = torch.linspace(-1.0, 2.0, seen.numel(), dtype=seen.dtype, device=seen.device).reshape(seen.shape)
         total = (seen * weights).sum()
         if total.requires_grad:
+            total.backward(retain_graph=True)
             total.backward()
     given = tree_flatten_with_path(inputs.kwargs)[0]
     wanted = {f"the input{keystr(path)}": one.grad for path, one in given if isinstance(one, Tensor) and one.requires_grad}
@@ -257,8 +258,8 @@ def _step(trial: Trial, model: nn.Module) -> None:
 
 GRADIENTS = Property(
     name="gradients",
-    statement="Gradients through the replacement, of parameters and of what a call is given, through a cache, past hooks "
-    "and of two calls at once, are the original's, whichever parameters are frozen before or after.",
+    statement="Gradients through the replacement, of parameters and of what a call is given, through a cache, past hooks, "
+    "of two calls at once and in two passes, are the original's, whichever parameters are frozen before or after.",
     check=_gradients,
     exact=False,
     share=0.05,

@@ -153,6 +153,11 @@ def test_what_goes_wrong_from_the_seventeenth_decoded_token_on_is_noticed() -> N
     assert "120 tokens decoded one by one" in str(problem)
 
 
+def test_a_replacement_that_saves_what_backward_needs_for_one_pass_alone_is_noticed() -> None:
+    problem = first_failure(BY_NAME["gradients"], tiny.around(tiny.saves_for_one_pass), count=20)
+    assert isinstance(problem, Disagreement)
+
+
 @pytest.mark.parametrize("fault", ["F83 one part", "F83 another class", "F83 settings"])
 def test_what_is_set_later_and_passed_over_is_noticed(fault: str) -> None:
     with find_faults((fault,))[0].opened(replace_module) as faulty:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -284,6 +285,15 @@ def saves_one_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any,
     if output.requires_grad:
         state["saved"] = mine = float(hidden.detach().abs().mean())
         output.register_hook(lambda gradient: gradient * (state["saved"] / mine))
+    return output
+
+
+def saves_for_one_pass(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """A backward pass writes into what was saved, so that another one through the same graph finds something else."""
+    output = own(*args, **kwargs)
+    if output.requires_grad:
+        passes = itertools.count(1)
+        output.register_hook(lambda gradient: gradient * next(passes))
     return output
 
 
