@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import msgspec
 
@@ -105,18 +105,24 @@ class Journal:
 
     @classmethod
     def resume(cls, folder: Path) -> Journal:
-        """The unfinished run in ``folder``. Raises ``JournalError`` where there is none, or another process is at work on it."""
+        """The unfinished run in ``folder``. Raises ``JournalError`` where there is none, it cannot be read, or another process is
+        at work on it; the journal is as it was then."""
         path = folder / JOURNAL_NAME
-        if not path.exists():
+        if not _begun(folder):
             here = "no run was begun in it" if folder.exists() else "there is no such folder"
             state = "the run in it is finished" if (folder / RECORD_NAME).exists() else here
             raise JournalError(f"{folder}: nothing to resume, {state}")
-        file = _alone(folder)
-        entries, whole = _read(path)
+        file = _alone(folder, "r+b")
+        try:
+            entries, whole = _read(path)
+        except JournalError:
+            file.close()
+            raise
         if not entries or not isinstance(entries[0], Plan):
             file.close()
             raise JournalError(f"{path}: damaged from its first line; start a new run")
         file.truncate(whole)
+        file.seek(whole)
         return cls(folder, file, entries[0], entries[1:])
 
     def append(self, entry: Entry) -> None:
@@ -132,21 +138,27 @@ class Journal:
 
     def remove(self) -> None:
         """Forget the journal: the record has been written."""
+        (self.folder / JOURNAL_NAME).unlink(missing_ok=True)  # while it is ours alone
         self.close()
-        (self.folder / JOURNAL_NAME).unlink(missing_ok=True)
 
 
 def see_free(folder: Path) -> None:
     """Raises ``JournalError`` where the folder holds a run already, finished or not."""
     if (folder / RECORD_NAME).exists():
         raise JournalError(f"{folder}: holds a finished run already; choose another folder")
-    if (folder / JOURNAL_NAME).exists():
+    if _begun(folder):
         raise JournalError(f"{folder}: holds an unfinished run; go on with --resume, or choose another folder")
 
 
-def _alone(folder: Path) -> BinaryIO:
+def _begun(folder: Path) -> bool:
+    """Whether there is a journal with something in it: one that is empty was left by whoever died before the first entry."""
+    path = folder / JOURNAL_NAME
+    return path.exists() and path.stat().st_size > 0
+
+
+def _alone(folder: Path, mode: Literal["ab", "r+b"] = "ab") -> BinaryIO:
     """The folder's journal, to append to: for one process at a time, as long as that lives."""
-    file = (folder / JOURNAL_NAME).open("ab")
+    file = (folder / JOURNAL_NAME).open(mode)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -156,16 +168,19 @@ def _alone(folder: Path) -> BinaryIO:
 
 
 def _read(path: Path) -> tuple[list[Entry], int]:
-    """Whole entries from the start, and the length in bytes of what they take."""
+    """Whole entries, and the length in bytes of what they take: a last line that was cut short is left out. Raises
+    ``JournalError`` for a whole line that is none, rather than to give up what stands behind it."""
     decoder: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
     entries: list[Entry] = []
     length = 0
-    for line in path.read_bytes().splitlines(keepends=True):
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break
         try:
             entries.append(decoder.decode(line))
-        except msgspec.MsgspecError:
-            break
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise JournalError(
+                f"{path}: line {number} is damaged, or another version's; take it out, or start a new run"
+            ) from None
         length += len(line)
     return entries, length

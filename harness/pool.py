@@ -62,6 +62,6 @@ def in_parallel(
             result = NoResult(f"not done within {seconds:.0f} s")
         except ProcessExpired as death:
             result = NoResult(f"its process died (exit code {death.exitcode})")
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             result = NoResult(f"{type(problem).__name__}: {' '.join(str(problem).split())}")
         yield futures[future], result

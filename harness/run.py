@@ -11,6 +11,7 @@ from typing import Protocol
 
 from reports.record import Coverage, Run, Timing, Verdict
 from reports.storage import write
+from reports.summary import WRONG
 
 from .environment import fingerprint
 from .journal import CeilingsDone, CheckDone, Journal, TimingDone, TimingsPlanned
@@ -130,7 +131,7 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
     if begun is None:
         journal.append(TimingsPlanned(rates=rates, keys=tuple(job.key for job in plan.jobs)))
     done = {one.key for one in journal.done if isinstance(one, TimingDone)}
-    wrong = {one.verdict.case for one in journal.done if isinstance(one, CheckDone) and one.verdict.failure}
+    wrong = {one.verdict.case for one in journal.done if isinstance(one, CheckDone) and one.verdict.outcome in WRONG}
     jobs = [job for job in plan.jobs if job.key not in done]
     if plan.left_out:
         reasons = Counter(reason for _, reason in plan.left_out)

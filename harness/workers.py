@@ -66,12 +66,13 @@ def run_tasks(tasks: list[Task], *, workers: int) -> Iterator[tuple[Task, Checke
     if count == 0:
         return
     context = multiprocessing.get_context("spawn")
-    with stopping(ProcessPool(max_workers=count, initializer=_prepare, context=context)) as pool:
+    with stopping(ProcessPool(max_workers=count, initializer=prepare, context=context)) as pool:
         for task, result in in_parallel(pool, run_task, tasks, seconds=TASK_SECONDS):
             yield task, _no_verdict(task, result.reason) if isinstance(result, NoResult) else result
 
 
-def _prepare() -> None:
+def prepare() -> None:
+    """A new process computes with one thread, and with one that compiles."""
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else each starts as many compilers as there are cores
     torch.set_num_threads(1)
 

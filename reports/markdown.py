@@ -52,6 +52,7 @@ def render_markdown(run: Run, previous: Run | None = None) -> str:
         parts += _differences(previous, run)
     parts += _matrix(summary)
     parts += _slower(summary)
+    parts += _untimed(summary)
     parts += _typical(run)
     parts += _evidence(run, summary)
     parts.append(
@@ -131,6 +132,17 @@ def _slower(summary: Summary) -> list[str]:
     rows = [[escape(t.case), escape(wording.where(t)), escape(wording.pair(t)), _ratio(t)] for t in summary.slower[:MOST_LINES]]
     title = f"### Slower than the original: {len(summary.slower)}"
     return [title, _table(["case", "workload", "columns", "ratio"], rows)]
+
+
+def _untimed(summary: Summary) -> list[str]:
+    if not summary.wrong_timings:
+        return []
+    rows = [
+        [escape(t.case), escape(wording.where(t)), escape(wording.pair(t)), escape(t.reason)]
+        for t in summary.wrong_timings[:MOST_LINES]
+    ]
+    title = f"### Not timed, because something is wrong: {len(summary.wrong_timings)}"
+    return [title, _table(["case", "workload", "columns", "reason"], rows)]
 
 
 def _ratio(timing: Timing) -> str:

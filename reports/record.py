@@ -75,7 +75,7 @@ class Failure(Struct, frozen=True, kw_only=True):
     """The minimal example on which a property did not hold, and what points at the cause."""
 
     id: str
-    """Unique within the run: ``case/property`` and a counter; what ``harness reproduce`` takes."""
+    """``case/property``; what ``harness reproduce`` takes."""
     message: str
     """One sentence: what was expected and what was seen."""
     example: dict[str, str]

@@ -55,6 +55,7 @@ def render_terminal(run: Run) -> RenderableType:
     if run.timings:
         parts.append(_latency(run))
     parts += [Text(line, style=STYLES["SLOWER"]) for line in _slower_lines(summary)]
+    parts += [Text(line, style=STYLES["bad"]) for line in _untimed_lines(summary)]
     parts += [Text(line, style=STYLES["bad"]) for line in _wrong_lines(run, summary)]
     return Group(*parts)
 
@@ -168,6 +169,11 @@ def _figures(timing: Timing) -> str:
     if ratio is None:
         return f"{timing.verdict}: {why}"
     return f"{timing.verdict} {wording.ratio(ratio.estimate)} ({wording.interval(ratio)}): {why}"
+
+
+def _untimed_lines(summary: Summary) -> Iterator[str]:
+    for timing in summary.wrong_timings:
+        yield _clean(f"{timing.case}: {wording.where(timing)}, {wording.pair(timing)}: not timed: {timing.reason}")
 
 
 def _wrong_lines(run: Run, summary: Summary) -> Iterator[str]:

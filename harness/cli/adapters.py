@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -66,6 +67,8 @@ def adapters(
         if judged:  # written after each, so that a run broken off leaves what it found
             _write(reports, folder)
     if not judged:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # nothing was written; one that holds something stays
         raise typer.BadParameter("; ".join(f"{one.adapter}: {one.unavailable}" for one in reports))
     if json:
         print_json(reports)

@@ -82,8 +82,10 @@ def status(cases: tuple[CaseEntry, ...], arguments: list[str]) -> int:
         result = command.main(args=arguments, prog_name="harness", standalone_mode=False, obj=cases)
     except (KeyboardInterrupt, typer.Abort):
         result = options.INTERRUPTED
-    except SystemExit:  # what typer makes of a closed pipe, with the status of a failed check
-        return options.CLOSED_PIPE
+    except SystemExit as way_out:
+        if not isinstance(way_out.__context__, BrokenPipeError):
+            raise
+        return options.CLOSED_PIPE  # typer gives it the status of a failed check
     except Exception as problem:
         line = _for_the_user(problem)
         if line is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +45,8 @@ def made(folder: Path) -> Path:
     """``folder``, which is there and can be written to from now on: before any work, not behind it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as problem:
         raise typer.BadParameter(f"{folder}: cannot be written ({problem.strerror})") from None
     return folder

@@ -57,7 +57,7 @@ def check(
         if not any(one.applies(entry.load()) for entry in scope.entries if entry.unavailable is None):
             raise typer.BadParameter(f"{one.name} makes no sense for {', '.join(entry.name for entry in scope.entries)}")
     names = tuple(one.name for one in named)
-    return _perform(scope, _journal(ctx, scope, profile, seed, out, resume, examples, names, plan), json=json)
+    return _perform(*_journal(ctx, scope, profile, seed, out, resume, examples, names, plan), json=json)
 
 
 def bench(
@@ -75,7 +75,7 @@ def bench(
     scope = Scope(options.chosen(ctx, cases), check=False, bench=True, device=device, budget=budget)
     if list_only:
         return _list_jobs(scope, json=json)
-    return _perform(scope, _journal(ctx, scope, "bench", seed, out, resume), json=json)
+    return _perform(*_journal(ctx, scope, "bench", seed, out, resume), json=json)
 
 
 def run(
@@ -96,7 +96,7 @@ def run(
     """Check, then time, then write the report: the main job."""
     seconds = budget if budget is not None else QUICK_BUDGET if profile == "quick" else CHECK_BUDGET
     scope = Scope(options.chosen(ctx, cases), check=True, bench=True, device=device, budget=seconds, workers=workers)
-    return _perform(scope, _journal(ctx, scope, profile, seed, out, resume), json=json)
+    return _perform(*_journal(ctx, scope, profile, seed, out, resume), json=json)
 
 
 def _journal(
@@ -152,10 +152,9 @@ def _scope_of(plan: Plan, entries: tuple[CaseEntry, ...], workers: int | None) -
     return Scope(entries, check=plan.check, bench=plan.bench, device=plan.device, budget=plan.budget, workers=workers)
 
 
-def _perform(scope: Scope, begun: tuple[Journal, Scope], *, json: bool) -> int:
+def _perform(journal: Journal, scope: Scope, *, json: bool) -> int:
     from reports import terminal
 
-    journal, scope = begun
     with Reporter() as reporter:
         reporter.say(f"run {journal.folder}, profile {journal.plan.profile}, seed {journal.plan.seed}")
         try:

@@ -188,8 +188,14 @@ def _own_error(path: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[s
 def _around(stages: tuple[Stage, ...], layers: Iterable[str]) -> tuple[Stage, ...]:
     """The stages of the layer in which the first departing one lies; or else some before and after it."""
     first = next(i for i, stage in enumerate(stages) if stage.own_error > EXACT_TOLERANCE)
-    layer = next((path for path in layers if stages[first].name.removeprefix("after ").startswith(path)), None)
+    layer = next((path for path in layers if _in(path, stages[first])), None)
     if layer is not None:
-        stages = tuple(stage for stage in stages if stage.name.removeprefix("after ").startswith(layer))
+        stages = tuple(stage for stage in stages if _in(layer, stage))
         return stages[:MOST_STAGES]
     return stages[max(0, first - NEARBY) : first + NEARBY + 1]
+
+
+def _in(layer: str, stage: Stage) -> bool:
+    """Whether ``stage`` is of the layer at this path; ``h.1`` has none of ``h.10``."""
+    name = stage.name.removeprefix("after ")
+    return not layer or name == layer or name.startswith(f"{layer}.")

@@ -58,9 +58,12 @@ def chosen_replacer():
     """``replace_module`` of the package, or what ``POLICY`` or the command line names instead."""
     from policies import replace_module
 
-    file, _, name = (sys.argv[1] if len(sys.argv) > 1 else POLICY).partition(":")
-    if not file:
+    chosen = sys.argv[1] if len(sys.argv) > 1 else POLICY
+    if not chosen:
         return replace_module
+    file, _, name = chosen.rpartition(":")
+    if not (file and name.isidentifier()):  # a colon in a folder's name is no separator
+        file, name = chosen, ""
     found = runpy.run_path(file)
     return functools.partial(replace_module, policies=[found[name]]) if name else found["replace_module"]
 '''

@@ -151,7 +151,7 @@ class Exam:
             return self._try_harness(fault)
         while True:
             outcome, noticed = self._try_policy(fault, excused)
-            if noticed is None or not self._fails_anyway(fault, noticed):
+            if noticed is None or not self._fails_anyway(noticed):
                 return outcome
             fault = dataclasses.replace(fault, passes=(*fault.passes, noticed.prop.name))
 
@@ -203,7 +203,7 @@ class Exam:
         )
         return outcome, noticed
 
-    def _fails_anyway(self, fault: Fault, noticed: Noticed) -> bool:
+    def _fails_anyway(self, noticed: Noticed) -> bool:
         """Whether the policy without the fault fails in the same place."""
         start = time.perf_counter()
         alarm = self._look(noticed.prop, self.replacer, (noticed.example,), [0])

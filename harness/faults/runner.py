@@ -13,6 +13,7 @@ from pebble import ProcessPool
 from ..pool import NoResult, in_parallel, stopping
 from ..profiles import PROFILES, Profile
 from ..registry import CaseEntry
+from ..workers import prepare
 from .report import CaseReport, FaultReport
 
 TASK_SECONDS = 1800.0
@@ -92,14 +93,8 @@ def _in_parallel(parts: list[Part], workers: int | None) -> Iterator[tuple[Part,
     if count == 0:
         return
     context = multiprocessing.get_context("spawn")
-    with stopping(ProcessPool(max_workers=count, initializer=_prepare, context=context)) as pool:
+    with stopping(ProcessPool(max_workers=count, initializer=prepare, context=context)) as pool:
         yield from in_parallel(pool, _examine, parts, seconds=TASK_SECONDS)
-
-
-def _prepare() -> None:
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def _examine(part: Part) -> CaseReport:

@@ -11,7 +11,7 @@ from torch import nn
 
 from policies.foreign import deepspeed as adapter
 from policies.foreign.deepspeed_names import Loaded, load
-from policies.foreign.facts import FACTS, Contradiction, take_apart
+from policies.foreign.facts import FACTS, take_apart
 from policies.replace import replace_module
 from policies.structure import Structure
 
@@ -55,11 +55,11 @@ class _Judging:
     def all(self, examples: int, seed: int) -> Judged:
         simplest = self.case.simplest
         layer, own = self._layer(simplest)
-        matches = self._matches(layer)
+        matches = self._matches()
         said = adapter.ask(self.policy_class, layer, own, self.row.dress)
         container = self._container(said.container)
         flags = self._flags()
-        names = self._names(layer, said)
+        names = self._names(said)
         proof = Judge(self.case, self._replacer, adapter.facts_of).prove(examples=examples, seed=seed)
         for fault in proof.faults:
             self._fault(fault)
@@ -91,7 +91,7 @@ class _Judging:
         reading = adapter.reading(self.policy_class, self.own_policy, ours, self.row.dress, self.refusals)
         return lambda model: replace_module(model, [reading])
 
-    def _matches(self, layer: nn.Module) -> str:
+    def _matches(self) -> str:
         """Whether the policy knows the layer's class once it has been made for None, as DeepSpeed's injection does."""
         self.policy_class(None, inference=True)
         known = self.policy_class._orig_layer_class
@@ -125,7 +125,7 @@ class _Judging:
                 return f"{name} dropped"
         return f"{', '.join(parameters)} arrive" if parameters else "takes none"
 
-    def _names(self, layer: nn.Module, said: adapter.Said) -> str:
+    def _names(self, said: adapter.Said) -> str:
         container = adapter.container_class(self.policy_class)
         if not hasattr(container, "load_params"):
             return "has none"
@@ -212,6 +212,3 @@ def _with_seconds(found: Judged, seconds: float) -> Judged:
     import msgspec
 
     return msgspec.structs.replace(found, seconds=round(seconds, 1))
-
-
-__all__ = ["Contradiction", "judge"]

@@ -7,6 +7,7 @@ the search goes on. What is left in the end is what the replacement holds for, a
 from __future__ import annotations
 
 import copy
+import traceback
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -50,9 +51,18 @@ def refusing(replacer: Replacer) -> Replacer:
         try:
             return replacer(model)
         except (ValueError, NotImplementedError) as objection:
+            if not _meant(objection):
+                raise
             raise Refused(" ".join(str(objection).split())) from objection
 
     return replace_or_refuse
+
+
+def _meant(error: BaseException) -> bool:
+    """Whether somebody raised it, by a statement of their own: Python's and torch's errors, for what was not foreseen, are of the
+    same classes."""
+    line = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    return line.startswith("raise")
 
 
 @dataclass

@@ -99,7 +99,7 @@ def _change(untouched: nn.Module, model: nn.Module, first: str, seed: int) -> No
 
 
 def _has_layers(case: Case) -> bool:
-    return case.layered and any(axis.name == "layers" for axis in case.axes)
+    return case.layered and any(axis.name == "layers" and len(axis.values) > 1 for axis in case.axes)
 
 
 SHARING = Property(

@@ -18,7 +18,7 @@ from cases import CASES
 from harness.cli.app import status
 from harness.foreign import lossy
 from harness.foreign.deepspeed import judge
-from harness.foreign.domain import as_one, explore, refusing
+from harness.foreign.domain import Refused, as_one, explore, refusing
 from harness.foreign.perform import pieces
 from harness.foreign.readings import Judge, Proof
 from harness.foreign.rows import ROWS, Row
@@ -150,6 +150,20 @@ def test_a_replacement_that_fails_on_some_models_gets_its_domain() -> None:
     assert {limit.axis for limit in domain.limits} == {"layers"}
     assert {(limit.failing[0], limit.refused) for limit in domain.limits} >= {(2, True)}
     assert not domain.problem and domain.examples == 9
+
+
+def test_an_error_that_nobody_meant_is_no_refusal() -> None:
+    def crashes(model: Any) -> Changed:
+        first, second = model.parameters(), 1, 2  # type: ignore[assignment]
+        return as_a_whole(model, f"{first}{second}")
+
+    def objects(model: Any) -> Changed:
+        raise NotImplementedError("not this model")
+
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        refusing(crashes)(torch.nn.Identity())
+    with pytest.raises(Refused, match="not this model"):
+        refusing(objects)(torch.nn.Identity())
 
 
 def _quantised(model: nn.Module, levels: float, *, drop_bias: bool = False) -> Changed:

@@ -87,6 +87,31 @@ def test_a_second_run_does_not_start_in_an_unfinished_one(tmp_path: Path) -> Non
         Journal.start(tmp_path, plan())
 
 
+def test_a_line_that_is_damaged_gives_up_nothing_that_stands_behind_it(tmp_path: Path) -> None:
+    journal = Journal.start(tmp_path, plan())
+    for name in ("a", "b", "c"):
+        journal.append(verdict(name))
+    journal.close()
+    path = tmp_path / JOURNAL_NAME
+    lines = path.read_bytes().splitlines(keepends=True)
+    damaged = b"".join([*lines[:2], lines[2].replace(b"held", b"hel\xff"), *lines[3:]])
+    path.write_bytes(damaged)
+    with pytest.raises(JournalError, match="line 3 is damaged, or another version's"):
+        Journal.resume(tmp_path)
+    assert path.read_bytes() == damaged
+    path.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    assert Journal.resume(tmp_path).done == [verdict("a"), verdict("c")]
+
+
+def test_a_journal_with_nothing_in_it_is_no_run(tmp_path: Path) -> None:
+    """Whoever wrote it died before the first entry."""
+    (tmp_path / JOURNAL_NAME).touch()
+    with pytest.raises(JournalError, match="no run was begun"):
+        Journal.resume(tmp_path)
+    Journal.start(tmp_path, plan()).close()
+    assert Journal.resume(tmp_path).plan == plan()
+
+
 def test_a_journal_without_a_first_line_is_refused(tmp_path: Path) -> None:
     (tmp_path / JOURNAL_NAME).write_text("not json\n")
     with pytest.raises(JournalError, match="damaged"):

@@ -21,6 +21,7 @@ from harness.validation.validate import Request, Validation, record, validate
 from harness.validation.verdict import NO_FLOAT64, block
 from harness.validation.work import Subject, Task, judge, time
 from reports.record import Failure, Verdict
+from reports.tests import synthetic
 
 BAD = Path(__file__).parent / "bad_policies"
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,7 @@ def reason(done: Validation, prop: str) -> str:
         ("two_policies", None, "has 2 policies; say which"),
         ("two_policies", "SecnodPolicy", "did you mean SecondPolicy?"),
         ("is_not_there", None, "there is no such file"),
+        ("names_no_layer", None, 'NamesNoLayer.layer_classes has to be a tuple of names: ("module:Class",)'),
     ],
 )
 def test_a_file_without_the_policy_that_is_meant_says_what_is_missing(name: str, policy: str | None, words: str) -> None:
@@ -338,6 +340,18 @@ def test_what_a_policy_refuses_in_a_known_case_is_counted_as_refused_and_a_class
     text = said(request, done, tmp_path)
     assert "- refused by name: role=decoder with cross-attention (cross-attention)" in text
     assert "- not judged: transformers.models.llama.modeling_llama has no module class NoSuchLayer" in text
+
+
+def test_a_policy_that_cannot_be_timed_does_not_hold(tmp_path: Path) -> None:
+    """As the exit status says."""
+    request = Request(path="mine.py")
+    done = Validation(policy="Mine", file="mine.py", subjects={"bert": Subject("mine.py", Contents("Mine", (), None))})
+    done.verdicts.append(synthetic.verdict())
+    done.timings = (synthetic.timing(verdict="FAILED", reason="no layer was replaced"),)
+    run = record(request, done, run_id="1", created="", command="")
+    text = block(run, done, tmp_path)
+    assert not run.ok and text.startswith("### Mine: DOES NOT HOLD")
+    assert "- **timing**: no layer was replaced [" in text
 
 
 def test_a_workload_that_does_not_fit_the_memory_of_a_check_is_not_timed_and_says_what_would() -> None:

@@ -9,7 +9,7 @@ import signal
 from pebble import ProcessPool
 
 from cases import CASES
-from harness.pool import in_parallel, stopping
+from harness.pool import NoResult, in_parallel, stopping
 from harness.profiles import depth
 from harness.registry import choose
 from harness.workers import Task, run_tasks
@@ -36,3 +36,16 @@ def test_an_interrupt_is_for_who_began_the_processes_and_not_for_them() -> None:
         answers = dict(in_parallel(pool, heeded, [signal.SIGINT, signal.SIGTERM], seconds=60))
     assert answers == {signal.SIGINT: False, signal.SIGTERM: True}
     assert heeded(signal.SIGINT)
+
+
+def left(number: int) -> int:
+    """A way out of the program, where the number is one."""
+    if number == 1:
+        raise SystemExit(3)
+    return number
+
+
+def test_a_check_that_leaves_the_program_costs_its_own_result_alone() -> None:
+    with stopping(ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))) as pool:
+        answers = dict(in_parallel(pool, left, [0, 1, 2], seconds=60))
+    assert answers == {0: 0, 1: NoResult("SystemExit: 3"), 2: 2}

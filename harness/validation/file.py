@@ -53,6 +53,8 @@ def look(path: str, name: str | None) -> Contents:
         raise UnusableFile(f"{chosen} has no call: say how its layer is called, call = CallConvention(...)")
     if isinstance(policy.layer_classes, str):
         raise UnusableFile(f'{chosen}.layer_classes has to be a tuple: ("{policy.layer_classes}",)')
+    if not isinstance(policy.layer_classes, tuple | list) or not all(isinstance(one, str) for one in policy.layer_classes):
+        raise UnusableFile(f'{chosen}.layer_classes has to be a tuple of names: ("module:Class",)')
     cases = _of_kind(module, Case)
     return Contents(chosen, tuple(policy.layer_classes), cases[0] if cases else None)
 

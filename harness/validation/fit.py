@@ -50,13 +50,12 @@ def _remaining(axis: Axis, refused: Refused) -> Axis:
 
 def _refusal(case: Case, example: Example, policy: type[DSPolicy]) -> str | None:
     """The feature that ``policy`` refuses in a model of ``example``, or None."""
-    with quiet(), case.surroundings():
-        model = case.build(example)
-        for layer in [one for one in model.modules() if policy.matches(one)]:
-            try:
+    try:
+        with quiet(), case.surroundings():
+            for layer in [one for one in case.build(example).modules() if policy.matches(one)]:
                 policy.plan(layer)
-            except UnsupportedLayer as refusal:
-                return refusal.feature
-            except Exception:
-                return None
+    except UnsupportedLayer as refusal:
+        return refusal.feature
+    except Exception:
+        return None  # the properties will say so
     return None

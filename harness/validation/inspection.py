@@ -264,7 +264,7 @@ def _wiring(found: Found, parts: dict[str, Passed], x: Tensor) -> None:
     unplaced = [path for path in whole if path not in _placed(found)]
     if unplaced:
         found.open.append(f"norms that stand where no anatomy has one: {', '.join(unplaced)}")
-    _head_norms(found, head, parts)
+    _head_norms(found, head)
 
 
 def _place(found: Found, parts: dict[str, Passed], attention: str, mlp: str) -> None:
@@ -283,7 +283,7 @@ def _placed(found: Found) -> set[str]:
     return {norm.path for norm in (found.attention_norm, found.mlp_norm) if norm is not None}
 
 
-def _head_norms(found: Found, head: dict[str, Passed], parts: dict[str, Passed]) -> None:
+def _head_norms(found: Found, head: dict[str, Passed]) -> None:
     """Norms inside the attention, over each head of queries and keys."""
     for path, part in head.items():
         is_query = "q" in path.rpartition(".")[2].lower().split("_")[0]

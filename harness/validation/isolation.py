@@ -58,32 +58,39 @@ class Isolated:
         self.pool = pool
         self.limits = limits
 
-    def run(self, function: Callable[..., Any], *args: Any) -> Any:
-        """The result of ``function(*args)``. Raises ``Lost``, or what the function raised."""
-        future = self.pool.schedule(_guarded, args=[function, *args], timeout=self.limits.seconds)
-        return self._result(future)
+    def run(
+        self, function: Callable[..., Any], *args: Any, raises: tuple[type[Exception], ...] = (), besides: float = 0.0
+    ) -> Any:
+        """The result of ``function(*args)``, which has ``besides`` seconds more than a check. Raises one of ``raises`` where the
+        function did, and ``Lost`` for everything else that gives no result."""
+        seconds = self.limits.seconds + besides
+        future = self.pool.schedule(_guarded, args=[function, *args], timeout=seconds)
+        return self._result(future, seconds, raises)
 
-    def run_all(self, function: Callable[..., Any], tasks: list[Any]) -> Iterator[tuple[Any, Any]]:
+    def run_all(self, function: Callable[..., Any], tasks: list[Any], *, besides: float = 0.0) -> Iterator[tuple[Any, Any]]:
         """Each task with ``function(task)``, or with the ``Lost`` that came instead, as they end."""
-        futures = {self.pool.schedule(_guarded, args=[function, task], timeout=self.limits.seconds): task for task in tasks}
+        seconds = self.limits.seconds + besides
+        futures = {self.pool.schedule(_guarded, args=[function, task], timeout=seconds): task for task in tasks}
         for future in as_completed(futures):
             try:
-                yield futures[future], self._result(future)
+                yield futures[future], self._result(future, seconds, ())
             except Lost as loss:
                 yield futures[future], loss
-            except Exception as problem:
-                yield futures[future], Lost(f"raised {type(problem).__name__}: {' '.join(str(problem).split())}")
 
-    def _result(self, future: Any) -> Any:
+    def _result(self, future: Any, seconds: float, raises: tuple[type[Exception], ...]) -> Any:
         try:
             return future.result()
         except FutureTimeout:
-            raise Lost(f"did not end within {self.limits.seconds:.0f} s, and was stopped") from None
+            raise Lost(f"did not end within {seconds:.0f} s, and was stopped") from None
         except ProcessExpired as death:
             raise Lost(f"ended its process ({_how(death.exitcode)})") from None
         except MemoryError:
             most = "there is" if self.limits.memory is None else f"{self.limits.memory / 2**30:.1f} GiB of memory"
             raise Lost(f"asked for more than {most}") from None
+        except Exception as problem:
+            if isinstance(problem, (Lost, *raises)):
+                raise
+            raise Lost(f"raised {type(problem).__name__}: {' '.join(str(problem).split())}") from None
 
 
 @contextlib.contextmanager

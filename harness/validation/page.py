@@ -30,8 +30,8 @@ def write_page(name: str, found: Found, choices: Choices, plain: dict[str, Any])
     todo = "".join(f"    TODO: {one}\n" for one in found.open)
     body = [*_read(found, choices), *_linear_function(found), *_norm_function(found)]
     parts = [
-        _head(name, found, layer, todo),
-        _imports(found, body, bool(plain)),
+        _head(layer, todo),
+        _imports(found, body),
         f'_MODELING = "{module}"',
         _plain(plain),
         _todo_function(body),
@@ -48,7 +48,7 @@ def write_page(name: str, found: Found, choices: Choices, plain: dict[str, Any])
     return "\n".join(part for part in parts if part is not None)
 
 
-def _head(name: str, found: Found, layer: str, todo: str) -> str:
+def _head(layer: str, todo: str) -> str:
     open_points = f"\n\n{todo.rstrip()}\n" if todo else ""
     written = "Written by `harness new`; prove it with `harness validate`."
     return (
@@ -57,7 +57,7 @@ def _head(name: str, found: Found, layer: str, todo: str) -> str:
     )
 
 
-def _imports(found: Found, body: list[str], refuses: bool) -> str:
+def _imports(found: Found, body: list[str]) -> str:
     text = "\n".join(body)
     wanted = [
         "MLP",

@@ -160,8 +160,8 @@ class _Stages:
             return
         try:
             applicable = self.pool.run(work.applicable, subject)
-        except Exception as problem:
-            reason = f"which properties apply cannot be told: {problem}"
+        except Lost as loss:
+            reason = f"telling which properties apply {loss}"
             self._say(_verdict(self.done, self.request, "properties", "The case is whole.", reason, case=case))
             return
         names = [name for name in applicable if name in wanted]
@@ -179,8 +179,13 @@ class _Stages:
             self.progress(found[task.prop])
         self.done.verdicts += [found[name] for name in names]
         if drawn:
-            self.done.coverage.append(self.pool.run(work.covered, subject, drawn))
             self.done.budgets += [one.budget for one in drawn if one.budget is not None]
+            try:
+                self.done.coverage.append(self.pool.run(work.covered, subject, drawn))
+            except Lost as loss:
+                self._say(
+                    _verdict(self.done, self.request, "coverage", "What was drawn is counted.", f"counting {loss}", case=case)
+                )
 
     def _exam(self, subject: work.Subject) -> None:
         """Seed faults into a policy that holds: how well could errors in it be seen?"""
@@ -188,7 +193,7 @@ class _Stages:
         if seconds <= 0 or self.done.failed:
             return
         parts = [work.Part(subject, place, FAULT_PARTS, seconds, self.request.seed) for place in range(FAULT_PARTS)]
-        for _, result in self.quick.run_all(work.try_faults, parts):
+        for _, result in self.quick.run_all(work.try_faults, parts, besides=seconds):
             if isinstance(result, Lost):
                 self.done.unexamined = f"trying seeded faults {result}"
             else:
@@ -201,7 +206,8 @@ class _Stages:
             self.done.untimed = "a policy that failed a check is not worth a time"
         else:
             try:
-                timed = self.pool.run(work.time, subject, self.request.budget, self.request.seed, self.request.limits.memory)
+                budget, limits = self.request.budget, self.request.limits
+                timed = self.pool.run(work.time, subject, budget, self.request.seed, limits.memory, besides=budget)
                 self.done.timings, self.done.untimed = ((), timed) if isinstance(timed, str) else (timed, "")
             except Lost as loss:
                 self.done.untimed = f"timing {loss}"
@@ -213,7 +219,7 @@ class _Stages:
         """The result of a stage, or None with its verdict recorded."""
         start = clock.perf_counter()
         try:
-            result = self.pool.run(function, *args)
+            result = self.pool.run(function, *args, raises=(UnusableFile, NotDerivable))
         except (UnusableFile, NotDerivable, Lost) as problem:
             reason = f"{problem}"
             if isinstance(problem, Lost):

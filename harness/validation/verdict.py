@@ -40,7 +40,7 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
     replaced = sum(one.layers_replaced for one in judged)
     holds = len(judged) - len([one for one in wrong if one in judged])
     if judged:
-        yield f"### {done.policy}: {'HOLDS' if not wrong else 'DOES NOT HOLD'}"
+        yield f"### {done.policy}: {'HOLDS' if run.ok else 'DOES NOT HOLD'}"
         yield ""
         yield (
             f"{holds} of {len(judged)} properties hold on {examples} random models of {' and '.join(done.subjects)} "
@@ -50,6 +50,10 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
         yield f"### {done.file if done.policy == '?' else done.policy}: NOT JUDGED"
         yield ""
     yield f"transformers {run.environment.packages.get('transformers', '?')}, torch {_torch(run)}."
+    untimed = [row for row in done.timings if row.verdict == "FAILED"]
+    if untimed:
+        yield ""
+        yield f"- **timing**: {one_line(untimed[0].reason)} [{untimed[0].workload}, {untimed[0].shape}]"
     if wrong:
         yield ""
         yield from _reasons(wrong)

@@ -172,3 +172,13 @@ def test_values_and_pairs_that_were_never_drawn_are_told_apart():
     remarks = summarize(synthetic.run(coverage=(coverage,))).remarks
     assert "1 claimed value was never drawn: vae." in remarks
     assert "2 claimed pairs of values were never drawn: vae." in remarks
+
+
+def test_a_row_that_could_not_be_timed_is_named_with_its_reason_on_a_page_and_on_a_terminal():
+    run = synthetic.run(timings=(synthetic.timing("opt", verdict="FAILED", reason="outputs differ", **synthetic.UNTIMED),))
+    stream = io.StringIO()
+    terminal.show(Console(file=stream, width=400, force_terminal=True, color_system=None), terminal.render_terminal(run), ())
+    text = markdown.render_markdown(run)
+    assert "### Not timed, because something is wrong: 1" in text
+    assert "outputs differ" in text
+    assert ": not timed: outputs differ" in stream.getvalue()
