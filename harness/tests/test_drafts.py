@@ -162,3 +162,9 @@ def test_a_policy_is_written_that_knows_when_a_layer_hands_no_word_on_causality_
     """The original passes it over, and so has a replacement to."""
     assert 'HF_IGNORED | {"is_causal"}' in invent("Mine", MODELING.format("stablelm", "StableLmDecoderLayer")).source
     assert "is_causal" not in invent("Mine", MODELING.format("phi", "PhiDecoderLayer")).source.partition("def read")[0]
+
+
+def test_a_value_with_which_a_model_hands_back_other_rows_than_it_was_given_is_not_drawn() -> None:
+    """XLNet, told that its data goes both ways, halves the batch."""
+    derivation = derive(MODELING.format("xlnet", "XLNetLayer"))
+    assert any(" tokens" in one for one in derivation.dropped)

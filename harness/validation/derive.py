@@ -126,7 +126,10 @@ def runs(derivation: Derivation, example: Example) -> str | None:
             outputs = case.run(model, replace(inputs, kwargs=cast(inputs.kwargs, torch.float64)))
     except Exception as problem:
         return f"{type(problem).__name__}: {' '.join(str(problem).split())[:100]}"
+    ids = inputs.kwargs.get("input_ids")
     for name, output in outputs.items():
+        if ids is not None and output.shape[:2] != ids.shape:
+            return f"{name} is {tuple(output.shape)} for {tuple(ids.shape)} tokens"
         seen = output if inputs.valid is None else output[inputs.valid]
         if not bool(torch.isfinite(seen).all()):
             return f"{name} is not finite"
