@@ -72,7 +72,13 @@ def main(cases: tuple[CaseEntry, ...]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    sys.exit(status(cases, sys.argv[1:]))
+    result = status(cases, sys.argv[1:])
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # what is left has nowhere to go, and Python would try once more and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        result = options.CLOSED_PIPE
+    sys.exit(result)
 
 
 def status(cases: tuple[CaseEntry, ...], arguments: list[str]) -> int:
