@@ -75,9 +75,10 @@ def main(cases: tuple[CaseEntry, ...]) -> None:
     result = status(cases, sys.argv[1:])
     try:
         sys.stdout.flush()
-    except BrokenPipeError:  # what is left has nowhere to go, and Python would try once more and complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
         result = options.CLOSED_PIPE
+    if result == options.CLOSED_PIPE:  # what is left has nowhere to go; Python would try once more at its end, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(result)
 
 
