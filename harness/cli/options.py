@@ -41,6 +41,14 @@ def see_known(kind: str, name: str, known: tuple[str, ...]) -> None:
         raise typer.BadParameter(f"no {kind} is called {name!r}; {hint}")
 
 
+def see_device(kind: str) -> None:
+    """Raises ``DeviceUnavailable`` before anything is begun on a device that is not there."""
+    if kind != "cpu":
+        from ..timing.opening import open_device
+
+        open_device(kind)
+
+
 def made(folder: Path) -> Path:
     """``folder``, which is there and can be written to from now on: before any work, not behind it."""
     try:

@@ -114,9 +114,9 @@ def _journal(
         options.see_nothing_else(ctx, "resume", "workers", "json")
         journal = Journal.resume(resume)
         scope = _scope_of(journal.plan, choose(ctx.find_root().obj, journal.plan.cases), scope.workers)
-        _see_device(scope)
+        options.see_device(scope.device)
         return journal, scope
-    _see_device(scope)
+    options.see_device(scope.device)
     if scope.check:
         options.see_profile(profile)
     created = datetime.now(UTC).isoformat(timespec="seconds")
@@ -138,13 +138,6 @@ def _journal(
         execution=execution,
     )
     return Journal.start(out or new_folder(Path("runs"), created, seed), plan), scope
-
-
-def _see_device(scope: Scope) -> None:
-    """Raises ``DeviceUnavailable`` before anything is begun on a device that is not there."""
-    from ..timing.opening import open_device
-
-    open_device(scope.device)
 
 
 def _scope_of(plan: Plan, entries: tuple[CaseEntry, ...], workers: int | None) -> Scope:

@@ -42,10 +42,7 @@ def validate(
     path, name = _split(file)
     if not Path(path).is_file():
         raise typer.BadParameter(f"{path}: {'is a folder, not a file' if Path(path).is_dir() else 'there is no such file'}")
-    if device != "cpu":
-        from ..timing.opening import open_device
-
-        open_device(device)  # before anything is begun
+    options.see_device(device)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     folder = options.made(out or new_folder(Path("runs"), created, seed or 0))
     see_free(folder)

@@ -79,6 +79,16 @@ def in_chunks(model: nn.Module, kwargs: dict[str, Any], lengths: list[int], cach
     return torch.cat(outputs, dim=1), cache
 
 
+def decoded_alike(trial: Trial, inputs: Inputs, lengths: list[int], what: str) -> None:
+    """Raise unless calls of ``lengths`` tokens, on one cache, give what they give of the original. ``inputs`` have a cache."""
+    model = trial.replaced.model
+    with original_side("with a cache"):
+        expected = in_chunks(trial.original, inputs.kwargs, lengths)[0]
+    with fused_path(model):
+        actual = in_chunks(model, inputs.kwargs, lengths)[0]
+    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, inputs.valid, what)
+
+
 def piece(kwargs: dict[str, Any], start: int, end: int) -> dict[str, Any]:
     """The call of tokens ``start`` to ``end``, with the mask of everything up to there."""
     call = {name: value[:, start:end] if name in PER_TOKEN else value for name, value in kwargs.items()}

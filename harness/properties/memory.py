@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from policies.fused.capture import Recording
 
-from ..trial import Disagreement, Trial, Vacuous, fused_path, graphs_of, original_side
+from ..trial import Disagreement, Trial, Vacuous, graphs_of
 from .base import Property, cached, identical, living, same_outputs
-from .cache import OUTPUT, cached_trial, in_chunks, with_cache
+from .cache import cached_trial, decoded_alike, with_cache
 from .calls import alike
 from .sizes import that_runs
 
@@ -151,18 +151,9 @@ def _many_calls(trial: Trial) -> None:
     identical(first, last, f"the first call and the {MANY}th")
     if cached(trial.case):
         trial = cached_trial(trial)
-        _many_tokens(that_runs((trial.vary(tokens=MANY, batch=1, layers=1),), trial))
-
-
-def _many_tokens(trial: Trial) -> None:
-    """As many tokens, where the original has positions for them, decoded one by one on one cache."""
-    inputs, model = with_cache(trial.fresh_inputs()), trial.replaced.model
-    steps = [1] * trial.example["tokens"]
-    with original_side("decoding token by token"):
-        expected = in_chunks(trial.original, inputs.kwargs, steps)[0]
-    with fused_path(model):
-        actual = in_chunks(model, inputs.kwargs, steps)[0]
-    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, inputs.valid, f"{len(steps)} tokens decoded one by one")
+        trial = that_runs((trial.vary(tokens=MANY, batch=1, layers=1),), trial)  # where there are positions for as many
+        steps = [1] * trial.example["tokens"]
+        decoded_alike(trial, with_cache(trial.fresh_inputs()), steps, f"{len(steps)} tokens decoded one by one")
 
 
 def _new_bytes() -> int:

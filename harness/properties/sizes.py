@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Axis, Case, Inputs
-from ..trial import OriginalFailed, Trial, Vacuous, fused_path, original_side
+from ..trial import OriginalFailed, Trial, Vacuous
 from .base import Property, same_outputs
-from .cache import OUTPUT, in_chunks, with_cache
+from .cache import OUTPUT, decoded_alike, in_chunks, with_cache
 from .equality import layers_alike
 from .forms import heads_of
 from .inputs import has_tokens
@@ -104,9 +104,13 @@ def by_several_threads() -> Iterator[None]:
 
 def decoded(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
     """Outputs for all tokens of ``inputs``, a call with a cache, the last of them one by one."""
+    return {OUTPUT: in_chunks(model, inputs.kwargs, _last_alone(inputs))[0]}
+
+
+def _last_alone(inputs: Inputs) -> list[int]:
+    """Lengths of calls of which the last have a token each."""
     tokens = inputs.kwargs["input_ids"].shape[1]
-    lengths = [tokens - STEPS, *[1] * STEPS] if tokens > STEPS else [tokens]
-    return {OUTPUT: in_chunks(model, inputs.kwargs, lengths)[0]}
+    return [tokens - STEPS, *[1] * STEPS] if tokens > STEPS else [tokens]
 
 
 def size_of(trial: Trial) -> str:
@@ -181,14 +185,8 @@ def _alike(trial: Trial, what: str) -> None:
         layers_alike(trial, f"{what}: ")
     model, inputs = trial.replaced.model, trial.fresh_inputs()
     same_outputs(trial, trial.expected_outputs, trial.run_replaced(model, inputs), inputs.valid, what)
-    if not trial.case.caches(trial.example):
-        return
-    inputs = with_cache(inputs)
-    with original_side("with a cache"):
-        expected = decoded(trial.original, inputs)
-    with fused_path(model):
-        actual = decoded(model, inputs)
-    same_outputs(trial, expected, actual, inputs.valid, f"{what}, the last tokens decoded")
+    if trial.case.caches(trial.example):
+        decoded_alike(trial, with_cache(inputs), _last_alone(inputs), f"{what}, the last tokens decoded")
 
 
 LONG = Property(

@@ -27,6 +27,8 @@ from ..pool import deaf_to_interrupts, stopping
 
 PRELOAD = "harness.validation.preload"
 """What the clean process imports."""
+MEMORY = 4 * 2**30
+"""Bytes that somebody else's code is given where nobody says."""
 
 
 def begin() -> None:
@@ -43,7 +45,7 @@ class Limits:
     has no limit: its driver reserves more addresses than any machine has bytes."""
 
     seconds: float = 60.0
-    memory: int | None = 4 * 2**30
+    memory: int | None = MEMORY
     workers: int | None = None
 
 
@@ -129,7 +131,7 @@ def _paths() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def limited(memory: int = 4 * 2**30) -> Iterator[None]:
+def limited(memory: int = MEMORY) -> Iterator[None]:
     """Inside, this process is given at most ``memory`` bytes more than it has: a model of a library's own sizes then does not
     run, where it would else fill the machine."""
     before = resource.getrlimit(resource.RLIMIT_AS)
