@@ -137,7 +137,7 @@ class OfSomebodyElse(StaticCache):
 def with_another_update(model: nn.Module) -> Any:
     cache = cache_for(model)
     honest = cache.update
-    cache.update = lambda *args: honest(*args)
+    cache.update = lambda *args, **_: honest(*args)
     return cache
 
 

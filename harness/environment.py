@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -49,10 +50,10 @@ def fingerprint(*, accelerator: bool = False) -> Environment:
     )
 
 
-def installed() -> dict[str, str]:
-    """Installed versions of the packages that matter, those that are absent left out."""
+def installed(names: Iterable[str] = PACKAGES) -> dict[str, str]:
+    """Installed versions of these packages, by default those that matter; absent ones are left out."""
     found = {}
-    for name in PACKAGES:
+    for name in names:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

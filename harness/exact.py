@@ -38,6 +38,10 @@ class _Widen(TorchFunctionMode):
         return func(*args)
 
 
+unwatched = torch._C.DisableTorchFunction
+"""Inside, calls are not looked at: for what asks for no dtype, and is made of many (copying a model, filling it)."""
+
+
 @contextlib.contextmanager
 def exact_mode() -> Iterator[None]:
     """Inside, every float computation is float64, gradients are off, and new tensors are float64 by default."""

@@ -7,21 +7,17 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import as_completed
-from dataclasses import dataclass
 from multiprocessing import resource_tracker
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
-class NoResult:
-    """What there is of a task that gave nothing back: one line that says why."""
-
-    reason: str
+class Lost(Exception):
+    """A task that gave no result. Says why, in one line that goes on from what was done: "... ended its process"."""
 
 
 @contextlib.contextmanager
@@ -47,21 +43,52 @@ def deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def run_one(
+    pool: ProcessPool, function: Callable[..., R], *args: Any, seconds: float, raises: tuple[type[Exception], ...] = ()
+) -> R:
+    """The result of ``function(*args)``. Raises one of ``raises`` where the function did, and ``Lost`` where it gave no result
+    for any other reason, among them that it took longer than ``seconds``."""
+    with deaf_to_interrupts():  # a pool begins its threads with the first task, and they its processes
+        future = pool.schedule(_staying, args=[function, *args], timeout=seconds)
+    return _result(future, seconds, raises)
+
+
 def in_parallel(
     pool: ProcessPool, function: Callable[[T], R], tasks: Iterable[T], *, seconds: float
-) -> Iterator[tuple[T, R | NoResult]]:
+) -> Iterator[tuple[T, R | Lost]]:
     """Each task with ``function(task)``, as they end. One that raises, dies or takes longer than ``seconds`` costs its own
     result, not the rest."""
-    with deaf_to_interrupts():  # the pool begins its threads with the first task, and they its processes
-        futures = {pool.schedule(function, args=[task], timeout=seconds): task for task in tasks}
+    with deaf_to_interrupts():
+        futures = {pool.schedule(_staying, args=[function, task], timeout=seconds): task for task in tasks}
     for future in as_completed(futures):
-        result: R | NoResult
+        result: R | Lost
         try:
-            result = future.result()
-        except FutureTimeout:
-            result = NoResult(f"not done within {seconds:.0f} s")
-        except ProcessExpired as death:
-            result = NoResult(f"its process died (exit code {death.exitcode})")
-        except (Exception, SystemExit) as problem:
-            result = NoResult(f"{type(problem).__name__}: {' '.join(str(problem).split())}")
+            result = _result(future, seconds, ())
+        except Lost as loss:
+            result = loss
         yield futures[future], result
+
+
+def _staying(function: Callable[..., R], *args: Any) -> R:
+    """In a process of the pool: a way out of the program is no result."""
+    try:
+        return function(*args)
+    except (SystemExit, KeyboardInterrupt) as way_out:
+        raise Lost(f"left by {type(way_out).__name__}") from None
+
+
+def _result(future: ProcessFuture, seconds: float, raises: tuple[type[Exception], ...]) -> Any:
+    try:
+        return future.result()
+    except FutureTimeout:
+        raise Lost(f"did not end within {seconds:.0f} s, and was stopped") from None
+    except ProcessExpired as death:
+        raise Lost(f"ended its process ({_how(death.exitcode)})") from None
+    except Exception as problem:
+        if isinstance(problem, (Lost, *raises)):
+            raise
+        raise Lost(f"raised {type(problem).__name__}: {' '.join(str(problem).split())}") from None
+
+
+def _how(code: int) -> str:
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"

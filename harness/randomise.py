@@ -12,6 +12,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .exact import unwatched
+
 GAIN_RANGE = (0.4, 1.8)
 BIAS_SPREAD = 0.6
 WEIGHT_SPREAD = 1.3
@@ -28,7 +30,7 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
     (rotary tables, masks), which no checkpoint varies.
     """
     generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
+    with torch.no_grad(), unwatched():
         for owner in module.modules():
             for name, parameter in owner._parameters.items():
                 if parameter is not None:

@@ -99,17 +99,13 @@ def processes_on(device: str) -> int:
 
 
 def _unavailable(entry: CaseEntry, seed: int) -> Verdict:
-    return Verdict(
+    return Verdict.without_examples(
         case=entry.name,
         policy=entry.policy_class,
         property="available",
         statement="What the case needs is installed.",
         outcome="unavailable",
         reason=entry.unavailable or "",
-        examples=0,
-        layers_replaced=0,
-        layers_expected=0,
-        seconds=0.0,
         seed=seed,
     )
 

@@ -19,7 +19,7 @@ from reports.record import Verdict
 from .check import Checked, check_property
 from .placed import giving_back, placed
 from .plans import by_plan
-from .pool import NoResult, in_parallel, stopping
+from .pool import Lost, in_parallel, stopping
 from .profiles import Profile
 from .properties import BY_NAME
 from .registry import CaseEntry
@@ -68,7 +68,7 @@ def run_tasks(tasks: list[Task], *, workers: int) -> Iterator[tuple[Task, Checke
     context = multiprocessing.get_context("spawn")
     with stopping(ProcessPool(max_workers=count, initializer=prepare, context=context)) as pool:
         for task, result in in_parallel(pool, run_task, tasks, seconds=TASK_SECONDS):
-            yield task, _no_verdict(task, result.reason) if isinstance(result, NoResult) else result
+            yield task, _no_verdict(task, f"the check {result}") if isinstance(result, Lost) else result
 
 
 def prepare() -> None:
@@ -79,17 +79,13 @@ def prepare() -> None:
 
 def _no_verdict(task: Task, reason: str) -> Checked:
     prop = BY_NAME[task.prop]
-    verdict = Verdict(
+    verdict = Verdict.without_examples(
         case=task.entry.name,
         policy=task.policy,
         property=prop.name,
         statement=prop.statement,
         outcome="error",
         reason=reason,
-        examples=0,
-        layers_replaced=0,
-        layers_expected=0,
-        seconds=0.0,
         seed=task.seed,
     )
     return Checked(verdict)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 
 def at_least(distribution: str, least: str) -> bool:
     """Whether ``distribution`` is installed in release ``least`` or above; a pre-release counts as its release."""
-    return _numbers(version(distribution)) >= _numbers(least)
+    try:
+        return _numbers(version(distribution)) >= _numbers(least)
+    except PackageNotFoundError:
+        return False
 
 
 def _numbers(release: str) -> tuple[int, ...]:

@@ -119,6 +119,34 @@ class Verdict(Struct, frozen=True, kw_only=True):
     seed: int
     failure: Failure | None = None
 
+    @classmethod
+    def without_examples(
+        cls,
+        *,
+        case: str,
+        policy: str,
+        property: str,
+        statement: str,
+        outcome: Outcome,
+        reason: str,
+        seed: int,
+        seconds: float = 0.0,
+    ) -> Verdict:
+        """A verdict that came of no example: on what could not be judged, or has none."""
+        return cls(
+            case=case,
+            policy=policy,
+            property=property,
+            statement=statement,
+            outcome=outcome,
+            reason=reason,
+            examples=0,
+            layers_replaced=0,
+            layers_expected=0,
+            seconds=seconds,
+            seed=seed,
+        )
+
 
 class Coverage(Struct, frozen=True, kw_only=True):
     """How often each value of each declared axis of a case was judged in this run."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from ..environment import installed
 from ..registry import CaseEntry
 from . import adapters as adapting
 from . import drift as drifting
@@ -40,8 +41,19 @@ app = typer.Typer(
 )
 
 
+def _say_version(asked: bool) -> None:
+    if asked:
+        print("harness", installed().get("replace-policy-harness", "from a checkout"))
+        raise typer.Exit
+
+
 @app.callback(invoke_without_command=True, help=HELP)
-def root(ctx: typer.Context) -> None:
+def root(
+    ctx: typer.Context,
+    say_version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is, and end.")
+    ] = False,
+) -> None:
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
 

@@ -59,17 +59,11 @@ def take() -> Kept:
                 continue  # code that is copied from project to project has no release
             layers[path] = fingerprint(path)
             policies[path] = (*policies.get(path, ()), policy.__name__)
-    return Kept(python=sys.version.split()[0], versions=versions(), layers=layers, policies=policies)
+    return Kept(python=sys.version.split()[0], versions=installed(LIBRARIES), layers=layers, policies=policies)
 
 
 def _available() -> Iterator[Entry]:
     return (entry for entry in ENTRIES if entry.unavailable is None)
-
-
-def versions() -> dict[str, str]:
-    """Installed libraries that layers come from."""
-    found = installed()
-    return {name: found[name] for name in LIBRARIES if name in found}
 
 
 def read_kept(path: Path = KEPT) -> Kept:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from pebble import ProcessPool
 
-from ..pool import NoResult, in_parallel, stopping
+from ..pool import Lost, in_parallel, stopping
 from ..profiles import PROFILES, Profile
 from ..registry import CaseEntry
 from ..workers import prepare
@@ -64,8 +64,8 @@ def run_faults(
     interrupted = False
     try:
         for part, result in _in_parallel([part for part in parts if part.faults or part.first], workers):
-            if isinstance(result, NoResult):
-                problems.append(f"{part.entry.name}: not examined, {result.reason}")
+            if isinstance(result, Lost):
+                problems.append(f"{part.entry.name}: not examined: that {result}")
             else:
                 done[part.entry.name].append(result)
                 progress(result)
@@ -87,7 +87,7 @@ def _names(faults: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(fault.id for fault in find_faults(faults))
 
 
-def _in_parallel(parts: list[Part], workers: int | None) -> Iterator[tuple[Part, CaseReport | NoResult]]:
+def _in_parallel(parts: list[Part], workers: int | None) -> Iterator[tuple[Part, CaseReport | Lost]]:
     """Each part with its report, or with why there is none, as they finish."""
     count = min(workers or len(os.sched_getaffinity(0)), len(parts))
     if count == 0:

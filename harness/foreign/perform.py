@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterable
 
 from policies.foreign.catalogue import ADAPTERS, Adapter
 
+from ..environment import installed
+from ..pool import Lost
 from ..registry import CaseEntry
 from ..suggest import suggestion
-from ..validation.isolation import Limits, Lost, isolated
+from ..validation.isolation import Limits, isolated
 from .report import Judged, Report
 
 SECONDS = 300.0
@@ -49,7 +50,9 @@ def perform(
             progress(found[task[1]][0])
     ordered = [found[piece] for piece in pieces(adapter)]
     scripts = {name: text for _, some in ordered for name, text in some.items()}
-    return Report(adapter=adapter.name, versions=versions(adapter), rows=tuple(row for row, _ in ordered)), scripts
+    return Report(
+        adapter=adapter.name, versions=installed((adapter.distribution, *LIBRARIES)), rows=tuple(row for row, _ in ordered)
+    ), scripts
 
 
 def pieces(adapter: Adapter) -> tuple[str, ...]:
@@ -80,18 +83,6 @@ def judge_piece(task: tuple[str, str, tuple[CaseEntry, ...], int, int]) -> Found
     generic = next(row for row in GENERIC_ROWS if row.policy == piece)
     case = next(entry for entry in entries if entry.name == generic.case).load()
     return judge_generic(generic, case, examples=examples, seed=seed)
-
-
-def versions(adapter: Adapter) -> dict[str, str]:
-    return dict(_versions([adapter.distribution, *LIBRARIES]))
-
-
-def _versions(names: list[str]) -> Iterator[tuple[str, str]]:
-    for name in dict.fromkeys(names):
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue
 
 
 def _lost(piece: str, loss: Lost) -> Judged:

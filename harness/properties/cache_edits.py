@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, n tokens that follow.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Callable
 from itertools import repeat
@@ -36,11 +37,11 @@ def _edits(trial: Trial) -> None:
             _both(trial, continued, f"after {edit} of rows {index.tolist()}")
 
 
-def _both(trial: Trial, continued: Continue, what: str, valid: Tensor | None = None) -> None:
-    """Run the same on either side and compare."""
+def _both(trial: Trial, continued: Continue, what: str, valid: Tensor | None = None, *, fused: bool = True) -> None:
+    """Run the same on either side and compare. Unless it has to be ``fused``, a replacement may leave it to the original."""
     with original_side(what):
         expected = {OUTPUT: continued(trial.original)}
-    with fused_path(trial.replaced.model):
+    with fused_path(trial.replaced.model) if fused else contextlib.nullcontext():
         actual = {OUTPUT: continued(trial.replaced.model)}
     same_outputs(trial, expected, actual, valid, what)
 
@@ -153,24 +154,40 @@ def _of_another_class(trial: Trial) -> None:
     trial = cached_trial(trial)
     kwargs = arguments(trial.inputs)
     lengths = cuts(kwargs["input_ids"].shape[1], trial.example.seed)
+    listens = bool(trial.example.seed & 1)
+    kind = _listening() if listens else _compressing()
     _both(
         trial,
-        lambda model: in_chunks(model, kwargs, lengths, own_cache(model, compressing()))[0],
+        lambda model: in_chunks(model, kwargs, lengths, own_cache(model, kind))[0],
         f"a cache of the caller's own class, calls of {lengths} tokens",
         valid_in(trial.inputs, kwargs),
+        fused=not listens,
     )
 
 
-def compressing() -> type:
+def _compressing() -> type:
     """A cache that gives back something else than it was given, as those do that quantise or merge."""
     from transformers import DynamicCache
 
     class Compressing(DynamicCache):  # type: ignore[misc]
-        def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            keys, values = super().update(*args, **kwargs)
+        def update(self, keys: Tensor, values: Tensor, index: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            keys, values = super().update(keys, values, index)
             return 1.25 * keys, 0.75 * values
 
     return Compressing
+
+
+def _listening() -> type:
+    """A cache that reads whatever it is told beside keys and values; what that is depends on layer and release."""
+    from transformers import DynamicCache
+
+    class Listening(DynamicCache):  # type: ignore[misc]
+        def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            keys, values = super().update(*args, **kwargs)
+            told = [*args[3:], *kwargs.values()]
+            return keys, values * (1.0 + sum(len(one) for one in told if isinstance(one, dict)) / 8)
+
+    return Listening
 
 
 class _Prompt:

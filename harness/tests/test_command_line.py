@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_arguments_show_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert harness() == 0
     assert "harness run bert --profile quick" in capsys.readouterr().out
+
+
+def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness("--version") == 0
+    assert capsys.readouterr().out == f"harness {version('replace-policy-harness')}\n"
 
 
 @pytest.mark.parametrize("command", ["check", "bench", "run", "list"])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from harness.drift import source
-from harness.drift.compare import KEPT, LIBRARIES, DriftError, differences, read_kept, take, versions
+from harness.drift.compare import KEPT, LIBRARIES, DriftError, differences, read_kept, take
 from harness.drift.fingerprint import Fingerprint, fingerprint
 
 MODELING = '''
@@ -104,7 +104,7 @@ def test_every_layer_class_of_every_policy_has_a_fingerprint_in_the_tree() -> No
 
 def test_versions_are_of_the_libraries_that_layers_come_from() -> None:
     """All that are installed, as they are."""
-    found = versions()
+    found = take().versions
     assert found.keys() <= set(LIBRARIES) and found["torch"] == version("torch")
 
 

@@ -16,7 +16,7 @@ from cases import CASES
 from harness import workers
 from harness.cli.app import status
 from harness.faults import CaseReport, Outcome, runner
-from harness.pool import NoResult, in_parallel, stopping
+from harness.pool import in_parallel, stopping
 from reports import storage
 
 
@@ -39,6 +39,9 @@ def test_a_pool_that_is_left_in_the_middle_stops_what_it_was_doing() -> None:
     assert not pool.active
 
 
+TASKS = ("raises", "dies", "ends")
+
+
 def raised_or_done(task: str) -> str:
     if task == "raises":
         raise KeyError(task)
@@ -51,9 +54,8 @@ def raised_or_done(task: str) -> str:
 def test_a_task_that_raises_or_dies_costs_its_own_result_and_not_the_rest() -> None:
     pool = ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))
     with stopping(pool):
-        found = dict(in_parallel(pool, raised_or_done, ("raises", "dies", "ends"), seconds=30.0))
-    died = NoResult("its process died (exit code 3)")
-    assert found == {"raises": NoResult("KeyError: 'raises'"), "dies": died, "ends": "ends"}
+        found = {task: str(result) for task, result in in_parallel(pool, raised_or_done, TASKS, seconds=30.0)}
+    assert found == {"raises": "raised KeyError: 'raises'", "dies": "ended its process (exit status 3)", "ends": "ends"}
 
 
 def test_an_interrupted_check_keeps_what_it_found_and_goes_on_from_there(

@@ -240,7 +240,7 @@ def wears_out(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) ->
 
 def sixteen_places(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
     """Keeps what is decoded in a place for each new token, and begins again when all are taken."""
-    decodes = hidden.shape[1] == 1 and kwargs.get("past_key_values") is not None
+    decodes = hidden.shape[1] == 1 and cache_of(kwargs) is not None
     state["places"] = state.get("places", 0) + 1 if decodes else 0
     return own(hidden, *args, **kwargs) * (1.0 if state["places"] <= 16 else 1.01)
 

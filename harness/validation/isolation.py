@@ -8,22 +8,20 @@ forked from a clean one that has imported what every task needs.
 from __future__ import annotations
 
 import contextlib
+import functools
 import multiprocessing
 import os
 import resource
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import TimeoutError as FutureTimeout
-from concurrent.futures import as_completed
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from typing import Any
 from unittest import mock
 
 import psutil
-from pebble import ProcessExpired, ProcessPool
+from pebble import ProcessPool
 
-from ..pool import deaf_to_interrupts, stopping
+from ..pool import Lost, deaf_to_interrupts, in_parallel, run_one, stopping
 
 PRELOAD = "harness.validation.preload"
 """What the clean process imports."""
@@ -49,10 +47,6 @@ class Limits:
     workers: int | None = None
 
 
-class Lost(Exception):
-    """A task that gave no result: its process hung, died or ran out of memory. One line says which."""
-
-
 class Isolated:
     """A pool of limited processes."""
 
@@ -65,34 +59,14 @@ class Isolated:
     ) -> Any:
         """The result of ``function(*args)``, which has ``besides`` seconds more than a check. Raises one of ``raises`` where the
         function did, and ``Lost`` for everything else that gives no result."""
-        seconds = self.limits.seconds + besides
-        future = self.pool.schedule(_guarded, args=[function, *args], timeout=seconds)
-        return self._result(future, seconds, raises)
+        return run_one(self.pool, self._limited(function), *args, seconds=self.limits.seconds + besides, raises=raises)
 
-    def run_all(self, function: Callable[..., Any], tasks: list[Any], *, besides: float = 0.0) -> Iterator[tuple[Any, Any]]:
+    def run_all(self, function: Callable[[Any], Any], tasks: list[Any], *, besides: float = 0.0) -> Iterator[tuple[Any, Any]]:
         """Each task with ``function(task)``, or with the ``Lost`` that came instead, as they end."""
-        seconds = self.limits.seconds + besides
-        futures = {self.pool.schedule(_guarded, args=[function, task], timeout=seconds): task for task in tasks}
-        for future in as_completed(futures):
-            try:
-                yield futures[future], self._result(future, seconds, ())
-            except Lost as loss:
-                yield futures[future], loss
+        return in_parallel(self.pool, self._limited(function), tasks, seconds=self.limits.seconds + besides)
 
-    def _result(self, future: Any, seconds: float, raises: tuple[type[Exception], ...]) -> Any:
-        try:
-            return future.result()
-        except FutureTimeout:
-            raise Lost(f"did not end within {seconds:.0f} s, and was stopped") from None
-        except ProcessExpired as death:
-            raise Lost(f"ended its process ({_how(death.exitcode)})") from None
-        except MemoryError:
-            most = "there is" if self.limits.memory is None else f"{self.limits.memory / 2**30:.1f} GiB of memory"
-            raise Lost(f"asked for more than {most}") from None
-        except Exception as problem:
-            if isinstance(problem, (Lost, *raises)):
-                raise
-            raise Lost(f"raised {type(problem).__name__}: {' '.join(str(problem).split())}") from None
+    def _limited(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        return functools.partial(_within_memory, function, self.limits.memory)
 
 
 @contextlib.contextmanager
@@ -110,18 +84,13 @@ def isolated(limits: Limits, *, fresh: bool) -> Iterator[Isolated]:
         yield Isolated(pool, limits)
 
 
-def _guarded(function: Callable[..., Any], *args: Any) -> Any:
-    """In a process of the pool: a way out of the program is no result."""
+def _within_memory(function: Callable[..., Any], memory: int | None, *args: Any) -> Any:
+    """In a process of the pool."""
     try:
         return function(*args)
-    except (SystemExit, KeyboardInterrupt) as way_out:
-        raise Lost(f"left by {type(way_out).__name__}") from None
-
-
-def _how(code: int) -> str:
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exit status {code}"
+    except MemoryError:
+        most = "there is" if memory is None else f"{memory / 2**30:.1f} GiB of memory"
+        raise Lost(f"asked for more than {most}") from None
 
 
 def _paths() -> Iterator[str]:

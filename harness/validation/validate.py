@@ -18,9 +18,10 @@ import msgspec
 from reports.record import Coverage, ErrorBudget, Run, Timing, Verdict
 
 from ..faults.report import Outcome
+from ..pool import Lost
 from . import work
 from .file import Contents, UnusableFile, look
-from .isolation import Isolated, Limits, Lost, isolated
+from .isolation import Isolated, Limits, isolated
 from .models import NotDerivable
 
 FAULT_PARTS = 2
@@ -246,16 +247,13 @@ def _verdict(
     outcome: Any = "error",
     seconds: float = 0.0,
 ) -> Verdict:
-    return Verdict(
+    return Verdict.without_examples(
         case=done.case if case is None else case,
         policy=done.policy,
         property=name,
         statement=statement,
         outcome=outcome,
         reason=reason,
-        examples=0,
-        layers_replaced=0,
-        layers_expected=0,
         seconds=seconds,
         seed=request.seed,
     )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..calls import CACHE_NAMES, RotarySource
+from ..releases import at_least
 from .attention import AttentionCall
 from .transformer import EncoderStates
 from .transforms import compiling
@@ -40,6 +41,10 @@ _ROTARY = {
 """The argument that brings cosines and sines, or what they are made of."""
 
 
+_CACHE_IS_TOLD = at_least("transformers", "5.24")
+"""Whether layers hand to their cache what they were given besides, which transformers' own caches do not read."""
+
+
 def read_arguments(state: FusedState, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """Understand a layer's ``args`` and ``kwargs`` by its policy's call convention.
 
@@ -57,6 +62,8 @@ def read_arguments(state: FusedState, parameters: tuple[str, ...], args: tuple[A
     for name in CACHE_NAMES:
         if name in given:
             cache = given.pop(name)
+            if _CACHE_IS_TOLD and _reads_more(cache):
+                problem = "a cache that may read what else the layer was given"
             break
     positions = given.get("cache_position")
     if convention.rotary is not None and state.refusal is None:
@@ -65,9 +72,9 @@ def read_arguments(state: FusedState, parameters: tuple[str, ...], args: tuple[A
         except _NotGivenError as missing:
             unknown = str(missing)
     if convention.true_means_masked and mask is not None:
-        mask, problem = (~mask, None) if getattr(mask, "dtype", None) is torch.bool else (mask, _kind(mask))
+        mask, problem = (~mask, problem) if getattr(mask, "dtype", None) is torch.bool else (mask, _kind(mask))
     elif not _added(mask):
-        problem = not_a_mask(state, mask)
+        problem = problem or not_a_mask(state, mask)
     call = AttentionCall(
         mask=mask,
         cache=getattr(cache, "self_attention_cache", cache),
@@ -180,6 +187,15 @@ def not_a_mask(state: FusedState, mask: Any) -> str | None:
 
 def _kind(mask: Any) -> str:
     return f"a mask of dtype {mask.dtype}" if isinstance(mask, Tensor) else f"a mask of class {type(mask).__name__}"
+
+
+def _reads_more(cache: Any) -> bool:
+    """Whether ``cache`` is updated by somebody else's function, and that has a name for what it is told."""
+    update = getattr(getattr(cache, "self_attention_cache", cache), "update", None)
+    if update is None or (getattr(update, "__module__", None) or "").startswith("transformers."):
+        return False
+    code = getattr(getattr(update, "__func__", update), "__code__", None)
+    return code is None or "kwargs" in code.co_varnames
 
 
 def _no_encoder(state: FusedState, cache: Any) -> str | None:
