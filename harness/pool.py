@@ -1,34 +1,77 @@
-"""Processes that work for this one and are gone when it has no use for them any more."""
+"""Processes that work for this one and are gone when it has no use for them any more.
+
+They are forked from a clean process that has imported, once, what every task needs. What they do is arithmetic on small
+tensors, so each computes with one thread, and whatever happens to one (it raises, hangs, dies, fills its memory) costs its own
+task: what comes back instead of a result is one line.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
+import os
+import resource
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import as_completed
-from multiprocessing import resource_tracker
+from multiprocessing import forkserver, resource_tracker
 from typing import Any, TypeVar
+from unittest import mock
 
+import psutil
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
 
 T = TypeVar("T")
 R = TypeVar("R")
+PRELOAD = "harness.preload"
+"""What the clean process imports."""
 
 
 class Lost(Exception):
     """A task that gave no result. Says why, in one line that goes on from what was done: "... ended its process"."""
 
 
+def begin() -> None:
+    """Start the clean process, which imports while its parent goes on. The folder that somebody works in is not on its
+    path: a ``string.py`` there would be imported for the library's."""
+    forkserver.set_forkserver_preload([PRELOAD])
+    compilers = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}  # else each process that compiles starts as many as there are cores
+    with mock.patch.dict(os.environ, {**compilers, **os.environ, "PYTHONSAFEPATH": "1"}), deaf_to_interrupts():
+        forkserver.ensure_running()
+
+
 @contextlib.contextmanager
-def stopping(pool: ProcessPool) -> Iterator[ProcessPool]:
-    """``pool``, stopped at the end whatever it was doing. By itself it would first do all that was scheduled: whoever
-    interrupts a run would wait for the rest of it."""
+def processes(count: int, *, fresh: bool = False, memory: int | None = None) -> Iterator[ProcessPool]:
+    """So many, gone at the end. ``fresh`` gives each task a new one, so that none meets what another left behind; ``memory``
+    is how many bytes more than it has when it starts one may take."""
+    begin()
+    pool = ProcessPool(
+        max_workers=count,
+        max_tasks=1 if fresh else 0,
+        initializer=_ready,
+        initargs=[memory, list(sys.path)],
+        context=multiprocessing.get_context("forkserver"),
+    )
     try:
         yield pool
-    finally:
+    finally:  # by itself it would first do all that was scheduled: whoever interrupts a run would wait for the rest of it
         pool.stop()
         pool.join()
+
+
+def _ready(memory: int | None, paths: list[str]) -> None:
+    """Prepare a new process: its memory, one thread, the parent's import path. What it prints is no result of the harness."""
+    import torch
+
+    os.dup2(2, 1)
+    sys.path[:] = paths
+    torch.set_num_threads(1)
+    if memory is not None:
+        most = psutil.Process().memory_info().vms + memory
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 @contextlib.contextmanager

@@ -1,25 +1,16 @@
-"""Checks in parallel: one process a core, each judging one property of one case at a time.
-
-A check is arithmetic on small tensors, so a process computes with one thread. A task that raises, and a process that
-dies or hangs, costs its own verdict, not the run.
-"""
+"""Checks in parallel: one process a core, each judging one property of one case at a time."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import torch
-from pebble import ProcessPool
 
 from reports.record import Verdict
 
 from .check import Checked, check_property
 from .placed import giving_back, placed
 from .plans import by_plan
-from .pool import Lost, in_parallel, stopping
+from .pool import Lost, in_parallel, processes
 from .profiles import Profile
 from .properties import BY_NAME
 from .registry import CaseEntry
@@ -65,16 +56,9 @@ def run_tasks(tasks: list[Task], *, workers: int) -> Iterator[tuple[Task, Checke
     count = min(workers, len(tasks))
     if count == 0:
         return
-    context = multiprocessing.get_context("spawn")
-    with stopping(ProcessPool(max_workers=count, initializer=prepare, context=context)) as pool:
+    with processes(count) as pool:
         for task, result in in_parallel(pool, run_task, tasks, seconds=TASK_SECONDS):
             yield task, _no_verdict(task, f"the check {result}") if isinstance(result, Lost) else result
-
-
-def prepare() -> None:
-    """A new process computes with one thread, and with one that compiles."""
-    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # else each starts as many compilers as there are cores
-    torch.set_num_threads(1)
 
 
 def _no_verdict(task: Task, reason: str) -> Checked:

@@ -7,6 +7,7 @@ they run, so that ``--help``, ``list`` and ``report`` open at once.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -91,6 +92,7 @@ def main(cases: tuple[CaseEntry, ...]) -> None:
         result = options.CLOSED_PIPE
     if result == options.CLOSED_PIPE:  # what is left has nowhere to go; Python would try once more at its end, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    gc.freeze()  # else Python looks through all that torch and transformers hold, for a second, before it ends
     sys.exit(result)
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from reports.wording import count
 
+from ..pool import begin
 from . import options
 from .output import print_json
 
@@ -39,13 +40,14 @@ def faults(
     """Seed known faults into every policy they fit and count those noticed; honest rewrites must pass."""
     from policies.plans import settle
 
-    from ..faults import run_faults
-
     settle(plan)
     chosen = options.chosen(ctx, cases)
     if listing:
         return _list(tuple(fault or ()), chosen if cases else (), plan, json=json)
     options.see_profile(profile)
+    begin()  # before this process imports what takes seconds too
+    from ..faults import run_faults
+
     _see_fitting(tuple(fault or ()), chosen, plan)
     console = Console(stderr=True, highlight=False)
 

@@ -20,6 +20,7 @@ from reports.record import Environment, Run
 from reports.wording import count
 
 from ..journal import Journal, Plan
+from ..pool import begin
 from ..registry import CaseEntry, choose
 from ..run import Scope, new_folder
 from ..run import perform as perform_run
@@ -48,10 +49,11 @@ def check(
     """Check that replaced layers compute the same function as the originals, on random tiny models."""
     from policies.plans import settle
 
-    from ..properties import choose_properties
-
     settle(plan)
     scope = Scope(options.chosen(ctx, cases), check=True, bench=False, device=device, workers=workers)
+    begin()  # before this process imports what takes seconds too
+    from ..properties import choose_properties
+
     named = choose_properties(properties) if properties else ()
     for one in named:
         if not any(one.applies(entry.load()) for entry in scope.entries if entry.unavailable is None):
@@ -96,6 +98,7 @@ def run(
     """Check, then time, then write the report: the main job."""
     seconds = budget if budget is not None else QUICK_BUDGET if profile == "quick" else CHECK_BUDGET
     scope = Scope(options.chosen(ctx, cases), check=True, bench=True, device=device, budget=seconds, workers=workers)
+    begin()
     return _perform(*_journal(ctx, scope, profile, seed, out, resume), json=json)
 
 

@@ -34,8 +34,8 @@ def validate(
 ) -> int:
     """Prove or refute a policy in a file of your own: contract, properties, timing, report, and a verdict to paste."""
     from ..journal import see_free
+    from ..pool import begin
     from ..run import new_folder, processes_on
-    from ..validation.isolation import Limits, begin
     from .perform import write_page
 
     options.see_profile(profile)
@@ -48,6 +48,7 @@ def validate(
     see_free(folder)
     begin()  # before this process imports what takes seconds too
     workers = workers or processes_on(device)
+    from ..validation.isolation import Limits
     from ..validation.validate import Request
     from ..validation.validate import record as make_record
     from ..validation.validate import validate as perform

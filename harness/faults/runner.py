@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from pebble import ProcessPool
-
-from ..pool import Lost, in_parallel, stopping
+from ..pool import Lost, in_parallel, processes
 from ..profiles import PROFILES, Profile
 from ..registry import CaseEntry
-from ..workers import prepare
 from .report import CaseReport, FaultReport
 
 TASK_SECONDS = 1800.0
@@ -92,8 +88,7 @@ def _in_parallel(parts: list[Part], workers: int | None) -> Iterator[tuple[Part,
     count = min(workers or len(os.sched_getaffinity(0)), len(parts))
     if count == 0:
         return
-    context = multiprocessing.get_context("spawn")
-    with stopping(ProcessPool(max_workers=count, initializer=prepare, context=context)) as pool:
+    with processes(count) as pool:
         yield from in_parallel(pool, _examine, parts, seconds=TASK_SECONDS)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pebble import ProcessPool
 
 from cases import CASES
 from harness import workers
 from harness.cli.app import status
 from harness.faults import CaseReport, Outcome, runner
-from harness.pool import in_parallel, stopping
+from harness.pool import in_parallel, processes
 from reports import storage
 
 
@@ -32,8 +30,7 @@ def breaking_off_after_the_first(honest: Callable[..., Iterator[Any]]) -> Callab
 
 @pytest.mark.timeout(60)
 def test_a_pool_that_is_left_in_the_middle_stops_what_it_was_doing() -> None:
-    pool = ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))
-    with stopping(pool):
+    with processes(1) as pool:
         for _ in range(2):
             pool.schedule(signal.pause)
     assert not pool.active
@@ -52,8 +49,7 @@ def raised_or_done(task: str) -> str:
 
 @pytest.mark.timeout(60)
 def test_a_task_that_raises_or_dies_costs_its_own_result_and_not_the_rest() -> None:
-    pool = ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))
-    with stopping(pool):
+    with processes(1) as pool:
         found = {task: str(result) for task, result in in_parallel(pool, raised_or_done, TASKS, seconds=30.0)}
     assert found == {"raises": "raised KeyError: 'raises'", "dies": "ended its process (exit status 3)", "ends": "ends"}
 

@@ -173,10 +173,11 @@ def test_a_kernel_without_float64_is_told_what_it_needs_to_be_judged(tmp_path: P
 
 
 START = """
+from harness import pool as pools
 from harness.validation import isolation
 
 if __name__ == "__main__":
-    isolation.PRELOAD = "string"
+    pools.PRELOAD = "string"
     with isolation.isolated(isolation.Limits(workers=1), fresh=False) as pool:
         print(pool.run(len, "four"))
 """

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 import signal
 
-from pebble import ProcessPool
-
 from cases import CASES
-from harness.pool import Lost, in_parallel, stopping
+from harness.pool import Lost, in_parallel, processes
 from harness.profiles import depth
 from harness.registry import choose
 from harness.workers import Task, run_tasks
@@ -32,7 +29,7 @@ def heeded(number: int) -> bool:
 
 def test_an_interrupt_is_for_who_began_the_processes_and_not_for_them() -> None:
     """One that is still importing would print a traceback."""
-    with stopping(ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))) as pool:
+    with processes(1) as pool:
         answers = dict(in_parallel(pool, heeded, [signal.SIGINT, signal.SIGTERM], seconds=60))
     assert answers == {signal.SIGINT: False, signal.SIGTERM: True}
     assert heeded(signal.SIGINT)
@@ -46,7 +43,7 @@ def left(number: int) -> int:
 
 
 def test_a_check_that_leaves_the_program_costs_its_own_result_alone() -> None:
-    with stopping(ProcessPool(max_workers=1, context=multiprocessing.get_context("spawn"))) as pool:
+    with processes(1) as pool:
         answers = dict(in_parallel(pool, left, [0, 1, 2], seconds=60))
     loss = answers.pop(1)
     assert isinstance(loss, Lost)

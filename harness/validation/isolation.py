@@ -1,40 +1,22 @@
-"""Running somebody's code where it can do no harm: in processes with a limit on time and memory.
-
-Whatever happens to a process (it hangs, dies, fills its memory) costs its own task; what comes back instead of a result
-is one line. A ``fresh`` pool gives each task a new process, so that none meets what another left behind. Processes are
-forked from a clean one that has imported what every task needs.
-"""
+"""Running somebody's code where it can do no harm: in processes with a limit on time and memory."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import multiprocessing
 import os
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from typing import Any
-from unittest import mock
 
 import psutil
 from pebble import ProcessPool
 
-from ..pool import Lost, deaf_to_interrupts, in_parallel, run_one, stopping
+from ..pool import Lost, in_parallel, processes, run_one
 
-PRELOAD = "harness.validation.preload"
-"""What the clean process imports."""
 MEMORY = 4 * 2**30
 """Bytes that somebody else's code is given where nobody says."""
-
-
-def begin() -> None:
-    """Start the clean process, which imports while its parent goes on. The folder that somebody works in is not on its
-    path: a ``string.py`` there would be imported for the library's."""
-    forkserver.set_forkserver_preload([PRELOAD])
-    with mock.patch.dict(os.environ, PYTHONSAFEPATH="1"), deaf_to_interrupts():
-        forkserver.ensure_running()
 
 
 @dataclass(frozen=True)
@@ -71,16 +53,8 @@ class Isolated:
 
 @contextlib.contextmanager
 def isolated(limits: Limits, *, fresh: bool) -> Iterator[Isolated]:
-    """A pool whose processes are gone at the end."""
-    begin()
-    pool = ProcessPool(
-        max_workers=limits.workers or len(os.sched_getaffinity(0)),
-        max_tasks=1 if fresh else 0,
-        initializer=_limit,
-        initargs=[limits.memory, list(_paths())],
-        context=multiprocessing.get_context("forkserver"),
-    )
-    with stopping(pool):
+    """A pool whose processes are gone at the end. ``fresh`` gives each task one of its own."""
+    with processes(limits.workers or len(os.sched_getaffinity(0)), fresh=fresh, memory=limits.memory) as pool:
         yield Isolated(pool, limits)
 
 
@@ -93,12 +67,6 @@ def _within_memory(function: Callable[..., Any], memory: int | None, *args: Any)
         raise Lost(f"asked for more than {most}") from None
 
 
-def _paths() -> Iterator[str]:
-    import sys
-
-    yield from sys.path
-
-
 @contextlib.contextmanager
 def limited(memory: int = MEMORY) -> Iterator[None]:
     """Inside, this process is given at most ``memory`` bytes more than it has: a model of a library's own sizes then does not
@@ -109,18 +77,3 @@ def limited(memory: int = MEMORY) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def _limit(memory: int | None, paths: list[str]) -> None:
-    """Prepare a new process: its memory, one thread, the parent's import path. What it prints is no result of the harness."""
-    import sys
-
-    import torch
-
-    os.dup2(2, 1)
-    sys.path[:] = paths
-    torch.set_num_threads(1)
-    if memory is not None:
-        most = psutil.Process().memory_info().vms + memory
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

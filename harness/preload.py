@@ -1,5 +1,6 @@
-"""What every limited process needs; the clean process that they are forked from imports it once."""
+"""What every process that checks needs; the clean process that they are forked from imports it once."""
 
+import gc
 from importlib import import_module
 
 from harness.search import quiet
@@ -15,3 +16,4 @@ NEEDED = (
 
 with quiet():  # libraries tell whoever imports them what they miss
     PRELOADED = tuple(map(import_module, NEEDED))
+gc.freeze()  # who looks through all that is imported writes to it, and no longer shares its memory
