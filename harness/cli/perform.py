@@ -7,7 +7,7 @@ import random
 import shlex
 import sys
 import uuid
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
@@ -122,7 +122,7 @@ def _journal(
     options.see_device(scope.device)
     if scope.check:
         options.see_profile(profile)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     if seed is None:
         seed = random.SystemRandom().randrange(2**31) if profile == "nightly" else 0
     plan = Plan(
@@ -224,7 +224,7 @@ def previous_run(run: Run, folder: Path) -> Run | None:
 
 def _begun(created: datetime) -> datetime:
     """A time without a zone is UTC."""
-    return created if created.tzinfo is not None else created.replace(tzinfo=UTC)
+    return created if created.tzinfo is not None else created.replace(tzinfo=timezone.utc)
 
 
 def _list_jobs(scope: Scope, *, json: bool) -> int:

@@ -6,7 +6,7 @@ import keyword
 import shlex
 import sys
 import uuid
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +43,7 @@ def validate(
     if not Path(path).is_file():
         raise typer.BadParameter(f"{path}: {'is a folder, not a file' if Path(path).is_dir() else 'there is no such file'}")
     options.see_device(device)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     folder = options.made(out or new_folder(Path("runs"), created, seed or 0))
     see_free(folder)
     begin()  # before this process imports what takes seconds too
