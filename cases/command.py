@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from harness.cli import main as harness_main
+from harness.interrupts import end_at_once
 
 from . import CASES
 
 
 def main() -> None:
+    end_at_once()
+    from harness.cli import main as harness_main
+
     harness_main(CASES)

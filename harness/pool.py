@@ -47,18 +47,26 @@ def processes(count: int, *, fresh: bool = False, memory: int | None = None) -> 
     """So many, gone at the end. ``fresh`` gives each task a new one, so that none meets what another left behind; ``memory``
     is how many bytes more than it has when it starts one may take."""
     begin()
+    context = multiprocessing.get_context("forkserver")
+    first = context.Process(target=_nothing)  # waits for the clean process to be there, and whoever interrupts that waits no more
+    first.start()
+    first.join()
     pool = ProcessPool(
         max_workers=count,
         max_tasks=1 if fresh else 0,
         initializer=_ready,
         initargs=[memory, list(sys.path)],
-        context=multiprocessing.get_context("forkserver"),
+        context=context,
     )
     try:
         yield pool
     finally:  # by itself it would first do all that was scheduled: whoever interrupts a run would wait for the rest of it
         pool.stop()
         pool.join()
+
+
+def _nothing() -> None:
+    """What the first process does."""
 
 
 def _ready(memory: int | None, paths: list[str]) -> None:

@@ -14,6 +14,7 @@ from reports.storage import write
 from reports.summary import WRONG
 
 from .environment import fingerprint
+from .interrupts import heed
 from .journal import CeilingsDone, CheckDone, Journal, TimingDone, TimingsPlanned
 from .profiles import depth
 from .registry import CaseEntry
@@ -77,6 +78,7 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
             for prop in choose_properties(journal.plan.properties)
             if prop.applies(case) and (entry.name, prop.name) not in done
         ]
+    heed()
     watcher.begin("checks", len(tasks))
     for _, checked in run_tasks(tasks, workers=scope.workers or processes_on(device)):
         journal.append(
@@ -118,6 +120,7 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
     from .timing.null_lane import null_lane
     from .timing.opening import open_device
 
+    heed()
     entries = [entry for entry in scope.entries if entry.unavailable is None]
     device = open_device(scope.device)
     begun = next((one for one in journal.done if isinstance(one, TimingsPlanned)), None)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from ..environment import installed
+from ..interrupts import INTERRUPTED
 from ..registry import CaseEntry
 from . import adapters as adapting
 from . import drift as drifting
@@ -102,7 +103,7 @@ def status(cases: tuple[CaseEntry, ...], arguments: list[str]) -> int:
     try:
         result = command.main(args=arguments, prog_name="harness", standalone_mode=False, obj=cases)
     except (KeyboardInterrupt, typer.Abort):
-        result = options.INTERRUPTED
+        result = INTERRUPTED
     except SystemExit as way_out:
         if not isinstance(way_out.__context__, BrokenPipeError):
             raise
@@ -113,7 +114,7 @@ def status(cases: tuple[CaseEntry, ...], arguments: list[str]) -> int:
             raise
         print(f"harness: {line}", file=sys.stderr)
         return 2
-    if result == options.INTERRUPTED:  # which is what typer makes of a KeyboardInterrupt
+    if result == INTERRUPTED:  # which is what typer makes of a KeyboardInterrupt
         print("harness: interrupted", file=sys.stderr)
     return result if isinstance(result, int) else 0
 

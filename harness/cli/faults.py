@@ -12,6 +12,7 @@ from rich.table import Table
 
 from reports.wording import count
 
+from ..interrupts import INTERRUPTED
 from ..pool import begin
 from . import options
 from .output import print_json
@@ -76,7 +77,7 @@ def faults(
     else:
         _show(report, Console(highlight=False))
     if report.interrupted:
-        return options.INTERRUPTED
+        return INTERRUPTED
     return 0 if report.passed else 1
 
 

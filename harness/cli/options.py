@@ -12,9 +12,6 @@ from ..profiles import PROFILES
 from ..registry import CaseEntry, choose
 from ..suggest import suggestion
 
-INTERRUPTED = 130
-"""Exit status of a command that somebody broke off, as shells have it."""
-
 CLOSED_PIPE = 141
 """Exit status where nobody reads any more what is printed, as shells have it."""
 

@@ -19,6 +19,7 @@ from reports import storage
 from reports.record import Environment, Run
 from reports.wording import count
 
+from ..interrupts import INTERRUPTED
 from ..journal import Journal, Plan
 from ..pool import begin
 from ..registry import CaseEntry, choose
@@ -158,7 +159,7 @@ def _perform(journal: Journal, scope: Scope, *, json: bool) -> int:
         except KeyboardInterrupt:
             journal.close()
             reporter.say(f"what is done is kept: harness {journal.plan.verb} --resume {shlex.quote(str(journal.folder))} goes on")
-            return options.INTERRUPTED
+            return INTERRUPTED
     page = write_page(finished, journal.folder)
     if json:
         sys.stdout.write((journal.folder / storage.RECORD_NAME).read_text())

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from ..interrupts import heed
 from ..pool import Lost, in_parallel, processes
 from ..profiles import PROFILES, Profile
 from ..registry import CaseEntry
@@ -50,6 +51,7 @@ def run_faults(
     ``shrink`` makes each example on which a fault was noticed as simple as it can be. ``progress`` is told of each part
     that is done. Cases whose library is missing are problems of the report. Raises ``UnknownFault``.
     """
+    heed()
     start = time.perf_counter()
     chosen = _names(faults)
     depth = PROFILES[profile] if isinstance(profile, str) else profile

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from policies.foreign.catalogue import ADAPTERS, Adapter
 
 from ..environment import installed
+from ..interrupts import heed
 from ..pool import Lost
 from ..registry import CaseEntry
 from ..suggest import suggestion
@@ -39,6 +40,7 @@ def perform(
     adapter: Adapter, entries: tuple[CaseEntry, ...], *, examples: int, seed: int, progress: Callable[[Judged], None]
 ) -> tuple[Report, dict[str, str]]:
     """Judge one adapter. Returns its report, and its scripts by file name."""
+    heed()
     why = adapter.unavailable
     if why is not None:
         return Report(adapter=adapter.name, unavailable=why), {}

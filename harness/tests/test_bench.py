@@ -20,6 +20,7 @@ from harness.bench.products import products_fraction, products_of
 from harness.bench.rates import measure_rates
 from harness.bench.rows import time_job
 from harness.case import Workload
+from harness.hf.workloads import steps_by_itself
 from harness.placed import placed
 from harness.registry import CaseEntry, choose
 from harness.timing.cpu import CpuDevice
@@ -246,6 +247,7 @@ def test_a_step_on_a_static_cache_is_the_same_at_every_time_and_replayed_from_a_
     assert (graph.captures, graph.replays, dict(graph.eager)) == (1, 3, {})
 
 
+@pytest.mark.skipif(not steps_by_itself(), reason="static caches of this release of transformers are told where to write")
 def test_on_a_gpu_steps_of_decoding_are_timed_on_a_static_cache_too_and_there_alone_by_plans_that_capture() -> None:
     (entry,) = choose(CASES, ("llama",))
     steps = [one for one in entry.load().workloads_on("cuda") if one.past]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,31 @@ def test_a_pool_that_is_left_in_the_middle_stops_what_it_was_doing() -> None:
         for _ in range(2):
             pool.schedule(signal.pause)
     assert not pool.active
+
+
+BROKEN_OFF = """
+import os, signal
+from harness.interrupts import end_at_once, heed
+
+end_at_once()
+{then}
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+finally:
+    print("put in order")
+"""
+
+
+@pytest.mark.parametrize(
+    ("then", "status", "out", "err"),
+    [("", 130, "", "harness: interrupted"), ("heed()", -signal.SIGINT, "put in order", "KeyboardInterrupt")],
+)
+def test_an_interrupt_ends_a_command_at_once_until_there_is_something_to_put_in_order(
+    then: str, status: int, out: str, err: str
+) -> None:
+    """Libraries that are just being imported do not stand one."""
+    done = subprocess.run([sys.executable, "-c", BROKEN_OFF.format(then=then)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip(), done.stderr.strip().splitlines()[-1]) == (status, out, err)
 
 
 TASKS = ("raises", "dies", "ends")

@@ -18,6 +18,7 @@ import msgspec
 from reports.record import Coverage, ErrorBudget, Run, Timing, Verdict
 
 from ..faults.report import Outcome
+from ..interrupts import heed
 from ..pool import Lost
 from . import work
 from .file import Contents, UnusableFile, look
@@ -79,6 +80,7 @@ Progress = Callable[[Verdict], None]
 
 def validate(request: Request, progress: Progress) -> Validation:
     """Validate the policy of ``request``; never raises for anything that its file does."""
+    heed()
     start = clock.perf_counter()
     done = Validation(policy=request.name or "?", file=Path(request.path).name)
     with isolated(request.limits, fresh=True) as fresh, isolated(request.limits, fresh=False) as quick:
