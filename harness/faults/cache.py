@@ -14,10 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from policies.fused import arguments as fused_arguments
 from policies.fused.attention import AttentionCall, FusedAttention
+from policies.releases import at_least
 
 from .fault import Patch, Traits, miscomputing
 from .understood import calling, past_tokens
+
+
+def _tells_its_cache(traits: Traits) -> bool:
+    """Whether layers hand to their cache what they were given besides."""
+    names = ("HFBertLayerPolicy", "HFGPT2LayerPolicy", "HFGPTJLayerPolicy", "HFOPTLayerPolicy", "LlamaLayerPolicy")
+    return at_least("transformers", "5.24") and caches(traits) and traits.has_policy(*names)
 
 
 class _Cache:
@@ -204,6 +212,15 @@ CACHE = (
         "Keys and values are read from inside the cache, which gives back others than it stores.",
         updating(_what_is_stored),
         applies=caches,
+        expects=("cache of another class",),
+    ),
+    miscomputing(
+        "F62 told nothing",
+        "F62",
+        "transformers 5.24's Cache.update",
+        "A cache that reads what a layer was given besides is not told it.",
+        (fused_arguments, "_reads_more", lambda honest: lambda cache: False),
+        applies=_tells_its_cache,
         expects=("cache of another class",),
     ),
     miscomputing(
