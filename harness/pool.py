@@ -8,6 +8,7 @@ task: what comes back instead of a result is one line.
 from __future__ import annotations
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import resource
@@ -73,6 +74,7 @@ def _ready(memory: int | None, paths: list[str]) -> None:
     """Prepare a new process: its memory, one thread, the parent's import path. What it prints is no result of the harness."""
     import torch
 
+    gc.freeze()  # who looks through all that was imported writes to it, and no longer shares its memory
     os.dup2(2, 1)
     sys.path[:] = paths
     torch.set_num_threads(1)

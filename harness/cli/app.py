@@ -7,11 +7,12 @@ they run, so that ``--help``, ``list`` and ``report`` open at once.
 
 from __future__ import annotations
 
-import gc
+import atexit
+import contextlib
 import io
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -91,10 +92,16 @@ def main(cases: tuple[CaseEntry, ...]) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         result = options.CLOSED_PIPE
-    if result == options.CLOSED_PIPE:  # what is left has nowhere to go; Python would try once more at its end, and complain
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    gc.freeze()  # else Python looks through all that torch and transformers hold, for a second, before it ends
-    sys.exit(result)
+    _end(result)
+
+
+def _end(result: int) -> NoReturn:
+    """End the program, and do what is to be done at its end, but do not wait for Python to take apart all that torch and
+    transformers hold, which takes it one to two seconds, nor let it try once more to print what nobody reads."""
+    atexit._run_exitfuncs()
+    with contextlib.suppress(OSError):
+        sys.stderr.flush()
+    os._exit(result)
 
 
 def status(cases: tuple[CaseEntry, ...], arguments: list[str]) -> int:
