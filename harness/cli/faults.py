@@ -46,10 +46,11 @@ def faults(
     if listing:
         return _list(tuple(fault or ()), chosen if cases else (), plan, json=json)
     options.see_profile(profile)
+    if fault:
+        _see_fitting(tuple(fault), chosen, plan)
     begin()  # before this process imports what takes seconds too
     from ..faults import run_faults
 
-    _see_fitting(tuple(fault or ()), chosen, plan)
     console = Console(stderr=True, highlight=False)
 
     def tell(part: CaseReport) -> None:
@@ -86,7 +87,7 @@ def _see_fitting(names: tuple[str, ...], entries: tuple[CaseEntry, ...], plan: s
     from ..faults.bank import find_faults
     from ..faults.sample import fitting
 
-    if names and not fitting(find_faults(names), entries, plan):
+    if not fitting(find_faults(names), entries, plan):
         raise typer.BadParameter(f"{', '.join(names)} can matter in no model of {', '.join(one.name for one in entries)}")
 
 

@@ -52,15 +52,19 @@ def check(
 
     settle(plan)
     scope = Scope(options.chosen(ctx, cases), check=True, bench=False, device=device, workers=workers)
-    begin()  # before this process imports what takes seconds too
+    names = _applying(properties, scope.entries) if properties else ()
+    return _perform(*_journal(ctx, scope, profile, seed, out, resume, examples, names, plan), json=json)
+
+
+def _applying(properties: list[str], entries: tuple[CaseEntry, ...]) -> tuple[str, ...]:
+    """The names of these properties. Raises one line where one of them applies to none of the cases."""
     from ..properties import choose_properties
 
-    named = choose_properties(properties) if properties else ()
+    named = choose_properties(properties)
     for one in named:
-        if not any(one.applies(entry.load()) for entry in scope.entries if entry.unavailable is None):
-            raise typer.BadParameter(f"{one.name} makes no sense for {', '.join(entry.name for entry in scope.entries)}")
-    names = tuple(one.name for one in named)
-    return _perform(*_journal(ctx, scope, profile, seed, out, resume, examples, names, plan), json=json)
+        if not any(one.applies(entry.load()) for entry in entries if entry.unavailable is None):
+            raise typer.BadParameter(f"{one.name} makes no sense for {', '.join(entry.name for entry in entries)}")
+    return tuple(one.name for one in named)
 
 
 def bench(
@@ -99,7 +103,6 @@ def run(
     """Check, then time, then write the report: the main job."""
     seconds = budget if budget is not None else QUICK_BUDGET if profile == "quick" else CHECK_BUDGET
     scope = Scope(options.chosen(ctx, cases), check=True, bench=True, device=device, budget=seconds, workers=workers)
-    begin()
     return _perform(*_journal(ctx, scope, profile, seed, out, resume), json=json)
 
 
@@ -152,6 +155,8 @@ def _scope_of(plan: Plan, entries: tuple[CaseEntry, ...], workers: int | None) -
 def _perform(journal: Journal, scope: Scope, *, json: bool) -> int:
     from reports import terminal
 
+    if scope.check:
+        begin()  # before this process imports what takes seconds too
     with Reporter() as reporter:
         reporter.say(f"run {journal.folder}, profile {journal.plan.profile}, seed {journal.plan.seed}")
         try:

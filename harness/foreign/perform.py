@@ -52,9 +52,8 @@ def perform(
             progress(found[task[1]][0])
     ordered = [found[piece] for piece in pieces(adapter)]
     scripts = {name: text for _, some in ordered for name, text in some.items()}
-    return Report(
-        adapter=adapter.name, versions=installed((adapter.distribution, *LIBRARIES)), rows=tuple(row for row, _ in ordered)
-    ), scripts
+    versions = installed((adapter.distribution, *LIBRARIES))
+    return Report(adapter=adapter.name, versions=versions, rows=tuple(row for row, _ in ordered)), scripts
 
 
 def pieces(adapter: Adapter) -> tuple[str, ...]:
