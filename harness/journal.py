@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import msgspec
 
-from reports.record import ErrorBudget, NullLane, Timing, Verdict
+from reports.record import Environment, ErrorBudget, NullLane, Timing, Verdict
 from reports.storage import JOURNAL_NAME, RECORD_NAME
 
 from .timing.light import SpeedOfLight
@@ -24,8 +26,8 @@ class JournalError(ValueError):
     """A run cannot be started or resumed in a folder. One line, with the path."""
 
 
-class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
-    """The journal's first line: all that the run was asked to do, so that going on needs to be told nothing."""
+class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
+    """The journal's first line: all that the run was asked to do, so that who goes on or reports need be told nothing."""
 
     id: str
     created: str
@@ -44,6 +46,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, tag="plan"):
     """Seconds that timing may take."""
     execution: str = "auto"
     """How replacements run, by the name of the plan."""
+    environment: Environment
+    """Where it was begun."""
 
     @property
     def verb(self) -> str:
@@ -79,26 +83,50 @@ class CeilingsDone(msgspec.Struct, frozen=True, kw_only=True, tag="ceilings"):
     null_lane: NullLane | None = None
 
 
-Entry = Plan | CheckDone | TimingsPlanned | TimingDone | CeilingsDone
+Entry = Order | CheckDone | TimingsPlanned | TimingDone | CeilingsDone
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True):
+    """``seconds`` is what the run had taken by then, over all the times that it was taken up."""
+
+    seconds: float
+    entry: Entry
+
+
+@dataclass
+class Contents:
+    """What a run was asked for, and what it has done. ``seconds`` is what that took."""
+
+    order: Order
+    done: list[Entry]
+    seconds: float = 0.0
 
 
 class Journal:
     """The journal of the run in ``folder``."""
 
-    def __init__(self, folder: Path, file: BinaryIO, plan: Plan, done: list[Entry]) -> None:
+    def __init__(self, folder: Path, file: BinaryIO, contents: Contents) -> None:
         self.folder = folder
-        self.plan = plan
-        self.done = done
+        self.contents = contents
         self._file = file
+        self._begun = time.monotonic() - contents.seconds
+
+    @property
+    def order(self) -> Order:
+        return self.contents.order
+
+    @property
+    def done(self) -> list[Entry]:
+        return self.contents.done
 
     @classmethod
-    def start(cls, folder: Path, plan: Plan) -> Journal:
+    def start(cls, folder: Path, order: Order) -> Journal:
         """A new run. Raises ``JournalError`` where the folder holds a run already or cannot be written."""
         try:
             folder.mkdir(parents=True, exist_ok=True)
             see_free(folder)
-            journal = cls(folder, _alone(folder), plan, [])
-            journal.append(plan)
+            journal = cls(folder, _alone(folder), Contents(order, []))
+            journal._write(order)
         except OSError as problem:
             raise JournalError(f"{folder}: cannot be written ({problem.strerror})") from None
         return journal
@@ -107,31 +135,30 @@ class Journal:
     def resume(cls, folder: Path) -> Journal:
         """The unfinished run in ``folder``. Raises ``JournalError`` where there is none, it cannot be read, or another process is
         at work on it; the journal is as it was then."""
-        path = folder / JOURNAL_NAME
         if not _begun(folder):
             here = "no run was begun in it" if folder.exists() else "there is no such folder"
             state = "the run in it is finished" if (folder / RECORD_NAME).exists() else here
             raise JournalError(f"{folder}: nothing to resume, {state}")
         file = _alone(folder, "r+b")
         try:
-            entries, whole = _read(path)
+            contents, whole = _read(folder)
         except JournalError:
             file.close()
             raise
-        if not entries or not isinstance(entries[0], Plan):
-            file.close()
-            raise JournalError(f"{path}: damaged from its first line; start a new run")
         file.truncate(whole)
         file.seek(whole)
-        return cls(folder, file, entries[0], entries[1:])
+        return cls(folder, file, contents)
 
     def append(self, entry: Entry) -> None:
         """Add a finished piece of work; it is on disk when this returns."""
-        self._file.write(msgspec.json.encode(entry) + b"\n")
+        self._write(entry)
+        self.done.append(entry)
+
+    def _write(self, entry: Entry) -> None:
+        self.contents.seconds = time.monotonic() - self._begun
+        self._file.write(msgspec.json.encode(_Line(seconds=self.contents.seconds, entry=entry)) + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        if not isinstance(entry, Plan):
-            self.done.append(entry)
 
     def close(self) -> None:
         self._file.close()
@@ -167,20 +194,28 @@ def _alone(folder: Path, mode: Literal["ab", "r+b"] = "ab") -> BinaryIO:
     return file
 
 
-def _read(path: Path) -> tuple[list[Entry], int]:
+def read(folder: Path) -> Contents:
+    """What the unfinished run in ``folder`` has done so far, whoever is at work on it. Raises ``JournalError``."""
+    return _read(folder)[0]
+
+
+def _read(folder: Path) -> tuple[Contents, int]:
     """Whole entries, and the length in bytes of what they take: a last line that was cut short is left out. Raises
     ``JournalError`` for a whole line that is none, rather than to give up what stands behind it."""
-    decoder: msgspec.json.Decoder[Entry] = msgspec.json.Decoder(Entry)
-    entries: list[Entry] = []
+    path = folder / JOURNAL_NAME
+    decoder = msgspec.json.Decoder(_Line)
+    lines: list[_Line] = []
     length = 0
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if not line.endswith(b"\n"):
             break
         try:
-            entries.append(decoder.decode(line))
+            lines.append(decoder.decode(line))
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise JournalError(
                 f"{path}: line {number} is damaged, or another version's; take it out, or start a new run"
             ) from None
         length += len(line)
-    return entries, length
+    if not lines or not isinstance(lines[0].entry, Order):
+        raise JournalError(f"{path}: damaged from its first line; start a new run")
+    return Contents(lines[0].entry, [line.entry for line in lines[1:]], lines[-1].seconds), length

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,10 @@ from reports.record import Coverage, Run, Timing, Verdict
 from reports.storage import write
 from reports.summary import WRONG
 
-from .environment import fingerprint
 from .interrupts import heed
-from .journal import CeilingsDone, CheckDone, Journal, TimingDone, TimingsPlanned
+from .journal import CeilingsDone, CheckDone, Contents, Journal, Order, TimingDone, TimingsPlanned, read
 from .profiles import depth
-from .registry import CaseEntry
+from .registry import CaseEntry, choose
 from .timing.light import best, held_against
 
 BYTES_A_WORKER = 2**32
@@ -48,12 +46,11 @@ class Scope:
 
 def perform(journal: Journal, scope: Scope, watcher: Watcher) -> Run:
     """Do what is left of a run and write its record. On interruption what is done is in the journal."""
-    start = time.perf_counter()
     if scope.check:
         _check(journal, scope, watcher)
     if scope.bench:
         _bench(journal, scope, watcher)
-    run = _record(journal, scope, time.perf_counter() - start)
+    run = _record(journal.contents, scope, complete=True)
     write(run, journal.folder)
     journal.remove()
     return run
@@ -65,17 +62,17 @@ def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
 
     done = {(one.verdict.case, one.verdict.property) for one in journal.done if isinstance(one, CheckDone)}
     device = "cpu" if scope.bench else scope.device  # a GPU takes many times as long for an example: launches, not arithmetic
-    profile = depth(journal.plan.profile, journal.plan.examples)
+    profile = depth(journal.order.profile, journal.order.examples)
     tasks = []
     for entry in scope.entries:
         if entry.unavailable is not None:
             if not any(case == entry.name for case, _ in done):
-                journal.append(CheckDone(verdict=_unavailable(entry, journal.plan.seed)))
+                journal.append(CheckDone(verdict=_unavailable(entry, journal.order.seed)))
             continue
         case = entry.load()
         tasks += [
-            Task(entry, prop.name, profile, journal.plan.seed, journal.plan.execution, device)
-            for prop in choose_properties(journal.plan.properties)
+            Task(entry, prop.name, profile, journal.order.seed, journal.order.execution, device)
+            for prop in choose_properties(journal.order.properties)
             if prop.applies(case) and (entry.name, prop.name) not in done
         ]
     heed()
@@ -139,7 +136,7 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
         return
     watcher.begin("timings", len(jobs))
     lane = null_lane(
-        [warm_call(device)], device=device, comparisons=3, budget_seconds=plan.seconds_a_pair, seed=journal.plan.seed
+        [warm_call(device)], device=device, comparisons=3, budget_seconds=plan.seconds_a_pair, seed=journal.order.seed
     )
     journal.append(CeilingsDone(light=measure_ceilings(device), null_lane=lane.record()))
     for job in jobs:
@@ -147,30 +144,43 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
             # Equality is a gate: a policy that failed a check is not worth a time.
             rows = not_timed(job, device, "a check of this case failed")
         else:
-            rows = time_job(job, device=device, seconds_a_pair=plan.pair_seconds(job), seed=journal.plan.seed)
+            rows = time_job(job, device=device, seconds_a_pair=plan.pair_seconds(job), seed=journal.order.seed)
         journal.append(TimingDone(key=job.key, timings=rows))
         watcher.timed(rows)
     journal.append(CeilingsDone(light=measure_ceilings(device)))
 
 
-def _record(journal: Journal, scope: Scope, seconds: float) -> Run:
-    plan = journal.plan
-    checks = [one for one in journal.done if isinstance(one, CheckDone)]
-    measured = [one for one in journal.done if isinstance(one, CeilingsDone)]
+def so_far(folder: Path, known: tuple[CaseEntry, ...]) -> Run:
+    """What the unfinished run in ``folder`` has found. Raises ``JournalError``, and ``UnknownCase`` where it is about a case
+    that is not ``known``."""
+    contents = read(folder)
+    return _record(contents, scope_of(contents.order, known), complete=False)
+
+
+def scope_of(order: Order, known: tuple[CaseEntry, ...], workers: int | None = None) -> Scope:
+    """What a run that goes on covers: what it was first asked for."""
+    entries = choose(known, order.cases)
+    return Scope(entries, check=order.check, bench=order.bench, device=order.device, budget=order.budget, workers=workers)
+
+
+def _record(contents: Contents, scope: Scope, *, complete: bool) -> Run:
+    order = contents.order
+    checks = [one for one in contents.done if isinstance(one, CheckDone)]
+    measured = [one for one in contents.done if isinstance(one, CeilingsDone)]
     light = best([one.light for one in measured]) if measured else None
-    rows = [row for one in journal.done if isinstance(one, TimingDone) for row in one.timings]
+    rows = [row for one in contents.done if isinstance(one, TimingDone) for row in one.timings]
     lanes = [one.null_lane for one in measured if one.null_lane is not None]
-    order = {entry.name: place for place, entry in enumerate(scope.entries)}
+    places = {entry.name: place for place, entry in enumerate(scope.entries)}
     return Run(
-        id=plan.id,
-        created=plan.created,
-        command=plan.command,
-        profile=plan.profile,
-        seed=plan.seed,
-        complete=True,
-        seconds=seconds,
-        environment=fingerprint(accelerator=scope.device == "cuda"),
-        verdicts=tuple(sorted((one.verdict for one in checks), key=lambda one: order.get(one.case, 0))),
+        id=order.id,
+        created=order.created,
+        command=order.command,
+        profile=order.profile,
+        seed=order.seed,
+        complete=complete,
+        seconds=contents.seconds,
+        environment=order.environment,
+        verdicts=tuple(sorted((one.verdict for one in checks), key=lambda one: places.get(one.case, 0))),
         coverage=tuple(_coverage(scope, checks)) if scope.check else (),
         budgets=tuple(one.budget for one in checks if one.budget is not None),
         timings=tuple(held_against(light, row) for row in rows) if light else (),

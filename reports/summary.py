@@ -163,9 +163,10 @@ def _headline(run: Run, wrong: int, wrong_timings: int, unavailable: int) -> tup
         return "unsure", "Nothing was judged in this run"
     if not judged:
         return "unsure", "Outputs agreed wherever they were timed; no property was judged"
+    every = "the one verdict" if judged == 1 else f"all {judged:,} verdicts"
     if not run.complete:
-        return "unsure", f"All {wording.count(judged, 'verdict')} so far held, but the run was cut short"
-    return "good", f"Nothing is wrong: {'the one verdict' if judged == 1 else f'all {judged:,} verdicts'} held"
+        return "unsure", f"{every.capitalize()} so far held, but the run was cut short"
+    return "good", f"Nothing is wrong: {every} held"
 
 
 def _remarks(run: Run, unavailable: tuple[Verdict, ...]) -> tuple[str, ...]:

@@ -19,11 +19,12 @@ from reports import storage
 from reports.record import Environment, Run
 from reports.wording import count
 
+from ..environment import fingerprint
 from ..interrupts import INTERRUPTED
-from ..journal import Journal, Plan
+from ..journal import Journal, Order
 from ..pool import begin
-from ..registry import CaseEntry, choose
-from ..run import Scope, new_folder
+from ..registry import CaseEntry
+from ..run import Scope, new_folder, scope_of
 from ..run import perform as perform_run
 from . import options
 from .output import print_json
@@ -120,7 +121,7 @@ def _journal(
     if resume is not None:
         options.see_nothing_else(ctx, "resume", "workers", "json")
         journal = Journal.resume(resume)
-        scope = _scope_of(journal.plan, choose(ctx.find_root().obj, journal.plan.cases), scope.workers)
+        scope = scope_of(journal.order, ctx.find_root().obj, scope.workers)
         options.see_device(scope.device)
         return journal, scope
     options.see_device(scope.device)
@@ -129,7 +130,7 @@ def _journal(
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     if seed is None:
         seed = random.SystemRandom().randrange(2**31) if profile == "nightly" else 0
-    plan = Plan(
+    order = Order(
         id=uuid.uuid4().hex,
         created=created,
         command=shlex.join(["harness", *sys.argv[1:]]),
@@ -143,13 +144,9 @@ def _journal(
         device=scope.device,
         budget=scope.budget,
         execution=execution,
+        environment=fingerprint(accelerator=scope.device == "cuda"),
     )
-    return Journal.start(out or new_folder(Path("runs"), created, seed), plan), scope
-
-
-def _scope_of(plan: Plan, entries: tuple[CaseEntry, ...], workers: int | None) -> Scope:
-    """What a run that goes on covers: what it was first asked for."""
-    return Scope(entries, check=plan.check, bench=plan.bench, device=plan.device, budget=plan.budget, workers=workers)
+    return Journal.start(out or new_folder(Path("runs"), created, seed), order), scope
 
 
 def _perform(journal: Journal, scope: Scope, *, json: bool) -> int:
@@ -158,12 +155,14 @@ def _perform(journal: Journal, scope: Scope, *, json: bool) -> int:
     if scope.check:
         begin()  # before this process imports what takes seconds too
     with Reporter() as reporter:
-        reporter.say(f"run {journal.folder}, profile {journal.plan.profile}, seed {journal.plan.seed}")
+        reporter.say(f"run {journal.folder}, profile {journal.order.profile}, seed {journal.order.seed}")
         try:
             finished = perform_run(journal, scope, reporter)
         except KeyboardInterrupt:
             journal.close()
-            reporter.say(f"what is done is kept: harness {journal.plan.verb} --resume {shlex.quote(str(journal.folder))} goes on")
+            reporter.say(
+                f"what is done is kept: harness {journal.order.verb} --resume {shlex.quote(str(journal.folder))} goes on"
+            )
             return INTERRUPTED
     page = write_page(finished, journal.folder)
     if json:
@@ -171,17 +170,17 @@ def _perform(journal: Journal, scope: Scope, *, json: bool) -> int:
     else:
         terminal.show(Console(), terminal.render_terminal(finished), terminal.run_lines(finished))
         print(f"report: {page}")
-    unmet = _unmet(finished, journal.plan)
+    unmet = _unmet(finished, journal.order)
     for reason in unmet:
         print(reason, file=sys.stderr)
     return 0 if finished.ok and not unmet else 1
 
 
-def _unmet(run: Run, plan: Plan) -> list[str]:
+def _unmet(run: Run, order: Order) -> list[str]:
     """What a nightly run of full depth should have reached and has not, one sentence a case."""
     from ..coverage import coverage_failure
 
-    if plan.profile != "nightly" or plan.examples is not None or plan.properties:
+    if order.profile != "nightly" or order.examples is not None or order.properties:
         return []
     return [reason for one in run.coverage if (reason := coverage_failure(one)) is not None]
 

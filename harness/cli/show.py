@@ -1,4 +1,4 @@
-"""Commands that read runs: report, compare, history. They import no torch."""
+"""Commands that read runs: report, compare, history. They import torch only for a run that is not finished."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import typer
 from rich.console import Console
 
 from reports import storage
+from reports.record import Run
 
 from . import options
 from .perform import previous_run, write_page
 
 
 def report(
+    ctx: typer.Context,
     run: options.RunPath,
     format: Annotated[str, typer.Option(help="html (written beside the record), md or text (printed).")] = "html",
 ) -> int:
-    """Render the report of a finished run again."""
+    """Render the report of a run again; of one that is not finished, what it has found so far."""
     options.see_known("format", format, ("html", "md", "text"))
-    found = storage.read(run)
+    found = _found(ctx, run)
     folder = run if run.is_dir() else run.parent
     match format:
         case "html":
@@ -38,6 +40,7 @@ def report(
 
 
 def compare(
+    ctx: typer.Context,
     base: Annotated[Path, typer.Argument(metavar="BASE", help="The earlier run.")],
     head: Annotated[Path, typer.Argument(metavar="HEAD", help="The later run.")],
     fail_on: Annotated[
@@ -51,7 +54,7 @@ def compare(
     from reports import markdown, terminal
 
     options.see_known("format", format, ("text", "md"))
-    comparison = comparing.compare(storage.read(base), storage.read(head))
+    comparison = comparing.compare(_found(ctx, base), _found(ctx, head))
     broken = comparing.violations(comparison, [one.strip() for one in fail_on.split(",") if one.strip()])
     if json:
         print(comparing.render_json(comparison))
@@ -82,12 +85,13 @@ def history(
 
 
 def reproduce(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, its run.json, or the id of a run in runs/.")],
+    ctx: typer.Context,
+    run: options.RunPath,
     failure: Annotated[str, typer.Argument(metavar="FAILURE", help="Its id in the report, such as bert/cache.")],
     out: Annotated[Path | None, typer.Option(help="Write the script here (default: print it).", metavar="FILE")] = None,
 ) -> int:
     """Write the self-contained script that shows one failure of a run, without the harness."""
-    failures = {one.failure.id: one.failure for one in storage.read_named(run).verdicts if one.failure is not None}
+    failures = {one.failure.id: one.failure for one in _found(ctx, run).verdicts if one.failure is not None}
     if failure not in failures:
         known = f"there are: {' '.join(failures)}" if failures else "nothing failed in this run"
         raise typer.BadParameter(f"{run}: no failure is called {failure!r}; {known}")
@@ -100,3 +104,13 @@ def reproduce(
         storage.write_atomically(out, script.encode())
         print(f"script: {out}")
     return 0
+
+
+def _found(ctx: typer.Context, run: Path) -> Run:
+    """The run at ``run``, or the one of that id in runs/; what there is of it where it is not finished."""
+    folder = run if run.is_dir() else run.parent
+    if (folder / storage.JOURNAL_NAME).exists() and not (folder / storage.RECORD_NAME).exists():
+        from ..run import so_far
+
+        return so_far(folder, ctx.find_root().obj)
+    return storage.read_named(run)

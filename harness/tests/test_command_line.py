@@ -15,7 +15,8 @@ import pytest
 from cases import CASES
 from harness.cli.app import status
 from harness.drift import compare
-from harness.journal import Journal, Plan
+from harness.environment import fingerprint
+from harness.journal import CheckDone, Journal, Order
 from harness.properties import BY_NAME
 from reports import storage
 
@@ -113,9 +114,30 @@ def test_only_the_properties_that_are_named_are_judged(tmp_path: Path, capsys: p
 
 def begun(folder: Path, **asked: Any) -> Path:
     """An unfinished run of which nothing is done yet."""
-    plan = {"id": "1", "created": "2026-01-01T00:00:00+00:00", "command": "", "profile": "quick", "seed": 7, "cases": ("opt",)}
-    Journal.start(folder, Plan(**(plan | asked))).close()
+    order = {"id": "1", "created": "2026-01-01T00:00:00+00:00", "command": "", "profile": "quick", "seed": 7, "cases": ("opt",)}
+    Journal.start(folder, Order(**(order | {"environment": fingerprint()} | asked))).close()
     return folder
+
+
+def test_a_run_that_is_not_finished_is_reported_and_compared_as_far_as_it_came(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = begun(tmp_path / "run", cases=("opt", "bert"))
+    assert harness("check", "opt", "--property", "revert", "--examples", 20, "--out", tmp_path / "whole") == 0
+    whole = storage.read(tmp_path / "whole")
+    journal = Journal.resume(folder)
+    journal.append(CheckDone(verdict=whole.verdicts[0]))
+    capsys.readouterr()
+    assert harness("report", folder, "--format", "text") == 0  # while somebody is at work on it
+    told = capsys.readouterr().out
+    assert "The one verdict so far held, but the run was cut short" in told
+    journal.close()
+    assert harness("report", folder) == 0
+    assert "was cut short" in (folder / "index.html").read_text()
+    assert harness("compare", tmp_path / "whole", folder) == 0
+    assert "The head run was cut short" in capsys.readouterr().out
+    assert not (folder / storage.RECORD_NAME).exists()
+    assert Journal.resume(folder).done == [CheckDone(verdict=whole.verdicts[0])]
 
 
 def test_a_run_goes_on_as_it_was_begun_whatever_command_resumes_it(tmp_path: Path) -> None:

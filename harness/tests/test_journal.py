@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.journal import CheckDone, Journal, JournalError, Plan
+from harness.environment import fingerprint
+from harness.journal import CheckDone, Journal, JournalError, Order, read
 from reports.record import Verdict
 from reports.storage import JOURNAL_NAME
 
 
-def plan() -> Plan:
-    return Plan(id="1", created="2026-01-01T00:00:00+00:00", command="harness check", profile="quick", seed=7, cases=("bert",))
+def order() -> Order:
+    return Order(
+        id="1",
+        created="2026-01-01T00:00:00+00:00",
+        command="harness check",
+        profile="quick",
+        seed=7,
+        cases=("bert",),
+        environment=fingerprint(),
+    )
 
 
 def verdict(name: str) -> CheckDone:
@@ -37,17 +47,17 @@ def verdict(name: str) -> CheckDone:
 
 
 def test_what_was_appended_is_there_on_resuming(tmp_path: Path) -> None:
-    journal = Journal.start(tmp_path, plan())
+    journal = Journal.start(tmp_path, order())
     journal.append(verdict("a"))
     journal.append(verdict("b"))
     journal.close()
     again = Journal.resume(tmp_path)
-    assert again.plan == plan()
+    assert again.order == order()
     assert again.done == [verdict("a"), verdict("b")]
 
 
 def test_a_run_that_somebody_is_at_work_on_is_not_resumed_and_not_touched(tmp_path: Path) -> None:
-    journal = Journal.start(tmp_path, plan())
+    journal = Journal.start(tmp_path, order())
     journal.append(verdict("a"))
     with pytest.raises(JournalError, match="another process is at work on this run"):
         Journal.resume(tmp_path)
@@ -56,11 +66,23 @@ def test_a_run_that_somebody_is_at_work_on_is_not_resumed_and_not_touched(tmp_pa
     assert Journal.resume(tmp_path).done == [verdict("a"), verdict("b")]
 
 
+def test_a_run_that_goes_on_counts_the_seconds_that_it_had_taken_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([100.0, 101.0, 140.0])  # begun; the order; the first verdict
+    monkeypatch.setattr("harness.journal.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    journal = Journal.start(tmp_path, order())
+    journal.append(verdict("a"))
+    journal.close()
+    clock = iter([7.0, 9.5])  # taken up again, on a machine that was started in between; the second
+    again = Journal.resume(tmp_path)
+    again.append(verdict("b"))
+    assert again.contents.seconds == read(tmp_path).seconds == 42.5
+
+
 @settings(max_examples=60)
 @given(cut=st.integers(0, 2000))
 def test_a_journal_cut_anywhere_keeps_every_whole_entry(tmp_path_factory: pytest.TempPathFactory, cut: int) -> None:
     folder = tmp_path_factory.mktemp("run")
-    journal = Journal.start(folder, plan())
+    journal = Journal.start(folder, order())
     first = (folder / JOURNAL_NAME).stat().st_size
     journal.append(verdict("a"))
     second = (folder / JOURNAL_NAME).stat().st_size
@@ -82,13 +104,13 @@ def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
 
 
 def test_a_second_run_does_not_start_in_an_unfinished_one(tmp_path: Path) -> None:
-    Journal.start(tmp_path, plan()).close()
+    Journal.start(tmp_path, order()).close()
     with pytest.raises(JournalError, match="--resume"):
-        Journal.start(tmp_path, plan())
+        Journal.start(tmp_path, order())
 
 
 def test_a_line_that_is_damaged_gives_up_nothing_that_stands_behind_it(tmp_path: Path) -> None:
-    journal = Journal.start(tmp_path, plan())
+    journal = Journal.start(tmp_path, order())
     for name in ("a", "b", "c"):
         journal.append(verdict(name))
     journal.close()
@@ -108,8 +130,8 @@ def test_a_journal_with_nothing_in_it_is_no_run(tmp_path: Path) -> None:
     (tmp_path / JOURNAL_NAME).touch()
     with pytest.raises(JournalError, match="no run was begun"):
         Journal.resume(tmp_path)
-    Journal.start(tmp_path, plan()).close()
-    assert Journal.resume(tmp_path).plan == plan()
+    Journal.start(tmp_path, order()).close()
+    assert Journal.resume(tmp_path).order == order()
 
 
 def test_a_journal_without_a_first_line_is_refused(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_headings_descend_one_level_at_a_time(full):
         ({"verdicts": (), "timings": ()}, "Nothing was judged in this run"),
         ({"verdicts": ()}, "Outputs agreed wherever they were timed; no property was judged"),
         ({"verdicts": (synthetic.verdict(outcome="unavailable"),), "timings": ()}, "Nothing was judged in this run"),
-        ({"complete": False}, "All 1 verdict so far held, but the run was cut short"),
+        ({"complete": False}, "The one verdict so far held, but the run was cut short"),
     ],
 )
 def test_the_headline_says_whether_anything_is_wrong_and_never_praises_an_empty_run(changes, headline):
