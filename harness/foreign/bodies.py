@@ -114,9 +114,11 @@ BODIES: dict[str, str] = {
 """,
     "norms": """
     model, layer, policy = made()
-    print(f"layernorm() gives {{policy.layernorm()}}, which is how it says that there is no second norm; the layer has "
-          f"{{layer.{second_norm}}}")
-    return int(policy.layernorm()[0] is None)
+    said, own = policy.layernorm()[0], layer.get_submodule({between!r})
+    named = [name for name, one in layer.named_modules() if said is not None and getattr(one, "weight", None) is said]
+    print(f"between attention and MLP it says {{named[0] if named else 'that there is no norm'}}; the layer has {between}, "
+          f"{{own}}")
+    return int(said is None or said is not own.weight)
 """,
     "norm kind": """
     model, layer, policy = made()

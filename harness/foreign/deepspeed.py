@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from policies.anatomy import NormPosition
 from policies.foreign import deepspeed as adapter
 from policies.foreign.deepspeed_names import Loaded, load
 from policies.foreign.facts import FACTS, take_apart
@@ -178,12 +179,13 @@ class _Judging:
         """Where things are in the layer, for scripts."""
         layer, own = self._layer(example)
         attention = next((name for name, one in layer.named_modules() if one is own.attention.module), "")
+        second = own.mlp_norm if own.norm_position is NormPosition.PRE else own.attention_norm
         return {
             "layer_class": type(layer).__name__,
             "activation": own.mlp.activation.name or "activation_func",
             "attention": attention,
             "attention_norm": own.attention_norm.name,
-            "second_norm": own.mlp_norm.name if own.mlp_norm else "",
+            "between": (second or own.attention_norm).name,
         }
 
 

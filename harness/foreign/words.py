@@ -61,6 +61,8 @@ def _told(fact: str, said: Mapping[str, Any], own: Mapping[str, Any]) -> str:
             return f"its container says {_parallel(said['parallel'])}, the layer is {_parallel(own['parallel'])}"
         case "QKV order":
             return f"says {_order(said['interleaved'])}, the layer has {_order(own['interleaved'])}"
+        case "norms" if said["near_weight"] is own["far_weight"] is not None:
+            return "gives the two the other way round"
         case "norm kind":
             return "takes gains that are stored less one for gains"
         case "attention biases":

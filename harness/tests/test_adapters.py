@@ -331,3 +331,10 @@ class TestDeepSpeed:
         judged, scripts = judge(row, CASES, examples=4, seed=0)
         found = next(one for one in judged.defects if one.id == "HFDistilBertLayerPolicy-norm-position")
         assert found.shown and found.script in scripts and found.error is not None and found.error > 0.1
+
+    def test_the_norms_of_its_opt_are_swapped_where_they_come_last_and_a_script_shows_it(self) -> None:
+        row = next(one for one in ROWS if one.policy == "HFOPTLayerPolicy")
+        judged, scripts = judge(row, CASES, examples=20, seed=0)
+        found = next(one for one in judged.defects if one.id == "HFOPTLayerPolicy-norms")
+        assert "gives the two the other way round" in found.what and found.example == "norm_before=False"
+        assert found.shown and found.script in scripts
