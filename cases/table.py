@@ -9,9 +9,19 @@ import pytest
 from cases import CASES
 from harness.properties import PROPERTIES
 from harness.registry import CaseEntry
+from reports.record import Verdict
 
+UNABLE = {("megatron", "pickle")}
+"""What is asked of no example, because no original can do it."""
 LAYERED = [entry for entry in CASES if entry.unavailable is None and entry.load().layered]
 """Cases of Transformer layers that can be judged here."""
+
+
+def see_held(verdict: Verdict) -> None:
+    """Raises with the evidence where ``verdict`` is not that something held."""
+    expected = "unavailable" if (verdict.case, verdict.property) in UNABLE else "held"
+    assert verdict.outcome == expected, f"{verdict.reason}\n{verdict.failure}\nseed {verdict.seed}"
+    assert verdict.outcome == "unavailable" or verdict.examples > 0
 
 
 def table(entries: Iterable[CaseEntry], *, without: tuple[str, ...] = (), one_in: int = 1) -> list[object]:

@@ -26,7 +26,7 @@ from policies.plans import CAPTURED, PlanUnavailable
 from .bert import BertCase
 from .graph_calls import DEVICES
 from .llama import LlamaCase
-from .table import LAYERED, table
+from .table import LAYERED, see_held, table
 
 FEW = depth("quick", 8)
 
@@ -53,7 +53,7 @@ def holds(entry: CaseEntry, prop: Property, plan: str) -> None:
     """On a CPU the emulator captures."""
     with by_plan(plan) as replacer:
         verdict = check_property(prop, entry.load(), profile=FEW, seed=1, policy=plan, replacer=replacer).verdict
-    assert verdict.outcome == "held", f"{verdict.reason}\n{verdict.failure}"
+    see_held(verdict)
 
 
 @pytest.mark.parametrize(("entry", "prop"), table(choose(CASES, ("bert", "llama")), without=("refusal",)))

@@ -36,7 +36,7 @@ from policies.fused.packed import PackedParameter, held_bytes
 from policies.plans import Plan, PlanUnavailable
 
 from .packed_models import output, packed, ready
-from .table import LAYERED, table
+from .table import LAYERED, see_held, table
 
 FEW = depth("quick", 16)
 
@@ -46,8 +46,7 @@ def test_every_property_holds_of_packed_weights(entry: CaseEntry, prop: Property
     """In float64 weights are packed by the emulator, in float32 and bfloat16 by oneDNN."""
     with by_plan("packed") as replacer:
         checked = check_property(prop, entry.load(), profile=FEW, seed=1, policy="packed", replacer=replacer)
-    verdict = checked.verdict
-    assert verdict.outcome == "held", f"{verdict.reason}\n{verdict.failure}"
+    see_held(checked.verdict)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-import torch
-
 from policies import replace_module
 from reports.record import ErrorBudget, Failure, Verdict
 
@@ -23,7 +21,7 @@ from .properties.rounding import ROUNDING
 from .rounding.calibration import multiple
 from .rounding.statistic import FLOOR
 from .search import Found, search
-from .trial import Disagreement, Replacer
+from .trial import Disagreement, Replacer, ran_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,13 @@ def check_property(
 
 def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
     if found.failure is not None:
-        short = isinstance(found.failure[1], torch.OutOfMemoryError)  # which says as much of what else runs on the device
-        return "error" if short else "failed", _message(found)
+        return "error" if ran_out_of_memory(found.failure[1]) else "failed", _message(found)
     if found.original_failed is not None:
         example, why = found.original_failed
         return ("error" if found.original_raised else "vacuous"), f"{why} [{example}]"
+    left_out = "; ".join(f"{what} ({why})" for what, why in found.not_asked.items())
     if found.examples == 0:
-        return "vacuous", "no example was run"
+        return ("unavailable", f"not asked: {left_out}") if left_out else ("vacuous", "no example was run")
     if not prop.once and found.replaced == 0:
         return "vacuous", "no layer was replaced in any example"
     if prop in ROUNDING and not found.budgets_used:
@@ -92,7 +90,7 @@ def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
         return "vacuous", "no call was replayed from a graph"
     if not found.refusals and prop.name == "refusal":
         return "vacuous", "no model that has to be refused was tried"
-    return "held", ""
+    return "held", left_out and f"not asked: {left_out}"
 
 
 def _message(found: Found) -> str:

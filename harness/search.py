@@ -27,7 +27,7 @@ from .covering import covering_examples
 from .evidence.minimise import minimise
 from .process import SHARED
 from .properties import Property
-from .trial import Disagreement, OriginalFailed, ReplacementRaised, Replacer, Trial, Vacuous
+from .trial import Disagreement, NothingToAsk, OriginalFailed, ReplacementRaised, Replacer, Trial, Vacuous
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Found:
     original_raised: bool = False
     """Whether it raised there, rather than left nothing to compare with."""
     budgets_used: list[float] = field(default_factory=list)
+    not_asked: dict[str, str] = field(default_factory=dict)
     flaky: bool = False
     last: Example | None = None
 
@@ -168,6 +169,9 @@ def judge(prop: Property, case: Case, replacer: Replacer, example: Example, foun
     try:
         with watched, case.surroundings(), trial.mode():
             prop.check(trial)
+    except NothingToAsk as nothing:
+        found.examples -= found.failure is None
+        trial.evidence.leave_out("some examples", nothing)
     except (Vacuous, OriginalFailed) as nothing:
         found.original_failed, found.original_raised = (example, str(nothing)), isinstance(nothing, OriginalFailed)
         raise
@@ -182,6 +186,7 @@ def judge(prop: Property, case: Case, replacer: Replacer, example: Example, foun
             found.replays += trial.evidence.replays
             found.worst_error = max(found.worst_error, trial.evidence.worst_error)
             found.budgets_used += trial.evidence.budgets_used
+            found.not_asked = trial.evidence.not_asked | found.not_asked
             _count_axes(found, prop, trial.evidence.built)
 
 

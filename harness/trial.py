@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import textwrap
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from reports.wording import plain
 
 from .case import Case, Example, Inputs, Value
 from .exact import exact_mode, unwatched
@@ -54,6 +57,10 @@ class Vacuous(Exception):
     """An example that shows nothing: the original's output is dead, or nothing was there to replace."""
 
 
+class NothingToAsk(Exception):
+    """An example of which a property asks nothing, because the original cannot do it."""
+
+
 class OriginalFailed(Exception):
     """The original itself raised: nothing can be judged."""
 
@@ -72,9 +79,22 @@ class Evidence:
     """Share of the error budget used, for each example that the rounding tier judged."""
     built: list[Example] = field(default_factory=list)
     """Examples whose models were built: those that were judged, whatever example was drawn."""
+    not_asked: dict[str, str] = field(default_factory=dict)
+    """What a property leaves out because an original cannot do it, each with what that raised first."""
 
     def note(self, error: float) -> None:
         self.worst_error = max(self.worst_error, error)
+
+    def leave_out(self, what: str, why: BaseException) -> None:
+        """Say what is not asked; why the original failed. What ran out of memory is no excuse: raises ``why``."""
+        if why.__cause__ is not None and ran_out_of_memory(why.__cause__):
+            raise why
+        self.not_asked.setdefault(what, textwrap.shorten(plain(str(why)), 120, placeholder=" ..."))
+
+
+def ran_out_of_memory(problem: BaseException) -> bool:
+    """Whether ``problem`` says as much of what else takes memory as of who asked for it. On a CPU torch raises a RuntimeError."""
+    return isinstance(problem, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(problem)
 
 
 @contextlib.contextmanager
@@ -94,9 +114,11 @@ def replacement_side(doing: str) -> Iterator[None]:
     """Whatever is raised inside, by a replacement whose original raises nothing, is said with what was asked of it."""
     try:
         yield
-    except (Disagreement, Vacuous, OriginalFailed, torch.OutOfMemoryError):
+    except (Disagreement, Vacuous, OriginalFailed):
         raise
     except Exception as problem:
+        if ran_out_of_memory(problem):
+            raise
         raise ReplacementRaised(f"the replacement raised {type(problem).__name__} {doing}: {problem}") from problem
 
 

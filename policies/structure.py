@@ -35,8 +35,8 @@ _KERNELS = {
 """Activations with a kernel of their own, by exact class. The others stay the layer's own function, among them those
 that look alike but use a rounded constant (``gelu_fast``)."""
 
-_RMS_NORMS = {"LlamaRMSNorm": "variance_epsilon"}
-"""RMS norms by class name, with the attribute that holds eps."""
+RMS_NORMS = {"transformers.models.llama.modeling_llama:LlamaRMSNorm": "variance_epsilon"}
+"""RMS norms by exact class, with the attribute that holds eps."""
 
 
 _NEUTRAL = (nn.Dropout, nn.Identity)
@@ -105,10 +105,10 @@ class Structure:
             return Norm(name=path, kind=NormKind.LAYER, weight=found.weight, bias=found.bias, eps=found.eps)
         if type(found) is nn.RMSNorm and len(found.normalized_shape) == 1 and found.eps is not None:
             return Norm(name=path, kind=NormKind.RMS, weight=found.weight, bias=None, eps=found.eps, rounds_last=True)
-        eps = _RMS_NORMS.get(type(found).__name__)
+        eps = RMS_NORMS.get(qualified_name(type(found)))
         if eps is not None and list(dict(found.named_parameters())) == ["weight"]:
             return Norm(name=path, kind=NormKind.RMS, weight=found.weight, bias=None, eps=getattr(found, eps))
-        raise self.refuse(f"{path} is a {type(found).__name__}, not a LayerNorm or a known RMS norm")
+        raise self.refuse(f"{path} is a {_told_from((':LayerNorm', *RMS_NORMS), found)}, not a LayerNorm or a known RMS norm")
 
     def own_norm(
         self,

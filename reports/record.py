@@ -24,7 +24,7 @@ held         every example agreed, and the evidence shows that something was com
 failed       an example disagreed; ``Verdict.failure`` holds it
 vacuous      nothing disagreed, but nothing was shown either (no example, no replaced layer, dead output)
 error        the property could not be judged: the harness or the original raised
-unavailable  the case needs a package that is not installed
+unavailable  not judged: the case needs a package that is not installed, or the original cannot do what would be asked
 """
 
 TimingVerdict = Literal["FASTER", "SAME", "SLOWER", "AMBIGUOUS", "VOID", "FAILED"]

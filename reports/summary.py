@@ -45,6 +45,8 @@ class Summary:
     wrong: tuple[Verdict, ...]
     wrong_timings: tuple[Timing, ...]
     unavailable: tuple[Verdict, ...]
+    narrower: tuple[Verdict, ...]
+    """Those that held, of less than was to be asked, because an original could not do the rest."""
     slower: tuple[Timing, ...]
     """Replaced columns that are slower than what they replace, slowest first."""
     speed: str
@@ -80,6 +82,7 @@ def summarize(run: Run) -> Summary:
         wrong=wrong,
         wrong_timings=wrong_timings,
         unavailable=unavailable,
+        narrower=tuple(v for v in run.verdicts if v.outcome == "held" and v.reason),
         slower=tuple(sorted((t for t in run.timings if is_slower(t)), key=_estimate)),
         speed=_speed(run),
         properties=properties,
@@ -174,8 +177,8 @@ def _remarks(run: Run, unavailable: tuple[Verdict, ...]) -> tuple[str, ...]:
     if not run.complete:
         remarks.append("The run was cut short: what follows is what it had found by then.")
     if unavailable:
-        cases = ", ".join(dict.fromkeys(v.case for v in unavailable))
-        remarks.append(f"Not judged here, because something is not installed: {cases}.")
+        which = (v.case if v.property == "available" else f"{v.property} of {v.case}" for v in unavailable)
+        remarks.append(f"Not judged here: {', '.join(dict.fromkeys(which))}.")
     missed = [(c.case, one) for c in run.coverage for one in c.missed]
     for one, many, paired in (
         ("claimed value was", "claimed values were", False),

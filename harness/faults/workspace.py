@@ -89,6 +89,18 @@ def _kept(honest: Any) -> Any:
     return wrong
 
 
+def _kept_of_each_length(honest: Any) -> Any:
+    kept: dict[tuple[int, int], Tensor] = {}
+
+    def wrong(self: FusedAttention, query: Tensor, key: Tensor, *rest: Any) -> Tensor:
+        lengths = query.shape[-2], key.shape[-2]
+        kept.setdefault(lengths, torch.ones(lengths, dtype=torch.bool).tril())
+        out: Tensor = honest(self, query, key, *rest)
+        return out
+
+    return wrong
+
+
 def whole_blocks(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What is left behind the last whole block of keys, where there is one, counts for nothing."""
     if key.shape[-2] <= BLOCK:
@@ -175,6 +187,14 @@ WORKSPACE = (
         "apex #1999",
         "What a call was given stays in memory when the call is over.",
         (FusedAttention, "_finish", _kept),
+        expects=("flat memory",),
+    ),
+    miscomputing(
+        "F60 of each length",
+        "F60 F79",
+        "DeepSpeed #3402",
+        "A mask is made once for each pair of lengths, and kept for ever.",
+        (FusedAttention, "_finish", _kept_of_each_length),
         expects=("flat memory",),
     ),
 )

@@ -66,7 +66,7 @@ def tampered_layers(build: Callable[[], nn.Module], layer_class: str, example: E
     )
     if example is not None:
         return (*tampered, *_each_part(build, layer_class, example))
-    return (*tampered, Refusal(name="a part of another class", feature="Custom", build=_with_other_parts(build, layer_class)))
+    return (*tampered, Refusal(name="a part of another class", feature=__name__, build=_with_other_parts(build, layer_class)))
 
 
 def other_attention(build: Callable[[], nn.Module], layer_class: str, example: Example | None = None) -> Refusal:
@@ -85,7 +85,7 @@ def _each_part(build: Callable[[], nn.Module], layer_class: str, example: Exampl
         if name and _has_to_be_known(part):
             double = functools.partial(_doubled, name=name)
             made = _tampered(build, layer_class, double)
-            yield Refusal(name=f"{name} of another class", feature="Custom", build=made, example=example)
+            yield Refusal(name=f"{name} of another class", feature=__name__, build=made, example=example)
 
 
 def _doubled(layer: nn.Module, name: str) -> None:
@@ -95,7 +95,7 @@ def _doubled(layer: nn.Module, name: str) -> None:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         return tree_map_only(torch.Tensor, lambda one: 2 * one, own.forward(self, *args, **kwargs))
 
-    part.__class__ = type(f"Custom{own.__name__}", (own,), {"forward": forward})
+    part.__class__ = type(own.__name__, (own,), {"forward": forward})  # somebody's own, called as the one that is known
 
 
 def _tampered(build: Callable[[], nn.Module], layer_class: str, tamper: Callable[[nn.Module], None]) -> Callable[[], nn.Module]:
@@ -167,7 +167,7 @@ def drop_otherwise(layer: nn.Module) -> None:
 
 def subclass(layer: nn.Module) -> None:
     cls = type(layer)
-    layer.__class__ = type(f"Custom{cls.__name__}", (cls,), {})
+    layer.__class__ = type(cls.__name__, (cls,), {})
 
 
 def _int8(layer: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..case import Example
-from ..trial import Disagreement, Trial
+from ..trial import Disagreement, NothingToAsk, Trial
 from .base import Property, identical, living, same_outputs, snapshot
 from .lifecycle import same_classes, same_state
 from .memory import reachable_storages
@@ -53,8 +53,8 @@ def _pickled(trial: Trial) -> None:
     before = living(trial.run_replaced(model, trial.fresh_inputs()), trial.inputs.valid)
     try:
         allowed = len(_saved(trial.original))
-    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError):
-        return  # the original itself cannot be pickled, and nobody expects it of the replacement
+    except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as problem:
+        raise NothingToAsk(f"the original cannot be pickled: {problem}") from None
     written = _saved(model)
     if len(written) > SLACK * allowed:
         raise Disagreement(f"saved, the replaced model takes {len(written)} bytes, the original {allowed}")

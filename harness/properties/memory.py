@@ -7,6 +7,7 @@ import gc
 import types
 import weakref
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..trial import Disagreement, Trial, Vacuous, graphs_of
 from .base import Property, cached, identical, living, same_outputs
 from .cache import cached_trial, decoded_alike, with_cache
 from .calls import alike
+from .inputs import other_inputs
 from .sizes import that_runs
 
 OUTSIDE = (
@@ -41,6 +43,8 @@ ROUNDS = 4
 """Of so many calls, until no new graph was captured in one."""
 MANY = 120
 """Calls that a service has made in its first seconds, and tokens of an answer."""
+LENGTHS, LAST = 160, 16
+"""Different lengths of calls, more than a bounded cache has room for; and how many of them, the shortest, are looked at."""
 PLAIN = (Tensor, nn.Parameter)
 """Of other tensors not all have a memory that can be asked for, those of a compiler for one."""
 
@@ -119,6 +123,12 @@ def _of_graphs(model: nn.Module) -> int:
 
 
 def _flat(trial: Trial) -> None:
+    _same_form(trial)
+    if trial.case.layered:
+        _new_lengths(trial)
+
+
+def _same_form(trial: Trial) -> None:
     model = trial.replaced.model
     rounds = [[alike(trial, number * CALLS + salt) for salt in range(CALLS)] for number in range(ROUNDS)]
     last = None
@@ -138,6 +148,25 @@ def _flat(trial: Trial) -> None:
         raise Vacuous(f"in each of {ROUNDS} rounds of calls a graph was captured that stays")
     finally:
         gc.unfreeze()
+
+
+def _new_lengths(trial: Trial) -> None:
+    """A call of each length, down to one token. What is kept of a length for the next call of the same is dropped at last for
+    that of another, which is shorter; what is kept of every length is more after each call."""
+    trial = that_runs((trial.vary(tokens=LENGTHS, batch=1, layers=1),), trial)
+    model, most = trial.replaced.model, trial.example["tokens"]
+    held = []
+    gc.freeze()
+    try:
+        for tokens in range(most, 0, -1):
+            trial.run_replaced(model, other_inputs(trial, tokens, tokens=tokens, batch=1))
+            if tokens <= LAST:
+                held.append(_new_bytes())
+    finally:
+        gc.unfreeze()
+    grown = sum(before < after for before, after in pairwise(held))
+    if most == LENGTHS and grown >= LAST - 2:  # one of the lengths may have been there before
+        raise Disagreement(f"something is kept of every length, {(held[-1] - held[0]) // (LAST - 1)} bytes of each")
 
 
 def _many_calls(trial: Trial) -> None:
@@ -213,7 +242,8 @@ STORAGES = Property(
 
 FLAT = Property(
     name="flat memory",
-    statement="Called again and again with other values, a replacement leaves no more tensors alive than its first calls did.",
+    statement="Called again and again with other values, a replacement leaves no more tensors alive than its first calls did, "
+    "and of calls of every length not something of each.",
     check=_flat,
     share=0.01,
     least=2,

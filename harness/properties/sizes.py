@@ -69,7 +69,7 @@ def largest_trials(trial: Trial) -> Iterator[tuple[Axis, Trial]]:
     plain = {axis.name: axis.simplest for axis in axes}
     for axis in chosen.sample(axes, len(axes)):
         one = trial.vary(**{**plain, axis.name: chosen.choice(axis.largest)}, layers=1)
-        if _runs(one):
+        if _runs(one, trial):
             yield axis, one
 
 
@@ -79,14 +79,19 @@ def _chosen_by(trial: Trial) -> random.Random:
 
 
 def that_runs(sized: Iterable[Trial], otherwise: Trial) -> Trial:
-    """The first of ``sized`` that its original runs, or else ``otherwise``."""
-    return next((one for one in sized if _runs(one)), otherwise)
+    """The first of ``sized`` that its original runs, or else ``otherwise``. Raises ``OriginalFailed`` where one ran out of
+    memory."""
+    return next((one for one in sized if _runs(one, otherwise)), otherwise)
 
 
-def _runs(trial: Trial) -> bool:
+def _runs(trial: Trial, otherwise: Trial) -> bool:
+    """Whether its original runs; where it does not, the evidence says what of ``trial``, other than of ``otherwise``, was not
+    asked for."""
     try:
         _ = trial.expected_outputs
-    except OriginalFailed:
+    except OriginalFailed as failure:
+        other = [f"{name}={value}" for name, value in trial.example.values.items() if otherwise.example[name] != value]
+        trial.evidence.leave_out(", ".join(other), failure)
         return False
     return True
 

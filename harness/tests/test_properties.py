@@ -12,9 +12,12 @@ from torch import nn
 
 from cases import CASES
 from harness.case import Example
+from harness.check import check_property
 from harness.exact import exact_mode
 from harness.faults.bank import find_faults
 from harness.faults.exam import LEAST_SHARE
+from harness.hf.case import TransformersCase
+from harness.profiles import depth
 from harness.properties import BY_NAME, PROPERTIES, Property
 from harness.properties.rounding import ROUNDING
 from harness.search import quiet
@@ -116,11 +119,57 @@ def test_is_not_broken_by_how_wrong_replacements_are_put_in(name: str) -> None:
     assert first_failure(BY_NAME[name], tiny.around(tiny.unchanged), count=min(2, several(BY_NAME[name]))) is None
 
 
+def test_what_is_kept_of_every_length_is_noticed_and_what_is_kept_of_some_is_not() -> None:
+    problem = first_failure(BY_NAME["flat memory"], tiny.around(tiny.keeps_a_mask_of_each_length), count=1)
+    assert "something is kept of every length" in str(problem)
+    assert first_failure(BY_NAME["flat memory"], tiny.around(tiny.keeps_the_last_masks), count=1) is None
+
+
 def test_every_property_is_shown_to_bite() -> None:
     # shown in test_rounding.py, test_diffusion_graphs.py and test_around.py
     around = {"several threads", "function transforms", "shared memory"}
     elsewhere = {prop.name for prop in ROUNDING} | {"captured graphs"} | around
     assert {prop.name for prop in PROPERTIES} == WRONG.keys() | BY_MONKEYPATCH | elsewhere
+
+
+class Limited(tiny.TinyLlama):
+    """Its original raises ``error`` when it is given more than a hundred rows."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def build(self, example: Example, **overrides: Any) -> nn.Module:
+        def limited(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if len(kwargs["input_ids"]) > 100:
+                raise self.error
+
+        model = super().build(example, **overrides)
+        model.register_forward_pre_hook(limited, with_kwargs=True)
+        return model
+
+
+def verdict_on(name: str, case: TransformersCase) -> tuple[str, str]:
+    found = check_property(BY_NAME[name], case, profile=depth("quick"), seed=0, policy="").verdict
+    return found.outcome, found.reason
+
+
+def test_what_an_original_cannot_do_is_said_and_not_asked() -> None:
+    outcome, reason = verdict_on("many rows", Limited(IndexError("too many rows")))
+    assert outcome == "held"
+    assert reason == "not asked: layers=1, batch=65536, tokens=2 (the original raised IndexError: too many rows)"
+
+
+def test_an_original_that_runs_out_of_memory_is_an_error_and_no_reason_to_ask_less() -> None:
+    outcome, reason = verdict_on("many rows", Limited(RuntimeError("DefaultCPUAllocator: can't allocate memory")))
+    assert outcome == "error" and "can't allocate memory" in reason
+
+
+def test_what_no_original_can_do_is_not_judged() -> None:
+    """A hook that is a local function cannot be pickled."""
+    assert verdict_on("pickle", Limited(IndexError())) == (
+        "unavailable",
+        "not asked: some examples (the original cannot be pickled: Can't pickle local object 'Limited.build.<locals>.limited')",
+    )
 
 
 def test_hooks_that_are_passed_over_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

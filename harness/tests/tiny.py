@@ -57,6 +57,7 @@ class Worst:
     def __init__(self) -> None:
         self.models: set[int] = set()
         self.outputs: list[Any] = []
+        self.masks: dict[int, Any] = {}
 
 
 def around(change: Callable[..., Any]) -> Callable[[nn.Module], Replacement]:
@@ -230,6 +231,20 @@ def needs_a_row(own: Forward, state: dict[str, Any], hidden_states: Any, *args: 
 def keeps_each_output(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     output = own(*args, **kwargs)
     state["shared"].outputs.append(output.detach())
+    return output
+
+
+def keeps_a_mask_of_each_length(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    length = hidden.shape[1]
+    state["shared"].masks.setdefault(length, torch.ones(length, length, dtype=torch.bool).tril())
+    return own(hidden, *args, **kwargs)
+
+
+def keeps_the_last_masks(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    output = keeps_a_mask_of_each_length(own, state, hidden, *args, **kwargs)
+    masks = state["shared"].masks
+    if len(masks) > 128:
+        del masks[next(iter(masks))]
     return output
 
 

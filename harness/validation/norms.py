@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from policies.anatomy import NormKind
+from policies.structure import RMS_NORMS
 from policies.swap import qualified_name
 
 from .parts import Passed
@@ -49,7 +50,7 @@ def norm_found(path: str, part: Passed) -> NormFound:
     """Say which norm ``part`` is, from what it was given and returned in float64."""
     module: Any = part.module
     cls = qualified_name(type(module))
-    if type(module) in _PLAIN or type(module).__name__ == "LlamaRMSNorm":
+    if type(module) in _PLAIN or cls in RMS_NORMS:
         return NormFound(path=path, cls=cls, plain=True)
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if weight is not None and weight.dim() != 1:

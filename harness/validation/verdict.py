@@ -35,7 +35,7 @@ def block(run: Run, done: Validation, folder: Path) -> str:
 
 def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
     wrong = done.failed
-    judged = [one for one in done.verdicts if one.property not in ("file", "case")]
+    judged = [one for one in done.verdicts if one.property not in ("file", "case") and one.outcome != "unavailable"]
     examples = sum(one.examples for one in judged)
     replaced = sum(one.layers_replaced for one in judged)
     holds = len(judged) - len([one for one in wrong if one in judged])
@@ -94,6 +94,9 @@ def _more(run: Run, done: Validation) -> Iterator[str]:
         if row.ratio is not None:
             found = f" {row.ratio.estimate:.2f}x [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
         yield f"- {row.workload}, {row.shape}: {row.subject} against {row.baseline} {row.verdict}{found}"
+    for one in done.verdicts:
+        if one.reason and one.outcome in ("held", "unavailable"):
+            yield f"- {one.property}: {one_line(one.reason)}"
     if done.untimed:
         yield f"- not timed: {done.untimed}"
     for line in lines[:12]:
