@@ -33,7 +33,7 @@ def _quiet_model_libraries() -> object:
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, object]) -> None:
     """The accelerator is part of a machine's identity: timings of different ones must not be compared."""
-    found = fingerprint(accelerator=True)
+    found = fingerprint()
     machine_info["machine_fingerprint"] = found.machine
     machine_info["accelerator"] = found.accelerator.name if found.accelerator else None
     machine_info["torch_threads"] = torch.get_num_threads()

@@ -227,7 +227,7 @@ def one_verdict(name: str, created: str, replacer: Replacer) -> record.Run:
         seed=0,
         complete=True,
         seconds=checked.verdict.seconds,
-        environment=fingerprint(accelerator=False),
+        environment=fingerprint(),
         verdicts=(checked.verdict,),
     )
 

@@ -156,6 +156,11 @@ class Case(ABC):
     """Whether its models take transformers' keyword arguments (``use_cache``, ``return_dict``, ``output_attentions`` ...)
     and return its outputs."""
 
+    @property
+    def made_with(self) -> tuple[Any, ...]:
+        """What its class is made with: dataclasses, whose ``repr`` says all that they hold."""
+        return ()
+
     @cached_property
     def strategy(self) -> st.SearchStrategy[Example]:
         """Draws examples. Drawn numbers crowd at a few values; seeds, by which much is chosen, are made of the whole draw."""

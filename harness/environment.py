@@ -1,12 +1,10 @@
-"""The fingerprint of where a run takes place. Reads versions without importing the libraries."""
+"""The fingerprint of where a run takes place. Versions are read without importing the libraries, but for torch."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,17 +27,19 @@ PACKAGES = (
 )
 
 
-def fingerprint(*, accelerator: bool = False) -> Environment:
-    """Describe this machine. ``accelerator``: also ask torch for a GPU, which imports it."""
+def fingerprint() -> Environment:
+    """Describe this machine, and with how many threads this process computes. Imports torch."""
+    import torch
+
     cpu, cores, memory = cpu_name(), psutil.cpu_count() or 1, psutil.virtual_memory().total
-    device = _accelerator() if accelerator else None
+    device = _accelerator()
     notes = [] if device is not None else ["No accelerator: nothing was measured or checked on a GPU."]
     identity = f"{cpu}|{cores}|{round(memory / 2**30)}|{device.name if device else ''}"
     return Environment(
         machine=hashlib.sha256(identity.encode()).hexdigest()[:12],
         cpu=cpu,
         cores=cores,
-        threads=_threads(),
+        threads=torch.get_num_threads(),
         memory_bytes=memory,
         accelerator=device,
         platform=platform.platform(),
@@ -69,12 +69,6 @@ def cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _threads() -> int:
-    """Threads that torch computes with, or would."""
-    torch = sys.modules.get("torch")
-    return int(torch.get_num_threads()) if torch is not None else len(os.sched_getaffinity(0))
 
 
 def _accelerator() -> Accelerator | None:

@@ -46,13 +46,17 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag="order"):
     """Seconds that timing may take."""
     execution: str = "auto"
     """How replacements run, by the name of the plan."""
-    environment: Environment
-    """Where it was begun."""
 
     @property
     def verb(self) -> str:
         """The command that does such a run."""
         return ("run" if self.bench else "check") if self.check else "bench"
+
+
+class Begun(msgspec.Struct, frozen=True, kw_only=True, tag="begun"):
+    """Where the run was begun."""
+
+    environment: Environment
 
 
 class CheckDone(msgspec.Struct, frozen=True, kw_only=True, tag="check"):
@@ -83,7 +87,7 @@ class CeilingsDone(msgspec.Struct, frozen=True, kw_only=True, tag="ceilings"):
     null_lane: NullLane | None = None
 
 
-Entry = Order | CheckDone | TimingsPlanned | TimingDone | CeilingsDone
+Entry = Order | Begun | CheckDone | TimingsPlanned | TimingDone | CeilingsDone
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from reports.record import Coverage, Run, Timing, Verdict
+from reports.record import Coverage, Environment, Run, Timing, Verdict
 from reports.storage import write
 from reports.summary import WRONG
 
+from .environment import fingerprint
 from .interrupts import heed
-from .journal import CeilingsDone, CheckDone, Contents, Journal, Order, TimingDone, TimingsPlanned, read
+from .journal import Begun, CeilingsDone, CheckDone, Contents, Journal, Order, TimingDone, TimingsPlanned, read
 from .profiles import depth
 from .registry import CaseEntry, choose
 from .timing.light import best, held_against
@@ -46,6 +47,8 @@ class Scope:
 
 def perform(journal: Journal, scope: Scope, watcher: Watcher) -> Run:
     """Do what is left of a run and write its record. On interruption what is done is in the journal."""
+    if _environment(journal.contents) is None:
+        journal.append(Begun(environment=fingerprint()))
     if scope.check:
         _check(journal, scope, watcher)
     if scope.bench:
@@ -179,7 +182,7 @@ def _record(contents: Contents, scope: Scope, *, complete: bool) -> Run:
         seed=order.seed,
         complete=complete,
         seconds=contents.seconds,
-        environment=order.environment,
+        environment=_environment(contents) or fingerprint(),
         verdicts=tuple(sorted((one.verdict for one in checks), key=lambda one: places.get(one.case, 0))),
         coverage=tuple(_coverage(scope, checks)) if scope.check else (),
         budgets=tuple(one.budget for one in checks if one.budget is not None),
@@ -187,6 +190,10 @@ def _record(contents: Contents, scope: Scope, *, complete: bool) -> Run:
         ceilings=(light.record(),) if light else (),
         null_lane=lanes[-1] if lanes else None,
     )
+
+
+def _environment(contents: Contents) -> Environment | None:
+    return next((one.environment for one in contents.done if isinstance(one, Begun)), None)
 
 
 def _coverage(scope: Scope, checks: list[CheckDone]) -> list[Coverage]:

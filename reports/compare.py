@@ -17,6 +17,7 @@ Requirements this file must meet:
 from __future__ import annotations
 
 import statistics
+from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
@@ -25,7 +26,7 @@ from reports import wording
 from reports.summary import WRONG, is_replaced, measured_ratio
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Iterator
 
     from reports.record import Environment, Interval, Run, Timing, Verdict
 
@@ -86,7 +87,7 @@ def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
     if not comparable(base, head):
         raise ComparisonError(_nothing_in_common(base, head, apart, timed_before.keys() & timed_after.keys()))
     changes = [c for key, verdict in after.items() for c in _verdict_changes(before.get(key), verdict)]
-    changes += [_untimed(timed_before.get(key), row) for key, row in timed_after.items() if row.verdict == "FAILED"]
+    changes += _equality_changes(base.timings, head.timings)
     pairs = [(timed_before[key], timed_after[key]) for key in common]
     changes += [c for old, new in pairs for c in _timing_changes(old, new, margin)]
     order = {kind: place for place, kind in enumerate(Kind.__args__)}  # type: ignore[attr-defined]
@@ -252,15 +253,31 @@ def _newly_refused(old: Verdict, new: Verdict) -> str | None:
     return None
 
 
-def _untimed(old: Timing | None, new: Timing) -> Change:
-    """What a FAILED row tells, whatever the machine: equality is no matter of speed."""
-    before = old.verdict if old is not None else "not in the base run"
-    return _timing_change("still wrong" if before == "FAILED" else "wrong", new, f"not timed (before: {before}): {new.reason}")
+def _equality_changes(base: Iterable[Timing], head: Iterable[Timing]) -> Iterator[Change]:
+    """What FAILED rows tell, whatever the machine: equality is no matter of speed. A row whose job could not be built names no
+    baseline, so that one row stands for all of its subject."""
+    before, after = _by_subject(base), _by_subject(head)
+    for subject, new in after.items():
+        old = before.get(subject)
+        was = old.verdict if old is not None else "not in the base run"
+        if new.verdict == "FAILED":
+            kind: Kind = "still wrong" if was == "FAILED" else "wrong"
+            yield _timing_change(kind, new, f"not timed (before: {was}): {new.reason}")
+        elif was == "FAILED":
+            yield _timing_change("fixed", new, "the outputs agree again, so it is timed.")
+
+
+def _by_subject(timings: Iterable[Timing]) -> dict[tuple[str, ...], Timing]:
+    """A row of each subject, one that FAILED where there is one."""
+    found: dict[tuple[str, ...], Timing] = {}
+    for t in timings:
+        key = (t.case, t.workload, t.phase, t.shape, t.dtype, t.device, t.subject)
+        if key not in found or t.verdict == "FAILED":
+            found[key] = t
+    return found
 
 
 def _timing_changes(old: Timing, new: Timing, margin: float) -> list[Change]:
-    if old.verdict == "FAILED" and new.verdict != "FAILED":
-        return [_timing_change("fixed", new, "the outputs agree again, so it is timed.")]
     first, second = measured_ratio(old), measured_ratio(new)
     if first is None or second is None or not is_replaced(new):
         return []

@@ -47,10 +47,11 @@ class Environment(Struct, frozen=True, kw_only=True):
     """Fingerprint of where a run took place. Two timings are comparable only where ``machine`` agrees."""
 
     machine: str
-    """Short stable hash of CPU model, core count and accelerator: equal on equal machines."""
+    """Short stable hash of CPU model, core count, memory in GiB and accelerator: equal on equal machines."""
     cpu: str
     cores: int
     threads: int
+    """With which timings on the CPU were measured."""
     memory_bytes: int
     accelerator: Accelerator | None
     platform: str

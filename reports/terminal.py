@@ -180,6 +180,6 @@ def _wrong_lines(run: Run, summary: Summary) -> Iterator[str]:
     for verdict in summary.wrong:
         failure = verdict.failure
         message = failure.message if failure else verdict.reason
-        again = f" ({wording.reproduce(failure.id, run.id)})" if failure else ""
+        again = f" ({wording.reproduce(failure.id, run.id)})" if failure and failure.script else ""
         symbol = wording.OUTCOME_SYMBOLS[verdict.outcome]
         yield _clean(f"{symbol} {verdict.case}: {verdict.property}: {message}{again}")

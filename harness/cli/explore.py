@@ -80,7 +80,7 @@ def doctor(
     from ..timing.devices import DeviceUnavailable
     from ..timing.opening import open_device
 
-    found = fingerprint(accelerator=True)
+    found = fingerprint()
     notes = [*found.notes, *open_device("cpu").unavailable]
     try:
         open_device("cuda")

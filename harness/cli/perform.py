@@ -19,7 +19,6 @@ from reports import storage
 from reports.record import Environment, Run
 from reports.wording import count
 
-from ..environment import fingerprint
 from ..interrupts import INTERRUPTED
 from ..journal import Journal, Order
 from ..pool import begin
@@ -144,7 +143,6 @@ def _journal(
         device=scope.device,
         budget=scope.budget,
         execution=execution,
-        environment=fingerprint(accelerator=scope.device == "cuda"),
     )
     return Journal.start(out or new_folder(Path("runs"), created, seed), order), scope
 

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
+from policies.source import own_returns
+
 from .source import Missing, arguments, definitions, imported_from, method, names_in, tree_of
 
 Definition = ast.ClassDef | ast.FunctionDef
@@ -95,7 +97,7 @@ def _inherited_method(cls: ast.ClassDef, name: str, known: dict[str, Definition]
 
 def _returns(forward: ast.FunctionDef) -> str:
     said = "unannotated" if forward.returns is None else ast.unparse(forward.returns)
-    handed = [one.value for one in ast.walk(forward) if isinstance(one, ast.Return) and one.value is not None]
+    handed = own_returns(forward)
     return f"{said}; {ast.unparse(handed[-1]) if handed else 'nothing'}"
 
 

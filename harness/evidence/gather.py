@@ -49,10 +49,10 @@ def gather(prop: Property, case: Case, example: Example, replacer: Replacer) -> 
         return Evidence(missing=("The property does not depend on an example: there is none to take apart.",))
     few = max(8, round(NEIGHBOURS / math.sqrt(case.effort)))
     nearest = attempt("nearest passing example", lambda: nearest_passing(example, case.axes, fails, budget=few))
+    if nearest is None and not missing:
+        missing.append("No example nearby was found to pass.")
     stages = attempt("departing stage", lambda: localise(case, example, replacer))
     written = attempt("script", lambda: script(prop, case, example, replacer))
-    if nearest is None and not missing:
-        missing.append("No example nearby passes.")
     if stages == ():
         missing.append("In an ordinary call no stage departs: the fault is in how calls follow each other, or around them.")
     return Evidence(nearest=nearest, stages=stages or (), script=written, missing=tuple(missing))

@@ -9,6 +9,7 @@ is kept: a script that does not show the failure is not evidence.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import sys
 import types
@@ -224,7 +225,7 @@ def _carried_along(prop: Property, case: Case, example: Example, plan: str) -> s
     bundle.imports |= {"import functools", "import logging", "import runpy", "import sys", "import torch"}
     bundle.imports |= {"import warnings"}
     kind = kind_of(case)
-    made = f"{bundle.add(kind.__module__, kind.__name__)}()"
+    made = f"{bundle.add(kind.__module__, kind.__name__)}({', '.join(_told(bundle, one) for one in case.made_with)})"
     if case.device != kind.device:
         made = f"{bundle.add('harness.placed', 'placed')}({made}, {case.device!r})"
     names = {
@@ -242,6 +243,23 @@ def _carried_along(prop: Property, case: Case, example: Example, plan: str) -> s
     parts = [imported, _QUIET.format(library=library), definitions]
     parts += [_JUDGE.format(example=described, **names), _REPLACER, end]
     return _head(prop, case, example, library) + "\n\n\n".join(part.rstrip() for part in parts) + "\n"
+
+
+def _told(bundle: Bundle, made: Any) -> str:
+    """An expression that is ``made``, a dataclass, in the bundle."""
+    for kind in _dataclasses_in(made):
+        bundle.add(kind.__module__, kind.__name__)
+    return repr(made)
+
+
+def _dataclasses_in(value: Any) -> Iterator[type]:
+    if dataclasses.is_dataclass(value):
+        yield type(value)
+        value = tuple(getattr(value, one.name) for one in dataclasses.fields(value))
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    for one in value if isinstance(value, tuple) else ():
+        yield from _dataclasses_in(one)
 
 
 def _end(bundle: Bundle, plan: str, device: str) -> str:

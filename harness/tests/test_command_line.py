@@ -15,7 +15,6 @@ import pytest
 from cases import CASES
 from harness.cli.app import status
 from harness.drift import compare
-from harness.environment import fingerprint
 from harness.journal import CheckDone, Journal, Order
 from harness.properties import BY_NAME
 from reports import storage
@@ -115,7 +114,7 @@ def test_only_the_properties_that_are_named_are_judged(tmp_path: Path, capsys: p
 def begun(folder: Path, **asked: Any) -> Path:
     """An unfinished run of which nothing is done yet."""
     order = {"id": "1", "created": "2026-01-01T00:00:00+00:00", "command": "", "profile": "quick", "seed": 7, "cases": ("opt",)}
-    Journal.start(folder, Order(**(order | {"environment": fingerprint()} | asked))).close()
+    Journal.start(folder, Order(**(order | asked))).close()
     return folder
 
 

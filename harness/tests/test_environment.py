@@ -20,7 +20,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def driver() -> str | None:
-    accelerator = fingerprint(accelerator=True).accelerator
+    accelerator = fingerprint().accelerator
     assert accelerator is not None
     return accelerator.driver
 

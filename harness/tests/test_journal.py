@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.environment import fingerprint
 from harness.journal import CheckDone, Journal, JournalError, Order, read
 from reports.record import Verdict
 from reports.storage import JOURNAL_NAME
@@ -23,7 +22,6 @@ def order() -> Order:
         profile="quick",
         seed=7,
         cases=("bert",),
-        environment=fingerprint(),
     )
 
 

@@ -220,7 +220,7 @@ def test_a_policy_that_cannot_be_timed_does_not_hold(tmp_path: Path) -> None:
 def test_a_workload_that_does_not_fit_the_memory_of_a_check_is_not_timed_and_says_what_would() -> None:
     """It does not fail: nothing of the policy is wrong."""
     subject = Subject("", Contents("Mine", (), None), known="cases.unet:UNetCase")
-    assert time(subject, 1.0, 0, 2**30) == "its workloads need 8 GiB of memory or more; allow it with --memory"
+    assert time(subject, 1.0, 0, 2**30, 2) == "its workloads need 8 GiB of memory or more; allow it with --memory"
 
 
 def test_a_failure_found_without_an_axis_has_a_note_a_line_and_a_script_of_the_policy(

@@ -94,6 +94,10 @@ class DerivedCase(TransformersCase):
         }
         vars(self).update(facts)
 
+    @property
+    def made_with(self) -> tuple[Derivation]:
+        return (self.derivation,)
+
     def apart(self, example: Example) -> Example:
         """``example``, with the last of any values that do not go together back at its simplest."""
         simplest = {axis.name: axis.simplest for axis in self.axes}

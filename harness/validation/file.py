@@ -55,7 +55,9 @@ def look(path: str, name: str | None) -> Contents:
         raise UnusableFile(f'{chosen}.layer_classes has to be a tuple: ("{policy.layer_classes}",)')
     if not isinstance(policy.layer_classes, tuple | list) or not all(isinstance(one, str) for one in policy.layer_classes):
         raise UnusableFile(f'{chosen}.layer_classes has to be a tuple of names: ("module:Class",)')
-    cases = _of_kind(module, Case)
+    cases = [one for one in _of_kind(module, Case) if not inspect.isabstract(getattr(module, one))]
+    if len(cases) > 1:
+        raise UnusableFile(f"{path} has {len(cases)} cases, {cases[0]} and {cases[1]}: leave one of them")
     return Contents(chosen, tuple(policy.layer_classes), cases[0] if cases else None)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 
 from reports.record import Coverage, ErrorBudget, Run, Timing, Verdict
 
@@ -209,8 +210,8 @@ class _Stages:
             self.done.untimed = "a policy that failed a check is not worth a time"
         else:
             try:
-                budget, limits = self.request.budget, self.request.limits
-                timed = self.pool.run(work.time, subject, budget, self.request.seed, limits.memory, besides=budget)
+                budget, memory, threads = self.request.budget, self.request.limits.memory, torch.get_num_threads()
+                timed = self.pool.run(work.time, subject, budget, self.request.seed, memory, threads, besides=budget)
                 self.done.timings, self.done.untimed = ((), timed) if isinstance(timed, str) else (timed, "")
             except Lost as loss:
                 self.done.untimed = f"timing {loss}"
@@ -273,7 +274,7 @@ def record(request: Request, done: Validation, *, run_id: str, created: str, com
         seed=request.seed,
         complete=True,
         seconds=done.seconds,
-        environment=fingerprint(accelerator=request.device == "cuda"),
+        environment=fingerprint(),
         verdicts=tuple(_of_the_policy(one, done, request.device) for one in done.verdicts),
         coverage=tuple(done.coverage),
         timings=done.timings,

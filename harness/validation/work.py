@@ -192,11 +192,9 @@ def fit(subject: Subject) -> Refused:
     return refused_by(subject.policy, subject.case)
 
 
-def time(subject: Subject, budget: float, seed: int, memory: int | None) -> tuple[Timing, ...] | str:
+def time(subject: Subject, budget: float, seed: int, memory: int | None, threads: int) -> tuple[Timing, ...] | str:
     """Time the subject's first workload that fits ``memory`` bytes, or where that is None its device, in float32, replaced
-    against original; a string that says why not where there is none."""
-    import os
-
+    against original, by so many threads; a string that says why not where there is none."""
     import torch
 
     from ..bench.jobs import Job
@@ -214,7 +212,7 @@ def time(subject: Subject, budget: float, seed: int, memory: int | None) -> tupl
     if job is None:
         least = min((job.memory_bytes for job in jobs), default=0) / 2**30
         return f"its workloads need {least:.0f} GiB of memory or more; allow it with --memory" if jobs else "no workload is known"
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads)
     light = measure_ceilings(device, dtypes=(torch.float32,), budget_seconds=1.2)
     rows = time_job(
         job,

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..calls import Returns
+from ..source import own_returns
 
 
 def form_of(original: type[nn.Module], declared: Returns) -> Returns:
@@ -41,7 +42,7 @@ def _returns_tuple(original: type[nn.Module]) -> bool:
         tree = ast.parse(textwrap.dedent(inspect.getsource(original.forward)))
     except (OSError, SyntaxError):
         return False
-    returned = [node.value for node in ast.walk(tree) if isinstance(node, ast.Return)][-1:]
+    returned = own_returns(tree.body[0])[-1:]
     names = {one.id for one in returned if isinstance(one, ast.Name)}
     assigned = [
         node.value

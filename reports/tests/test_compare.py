@@ -124,6 +124,15 @@ def test_a_row_whose_outputs_differ_is_wrong_whether_or_not_the_base_has_its_lik
     assert change.sentence.endswith(": not timed (before: not in the base run): outputs differ")
 
 
+def test_a_row_that_failed_at_another_baseline_is_still_wrong_and_is_fixed_when_its_subject_is_timed():
+    """A job that cannot be built names no baseline."""
+    at_gate = timed(1.4, verdict="FAILED", reason="outputs differ")
+    unbuilt = timed(1.4, verdict="FAILED", reason="no layer was replaced", baseline="original")
+    assert kinds(at_gate, unbuilt) == kinds(unbuilt, at_gate) == ["still wrong"]
+    assert kinds(unbuilt, timed(1.4)) == ["fixed"]
+    assert kinds(timed(1.4), unbuilt) == ["wrong"]
+
+
 @pytest.mark.parametrize("field", ["dtype", "device", "workload", "phase", "shape", "baseline", "subject"])
 def test_only_like_timings_are_compared_and_the_others_are_listed(field):
     found = compare.compare(timed(1.4), timed(1.0, **{field: "other"}))
