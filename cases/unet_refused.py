@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from harness.case import Refusal
 
@@ -39,7 +40,8 @@ def _changed(build: Callable[[], nn.Module], change: Callable[[Any], None]) -> C
 
 
 def _patch(model: Any) -> None:
-    model.forward = lambda *args, **kwargs: None
+    own = model.forward
+    model.forward = lambda *args, **kwargs: tree_map_only(torch.Tensor, lambda one: 2 * one, own(*args, **kwargs))
 
 
 def _fuse(model: Any) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -201,6 +201,11 @@ class Case(ABC):
     def refusals(self) -> tuple[Refusal, ...]:
         """Models with a feature that this case's policy has to refuse by name."""
         return ()
+
+    def changed_layers(self) -> tuple[Refusal, ...]:
+        """The same for a policy from outside, whose replacement may do as well what a changed original does."""
+        refusals = type(self).refusals(self)  # those of its class: an instance is given these in their place
+        return tuple(replace(one, example=one.example or self.simplest) for one in refusals)
 
     def workloads_on(self, device: str) -> tuple[Workload, ...]:
         """What is timed on a device of this type, the most telling first."""

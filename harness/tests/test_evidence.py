@@ -12,12 +12,17 @@ from harness.evidence import gather as gather_module
 from harness.evidence import minimise as minimising
 from harness.evidence.localise import first_departing, localise
 from harness.evidence.minimise import minimise, nearest_passing
+from harness.evidence.script import run_here, script
 from harness.properties import BY_NAME
 from harness.search import quiet, search
+from harness.validation.derive import derive
+from harness.validation.derived import DerivedCase
 from policies import replace_module
 
+from . import tiny
 from .mutants import FEW, MUTANTS, Mutant, case_named, failure_of, mask_ignored, misread, mutant
 
+DERIVED = "transformers.models.bert.modeling_bert:BertLayer"
 MODEL_EQUALITY = BY_NAME["model equality"]
 AXES = (Axis("a", (1, 2, 3)), Axis("b", ("x", "y", "z")), Axis("c", (False, True)), Axis("d", (4, 3, 5), claimed=False))
 
@@ -159,3 +164,11 @@ def test_the_minimal_example_and_its_neighbour_differ_in_the_axis_that_matters()
     failure = failure_of(case_named("llama"), mutant("attention output bias dropped"))
     assert failure.off_simplest == ("attention_bias",)
     assert failure.nearest_passing == {**failure.example, "attention_bias": "False"}
+
+
+def test_a_failure_between_calls_of_a_derived_case_has_a_script_too() -> None:
+    """It takes the derivation along."""
+    case, drifting = DerivedCase(derive(DERIVED)), tiny.around(tiny.drifts)
+    text = script(BY_NAME["call twice"], case, case.simplest, drifting)
+    assert run_here(text, drifting)[0] == 1
+    assert run_here(text, replace_module) == (0, "the property holds")

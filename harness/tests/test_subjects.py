@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cases import CASES
+from harness.validation.fit import without
 from harness.validation.isolation import Limits
 from harness.validation.validate import Request, Validation, record, validate
 from harness.validation.verdict import block
+from policies import replace_module
 
+from .outcomes import outcomes
 from .validated import BAD, LIMITS, reason
 
 KNOWN = tuple((one, entry.path) for entry in CASES for one in entry.policy_entry.load().layer_classes)
@@ -136,3 +141,19 @@ def test_what_a_policy_refuses_in_a_known_case_is_counted_as_refused_and_a_class
     text = said(request, done, tmp_path)
     assert "- refused by name: role=decoder with cross-attention (cross-attention)" in text
     assert "- not judged: transformers.models.llama.modeling_llama has no module class NoSuchLayer" in text
+
+
+def test_a_policy_of_whole_models_from_outside_refuses_in_words_of_its_own_but_does_not_pass_over_a_patch() -> None:
+    case = without(next(entry for entry in CASES if entry.name == "unet").load(), ())
+
+    def in_other_words(model: Any) -> Any:
+        handle = replace_module(model)
+        left = [SimpleNamespace(reason="not this one")] if handle.left else []
+        return SimpleNamespace(model=model, replaced=handle.replaced, left=left, revert=handle.revert)
+
+    def passing_over(model: Any) -> Any:
+        vars(model).pop("forward", None)
+        return replace_module(model)
+
+    assert outcomes(("refusal",), case, in_other_words) == {"refusal": "held"}
+    assert outcomes(("refusal",), case, passing_over) == {"refusal": "failed"}

@@ -13,7 +13,6 @@ from policies.base import DSPolicy
 from policies.swap import UnsupportedLayer
 
 from ..case import Axis, Case, Example, Refusal, Value
-from ..hf.case import TransformersCase
 from ..search import quiet
 
 Refused = tuple[tuple[str, Value, str], ...]
@@ -30,7 +29,7 @@ def refused_by(policy: type[DSPolicy], case: Case) -> Refused:
 def without(case: Case, refused: Refused) -> Case:
     """``case`` as it is asked of a policy from outside: the values of ``refused`` are not among its axes any more, but among its
     refusals."""
-    whole = case.changed_layers if isinstance(case, TransformersCase) else case.refusals
+    whole = case.changed_layers
     own = tuple(
         Refusal(name=f"{name}={value}", feature=feature, build=partial(case.build, case.simplest.with_value(name, value)))
         for name, value, feature in refused
