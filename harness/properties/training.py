@@ -51,6 +51,7 @@ def _gradients(trial: Trial) -> None:
     _freeze(original, frozen)
     what = f"{how}with {len(frozen)} parameters frozen {'before' if early else 'after'} the replacement"
     _same_parameters(*_both(run, original, model, inputs), what)
+    _under_autocast(trial, run, model, inputs, what)
     inputs = Inputs(kwargs=cast(inputs.kwargs, torch.float64), valid=inputs.valid)
     with exact_mode():
         found = {what: _both(run, original.double(), model.double(), inputs)}
@@ -77,6 +78,24 @@ def _gradients_alone(trial: Trial) -> None:
         run(model, inputs)
     mine, its = _both(run, trial.original, model, inputs)
     _same_gradients(trial, mine, its, _largest(mine), f"{how}all parameters")
+
+
+def _under_autocast(trial: Trial, run: Run, model: nn.Module, inputs: Inputs, what: str) -> None:
+    """Forward alone, as people do it: what is saved in one dtype and multiplied in another raises on its way back. What the
+    gradients are is compared elsewhere."""
+
+    def lower(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        with torch.autocast(trial.case.device, dtype=torch.bfloat16):
+            return run(model, inputs)
+
+    try:
+        with original_side():
+            mine = _backward(lower, trial.original, inputs)
+    except OriginalFailed as failure:
+        trial.original.zero_grad()  # what it has added up by then
+        trial.evidence.leave_out("under autocast", failure)
+        return
+    _same_parameters(mine, _backward(lower, model, inputs), f"under autocast, {what}")
 
 
 class _Hook:
@@ -259,7 +278,8 @@ def _step(trial: Trial, model: nn.Module) -> None:
 GRADIENTS = Property(
     name="gradients",
     statement="Gradients through the replacement, of parameters and of what a call is given, through a cache, past hooks, "
-    "of two calls at once and in two passes, are the original's, whichever parameters are frozen before or after.",
+    "of two calls at once, in two passes and under autocast, are the original's, whichever parameters are frozen before or "
+    "after.",
     check=_gradients,
     exact=False,
     share=0.05,

@@ -125,6 +125,11 @@ def test_what_is_kept_of_every_length_is_noticed_and_what_is_kept_of_some_is_not
     assert first_failure(BY_NAME["flat memory"], tiny.around(tiny.keeps_the_last_masks), count=1) is None
 
 
+def test_gradients_that_cannot_go_back_through_autocast_are_noticed() -> None:
+    problem = first_failure(BY_NAME["gradients"], tiny.around(tiny.saves_what_it_was_given), count=20)
+    assert "same dtype" in str(problem)
+
+
 def test_every_property_is_shown_to_bite() -> None:
     # shown in test_rounding.py, test_diffusion_graphs.py and test_around.py
     around = {"several threads", "function transforms", "shared memory"}

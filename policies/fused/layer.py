@@ -320,7 +320,8 @@ class LayerSwap(Swap):
 
 @functools.cache
 def fused_class(original: type[nn.Module], policy: type[AnatomyPolicy]) -> type[nn.Module]:
-    """The fused subclass of ``original`` under ``policy``: one per pair, so that ``type`` comparisons make sense."""
+    """The fused subclass of ``original`` under ``policy``: one per pair, so that ``type`` comparisons make sense. It keeps the
+    original's name, by which accelerate and FSDP know what stays on one device; its qualified name differs."""
 
     @functools.wraps(original.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -332,6 +333,7 @@ def fused_class(original: type[nn.Module], policy: type[AnatomyPolicy]) -> type[
     parameters = tuple(inspect.signature(described).parameters)[1:]
     namespace = {
         "__module__": original.__module__,
+        "__qualname__": f"Fused{original.__qualname__}",
         "__doc__": f"{original.__name__} with a fused forward, installed by {policy.__name__}.",
         "forward": forward,
         "_fused_policy": policy,
@@ -339,7 +341,7 @@ def fused_class(original: type[nn.Module], policy: type[AnatomyPolicy]) -> type[
         "_fused_parameters": parameters,
         "_fused_returns": form_of(original, policy.call.returns),
     }
-    return type(f"Fused{original.__name__}", (FusedLayer, original), namespace)
+    return type(original.__name__, (FusedLayer, original), namespace)
 
 
 def _rebuild(original: type[nn.Module], policy: type[AnatomyPolicy]) -> nn.Module:
