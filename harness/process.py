@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
@@ -133,6 +134,8 @@ SETTINGS = (
         for dtype in ("fp16", "bf16")
     ),
     _attribute("oneDNN", _BACKENDS.mkldnn, "enabled"),
+    _Setting("fast paths of torch's own Transformer", _BACKENDS.mha.get_fastpath_enabled, _BACKENDS.mha.set_fastpath_enabled),
+    _Setting("the collector of garbage", gc.isenabled, lambda enabled: gc.enable() if enabled else gc.disable()),
     _Setting("flash attention", _BACKENDS.cuda.flash_sdp_enabled, _BACKENDS.cuda.enable_flash_sdp),
     _Setting("efficient attention", _BACKENDS.cuda.mem_efficient_sdp_enabled, _BACKENDS.cuda.enable_mem_efficient_sdp),
     _Setting("cuDNN's attention", _BACKENDS.cuda.cudnn_sdp_enabled, _BACKENDS.cuda.enable_cudnn_sdp),

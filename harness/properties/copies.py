@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -49,6 +53,7 @@ def _spoil(model: nn.Module) -> None:
 
 def _pickled(trial: Trial) -> None:
     """torch.save writes what pickle writes and each storage once."""
+    _by_its_library(trial)
     model = trial.replaced.model
     before = living(trial.run_replaced(model, trial.fresh_inputs()), trial.inputs.valid)
     try:
@@ -61,6 +66,26 @@ def _pickled(trial: Trial) -> None:
     loaded = torch.load(io.BytesIO(written), weights_only=False)
     same_state(model, loaded, "saved and loaded", strides=False)
     identical(before, trial.run_replaced(loaded, trial.fresh_inputs()), "the replaced model, saved and loaded")
+
+
+def _by_its_library(trial: Trial) -> None:
+    """What ``save_pretrained`` writes, where a model has it: weights, and a configuration that names the model's class."""
+    if not hasattr(trial.original, "save_pretrained"):
+        return
+    theirs, ours = (_written(one) for one in (trial.original, trial.replaced.model))
+    if theirs.keys() != ours.keys():
+        raise Disagreement(f"save_pretrained writes {', '.join(sorted(ours))}, and {', '.join(sorted(theirs))} of the original")
+    for name, written in theirs.items():
+        if ours[name] != written:
+            raise Disagreement(f"save_pretrained writes another {name} than of the original")
+
+
+def _written(model: Any) -> dict[str, Any]:
+    """Contents of the files that ``save_pretrained`` writes, by their names."""
+    with tempfile.TemporaryDirectory() as folder:
+        with contextlib.redirect_stderr(io.StringIO()):  # where it shows its progress
+            model.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def _saved(model: nn.Module) -> bytes:
@@ -108,7 +133,8 @@ DEEPCOPY = Property(
 
 PICKLED = Property(
     name="pickle",
-    statement="A replaced model that is saved and loaded computes bit for bit the same and takes no more room than the original.",
+    statement="A replaced model that is saved and loaded computes bit for bit the same and takes no more room than the original; "
+    "its library writes the same files of both.",
     check=_pickled,
     exact=False,
     share=0.03,

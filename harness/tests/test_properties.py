@@ -130,6 +130,18 @@ def test_gradients_that_cannot_go_back_through_autocast_are_noticed() -> None:
     assert "same dtype" in str(problem)
 
 
+@pytest.mark.parametrize(
+    ("prop", "replacer", "words"),
+    [
+        ("storages", tiny.around(tiny.keeps_its_cache), "the cache of a call stays alive"),
+        ("pickle", tiny.configured, "save_pretrained writes another config.json"),
+        ("hands off", tiny.seeded, "replacing a model draws random numbers"),
+    ],
+)
+def test_what_is_left_behind_is_noticed(prop: str, replacer: Callable[[nn.Module], Any], words: str) -> None:
+    assert words in str(first_failure(BY_NAME[prop], replacer, count=4))
+
+
 def test_every_property_is_shown_to_bite() -> None:
     # shown in test_rounding.py, test_diffusion_graphs.py and test_around.py
     around = {"several threads", "function transforms", "shared memory"}
@@ -204,7 +216,7 @@ def test_a_replacement_that_saves_what_backward_needs_of_one_call_alone_is_notic
 
 def test_what_goes_wrong_from_the_seventeenth_decoded_token_on_is_noticed() -> None:
     problem = first_failure(BY_NAME["many calls"], tiny.around(tiny.sixteen_places), count=1)
-    assert "120 tokens decoded one by one" in str(problem)
+    assert "264 tokens decoded one by one" in str(problem)
 
 
 def test_a_replacement_that_saves_what_backward_needs_for_one_pass_alone_is_noticed() -> None:

@@ -267,6 +267,23 @@ class _Projected(torch.autograd.Function):
         return gradients[0] @ ctx.saved_tensors[0], None
 
 
+def keeps_its_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    state["cache"] = cache_of(kwargs)
+    return own(*args, **kwargs)
+
+
+def configured(model: nn.Module) -> Replacement:
+    """Leaves a field of its own in the configuration."""
+    handle = replace_module(model)
+    model.config.fused = True
+    return handle
+
+
+def seeded(model: nn.Module) -> Replacement:
+    torch.manual_seed(0)
+    return replace_module(model)
+
+
 def wears_out(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     state["calls"] = state.get("calls", 0) + 1
     return own(*args, **kwargs) * (1.0 if state["calls"] <= 100 else 1.01)
