@@ -72,4 +72,4 @@ def coverage_failure(found: Coverage) -> str | None:
     values = [one for one in found.missed if " with " not in one]
     first = values[0] if values else found.missed[0]
     met = f"{found.pairs_seen} of {found.pairs_claimed} claimed pairs were met"
-    return f"{found.case}: {len(found.missed)} claimed values and pairs were never met, {first} among them ({met})"
+    return f"{found.case}: {len(found.missed)} claimed values and pairs were never judged, {first} among them ({met})"

@@ -186,7 +186,7 @@ def _remarks(run: Run, unavailable: tuple[Verdict, ...]) -> tuple[str, ...]:
     ):
         found = [case for case, name in missed if (" with " in name) == paired]
         if found:
-            remarks.append(f"{wording.count(len(found), one, many)} never drawn: {', '.join(dict.fromkeys(found))}.")
+            remarks.append(f"{wording.count(len(found), one, many)} never judged: {', '.join(dict.fromkeys(found))}.")
     lane = run.null_lane
     if lane is not None and lane.alarms:
         remarks.append(

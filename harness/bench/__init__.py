@@ -1,1 +1,1 @@
-"""Timing replaced against original layers at real dimensions. Start at ``bench.run_jobs``."""
+"""Timing replaced against original layers at real dimensions. Start at ``rows.time_job``."""

@@ -75,7 +75,7 @@ def test_a_nightly_run_fails_for_a_claimed_value_that_was_never_met() -> None:
     found = coverage(_Case(), [_Tally(*(example(a=a, b=b) for a in (1, 2, 3) for b in "xyz"))])  # type: ignore[arg-type]
     assert found.missed[0] == "c=True"
     assert coverage_failure(found) == (
-        "small: 7 claimed values and pairs were never met, c=True among them (15 of 21 claimed pairs were met)"
+        "small: 7 claimed values and pairs were never judged, c=True among them (15 of 21 claimed pairs were met)"
     )
 
 

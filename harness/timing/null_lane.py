@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from harness.timing.devices import Call, Clock, Device
+from harness.timing.devices import Call, Device
 from harness.timing.paired import PairedResult, compare
 from harness.timing.stopping import LAST_SHARE
 from reports.record import NullLane
 
-POWER = 0.95
+CONFIDENCE, POWER = 0.99, 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +45,6 @@ def null_lane(
     comparisons: int,
     budget_seconds: float,
     seed: int,
-    margin: float = 0.01,
-    confidence: float = 0.99,
-    clock: Clock = "end_to_end",
 ) -> NullLaneResult:
     """Compare each of ``calls`` in turn with itself, ``comparisons`` times in all, ``budget_seconds`` at most for each.
 
@@ -62,16 +59,13 @@ def null_lane(
             device=device,
             budget_seconds=budget_seconds,
             seed=seed + number,
-            margin=margin,
-            confidence=confidence,
-            clock=clock,
         )
         for number in range(comparisons)
     ]
     return NullLaneResult(
         results=tuple(results),
         alarms=count_alarms(results),
-        smallest_effect=smallest_effect(results, confidence=confidence),
+        smallest_effect=smallest_effect(results),
     )
 
 
@@ -80,14 +74,14 @@ def count_alarms(results: Iterable[PairedResult]) -> int:
     return sum(result.verdict in ("FASTER", "SLOWER") for result in results)
 
 
-def smallest_effect(results: Iterable[PairedResult], *, confidence: float = 0.99) -> float | None:
+def smallest_effect(results: Iterable[PairedResult]) -> float | None:
     """Relative difference found with probability ``POWER`` when a comparison goes on to its planned end.
 
     Median over ``results``. The standard error at the end is that at the stop, times the square root of pairs measured over
     pairs planned; the difference must exceed it by the normal quantiles of the last look and of the power (the usual
     sample-size formula).
     """
-    quantiles = float(stats.norm.isf((1 - confidence) * LAST_SHARE / 2) + stats.norm.ppf(POWER))
+    quantiles = float(stats.norm.isf((1 - CONFIDENCE) * LAST_SHARE / 2) + stats.norm.ppf(POWER))
     effects = [
         math.expm1(quantiles * result.standard_error * math.sqrt(result.pairs / result.planned_pairs))
         for result in results

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from harness.timing.devices import Call, Clock, Conditions, Device, disturbances
 from harness.timing.stability import instabilities
-from harness.timing.statistics import PAIRS_IN_BLOCK, PLAUSIBLE_RATIO, Judgement, judge
+from harness.timing.statistics import PAIRS_IN_BLOCK, Judgement, judge
 from harness.timing.stopping import FIRST_LOOK_BLOCKS, Look, plan_looks, settled
 from reports.record import Interval, TimingVerdict
 
@@ -81,7 +81,6 @@ class _Plan:
 class _Rules:
     margin: float
     confidence: float
-    plausible_ratio: float
 
 
 def compare(
@@ -94,7 +93,6 @@ def compare(
     margin: float = 0.01,
     confidence: float = 0.99,
     clock: Clock = "end_to_end",
-    plausible_ratio: float = PLAUSIBLE_RATIO,
 ) -> PairedResult:
     """Time ``subject`` against ``baseline`` until the answer is settled or the budget is spent.
 
@@ -104,7 +102,7 @@ def compare(
     Raises ``ValueError`` for a budget, margin or confidence that makes no sense; what a callable raises passes through.
     """
     _check(budget_seconds, margin, confidence)
-    rules = _Rules(margin=margin, confidence=confidence, plausible_ratio=plausible_ratio)
+    rules = _Rules(margin=margin, confidence=confidence)
     start = device.now()
     with _collector_held_off():
         timed, wall = _warm_up((baseline, subject), device=device, until=start + _WARM_UP_SHARE * budget_seconds, clock=clock)
@@ -213,7 +211,6 @@ def _sample(
             margin=rules.margin,
             confidence=rules.confidence,
             share=plan.looks[-1].share if last else look.share,
-            plausible_ratio=rules.plausible_ratio,
         )
         if last or settled(judgement, margin=rules.margin):
             break

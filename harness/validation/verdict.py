@@ -15,11 +15,13 @@ HINTS = {
     "file": "fix the file; nothing else could be looked at",
     "case": "name a layer in layer_classes whose model can be built, or write a Case beside the policy",
     "reading": "make read() describe the layer, or refuse it: raise layer.refuse('the feature')",
-    "contract": "the five methods follow from the anatomy; look at heads, head_size and which linear is which",
+    "contract": "what callers read has to stay: forward's parameters, attributes, parameter names; of what read() describes, "
+    "look at heads, head_size and which linear is which",
     "layer equality": "compare the stages in the report: the first that departs is the part that is described wrongly",
     "model equality": "layers agree alone but not in the model: look at what the model hands to them (call=...)",
     "cache": "look at cache=... of the call and at cache_index",
-    "refusal": "refuse what the description cannot express: raise layer.refuse('the feature')",
+    "refusal": "refuse what cannot be expressed: read() by layer.refuse('the feature'), a policy of another kind by "
+    "UnsupportedLayer('the feature')",
 }
 """What to look at first, by the property that does not hold."""
 NO_FLOAT64 = (

@@ -53,12 +53,9 @@ _MAKING = threading.RLock()
 class FusedState:
     """What one replacement derived from its layer, and what has happened to it."""
 
-    def __init__(
-        self, layer: FusedLayer, policy: type[AnatomyPolicy], execution: Plan, *, packing: bool, shared: frozenset[str]
-    ) -> None:
+    def __init__(self, layer: FusedLayer, policy: type[AnatomyPolicy], execution: Plan, *, shared: frozenset[str]) -> None:
         self.policy = policy
         self.execution = execution
-        self.packing = packing
         self.shared = shared
         self.calls = 0
         self.fallbacks: Counter[str] = Counter()
@@ -90,7 +87,7 @@ class FusedState:
                     layer._fused_by_rows |= by_rows(anatomy.linears, self.shared)
                 self.by_rows = bool(layer._fused_by_rows)
                 operators = Plan.PLAIN if self.execution in CAPTURED else self.execution
-                self.core = FusedTransformerLayer(anatomy, operators, packing=self.packing, shared=self.shared, ours=ours)
+                self.core = FusedTransformerLayer(anatomy, operators, shared=self.shared, ours=ours)
             self.graph = self._graphed(layer) if self.execution in CAPTURED else None
         # Packed weights are given back behind the replacement's back: it has to find out from each of them. A graph reads each
         # of them where it was.
@@ -153,7 +150,6 @@ class FusedLayer(nn.Module):
     _fused_parameters: ClassVar[tuple[str, ...]]
     _fused_returns: ClassVar[Returns]
     _fused_plan: Plan = Plan.PLAIN
-    _fused_packing: bool = True
     _fused_backend: type[CaptureBackend] = CudaGraphBackend
     _fused_shared: frozenset[str] = frozenset()
     _fused_by_rows: frozenset[str] = frozenset()
@@ -171,9 +167,7 @@ class FusedLayer(nn.Module):
     def _fused_make_state(self) -> None:
         with _MAKING:
             if self._fused_state is None:
-                self._fused_state = FusedState(
-                    self, self._fused_policy, self._fused_plan, packing=self._fused_packing, shared=self._fused_shared
-                )
+                self._fused_state = FusedState(self, self._fused_policy, self._fused_plan, shared=self._fused_shared)
 
     @torch.compiler.disable
     def _fused_untraced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

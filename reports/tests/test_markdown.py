@@ -170,8 +170,8 @@ def test_values_and_pairs_that_were_never_drawn_are_told_apart():
     missed = ("batch=1", "batch=1 with way=decode", "batch=1 with way=encode")
     coverage = record.Coverage(case="vae", axes={}, pairs_seen=1, pairs_claimed=3, missed=missed)
     remarks = summarize(synthetic.run(coverage=(coverage,))).remarks
-    assert "1 claimed value was never drawn: vae." in remarks
-    assert "2 claimed pairs of values were never drawn: vae." in remarks
+    assert "1 claimed value was never judged: vae." in remarks
+    assert "2 claimed pairs of values were never judged: vae." in remarks
 
 
 def test_a_row_that_could_not_be_timed_is_named_with_its_reason_on_a_page_and_on_a_terminal():
