@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from harness.case import Case, Example, Inputs
 from harness.exact import exact_mode
+from harness.properties import BY_NAME
 from harness.properties.memory import bytes_held
+from harness.properties.settings import FREE_U
+from harness.search import tell
 from harness.trial import cast
 from policies.replace import replace_module
 from policies.swap import UnsupportedLayer
@@ -348,3 +351,21 @@ def test_a_moved_model_keeps_nothing_of_the_weights_that_it_had() -> None:
     UNET.run(replaced, inputs)
     held = bytes_held(replaced)
     assert bytes_held(replaced.to("meta")) < held / 10
+
+
+def test_factors_that_are_read_when_a_model_is_replaced_and_not_when_they_are_set_are_noticed() -> None:
+    """As of FreeU, which somebody switches on later."""
+
+    def remembering(model: Any) -> Any:
+        handle = replace_module(model)
+        known = [{name: getattr(block, name, None) for name in FREE_U} for block in model.up_blocks]
+
+        def as_known(*_: Any) -> None:
+            for block, own in zip(model.up_blocks, known, strict=True):
+                vars(block).update(own)
+
+        model.register_forward_pre_hook(as_known)
+        return handle
+
+    failed, why = tell(BY_NAME["settings"], UNET, remembering, UNET.simplest)
+    assert failed and "FreeU of the model, set after the replacement" in str(why)

@@ -33,6 +33,8 @@ TRIES = 4
 """Changes of a kind that are tried until one makes a difference."""
 FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 """What is called and has no class of its own to inherit from."""
+FREE_U = {"s1": 0.9, "s2": 0.2, "b1": 1.5, "b2": 1.6}
+"""Its factors, as they are recommended for Stable Diffusion 1."""
 DROPPED = 0.5
 """The share of elements that a dropout takes where one is left on."""
 
@@ -111,7 +113,7 @@ def _proposed(trial: Trial) -> Iterator[Iterable[Later]]:
     if trial.case.layered:
         kinds = [(_numbers,), (_counts,), (_flags,), (_class,), (chosen.choice((_configured, _mode)),)]
     else:
-        kinds = [(_configured,), (_numbers,), (_counts,), (_flags,), (_padding,), (_class,)]
+        kinds = [(_configured,), (_numbers,), (_counts,), (_flags,), (_padding,), (_freed,), (_class,)]
     for some in (*kinds, (_functions,)):
         yield itertools.chain.from_iterable(_of_kind(kind, trial) for kind in some)
 
@@ -193,6 +195,24 @@ def _of_a_subclass(function: Callable[..., Any]) -> Callable[..., Any]:
 def _padding(part: nn.Module) -> list[tuple[str, Change]]:
     """As images that tile are made."""
     return [("padding_mode", _to("padding_mode", "circular"))] if isinstance(part, nn.Conv2d) else []
+
+
+def _freed(part: nn.Module) -> list[tuple[str, Change]]:
+    """FreeU, whose factors stand on no block until somebody asks for it."""
+    return [("FreeU", _with_free_u)] if hasattr(part, "enable_freeu") else []
+
+
+def _with_free_u(part: Any) -> Undo:
+    before = [{name: vars(block)[name] for name in FREE_U if name in vars(block)} for block in part.up_blocks]
+    part.enable_freeu(**FREE_U)
+
+    def undo() -> None:
+        for block, values in zip(part.up_blocks, before, strict=True):
+            for name in FREE_U:
+                vars(block).pop(name)
+            vars(block).update(values)
+
+    return undo
 
 
 def _set_on(part: nn.Module) -> list[tuple[str, Any]]:
