@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +13,7 @@ from reports.summary import WRONG
 
 from .environment import fingerprint
 from .interrupts import heed
-from .journal import Begun, CeilingsDone, CheckDone, Contents, Journal, Order, TimingDone, TimingsPlanned, read
+from .journal import Begun, CeilingsDone, CheckDone, Contents, Journal, TimingDone, TimingsPlanned, read
 from .profiles import depth
 from .registry import CaseEntry, choose
 from .timing.light import best, held_against
@@ -33,54 +32,44 @@ class Watcher(Protocol):
     def say(self, line: str) -> None: ...
 
 
-@dataclass(frozen=True)
-class Scope:
-    """What a run covers."""
-
-    entries: tuple[CaseEntry, ...]
-    check: bool
-    bench: bool
-    device: str = "cpu"
-    budget: float = 0.0
-    workers: int | None = None
-
-
-def perform(journal: Journal, scope: Scope, watcher: Watcher) -> Run:
-    """Do what is left of a run and write its record. On interruption what is done is in the journal."""
+def perform(journal: Journal, entries: tuple[CaseEntry, ...], watcher: Watcher, *, workers: int | None = None) -> Run:
+    """Do what is left of a run, which is of the cases ``entries``, and write its record. On interruption what is done is in the
+    journal."""
     if _environment(journal.contents) is None:
         journal.append(Begun(environment=fingerprint()))
-    if scope.check:
-        _check(journal, scope, watcher)
-    if scope.bench:
-        _bench(journal, scope, watcher)
-    run = _record(journal.contents, scope, complete=True)
+    if journal.order.check:
+        _check(journal, entries, watcher, workers)
+    if journal.order.bench:
+        _bench(journal, entries, watcher)
+    run = _record(journal.contents, entries, complete=True)
     write(run, journal.folder)
     journal.remove()
     return run
 
 
-def _check(journal: Journal, scope: Scope, watcher: Watcher) -> None:
+def _check(journal: Journal, entries: tuple[CaseEntry, ...], watcher: Watcher, workers: int | None) -> None:
     from .properties import choose_properties
     from .workers import Task, run_tasks
 
     done = {(one.verdict.case, one.verdict.property) for one in journal.done if isinstance(one, CheckDone)}
-    device = "cpu" if scope.bench else scope.device  # a GPU takes many times as long for an example: launches, not arithmetic
-    profile = depth(journal.order.profile, journal.order.examples)
+    order = journal.order
+    device = "cpu" if order.bench else order.device  # a GPU takes many times as long for an example: launches, not arithmetic
+    profile = depth(order.profile, order.examples)
     tasks = []
-    for entry in scope.entries:
+    for entry in entries:
         if entry.unavailable is not None:
             if not any(case == entry.name for case, _ in done):
-                journal.append(CheckDone(verdict=_unavailable(entry, journal.order.seed)))
+                journal.append(CheckDone(verdict=_unavailable(entry, order.seed)))
             continue
         case = entry.load()
         tasks += [
-            Task(entry, prop.name, profile, journal.order.seed, journal.order.execution, device)
-            for prop in choose_properties(journal.order.properties)
+            Task(entry, prop.name, profile, order.seed, order.execution, device)
+            for prop in choose_properties(order.properties)
             if prop.applies(case) and (entry.name, prop.name) not in done
         ]
     heed()
     watcher.begin("checks", len(tasks))
-    for _, checked in run_tasks(tasks, workers=scope.workers or processes_on(device)):
+    for _, checked in run_tasks(tasks, workers=workers or processes_on(device)):
         journal.append(
             CheckDone(
                 verdict=checked.verdict,
@@ -112,7 +101,7 @@ def _unavailable(entry: CaseEntry, seed: int) -> Verdict:
     )
 
 
-def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
+def _bench(journal: Journal, entries: tuple[CaseEntry, ...], watcher: Watcher) -> None:
     from .bench.jobs import DTYPES, plan_jobs
     from .bench.rates import measure_rates
     from .bench.rows import not_timed, time_job, warm_call
@@ -121,12 +110,13 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
     from .timing.opening import open_device
 
     heed()
-    entries = [entry for entry in scope.entries if entry.unavailable is None]
-    device = open_device(scope.device)
+    order = journal.order
+    here = [entry for entry in entries if entry.unavailable is None]
+    device = open_device(order.device)
     begun = next((one for one in journal.done if isinstance(one, TimingsPlanned)), None)
-    rates = begun.rates if begun else measure_rates(device, DTYPES[scope.device])
+    rates = begun.rates if begun else measure_rates(device, DTYPES[order.device])
     keys = begun.keys if begun else None
-    plan = plan_jobs(entries, device=scope.device, budget=scope.budget, rates=rates, free_bytes=device.free_bytes(), keys=keys)
+    plan = plan_jobs(here, device=order.device, budget=order.budget, rates=rates, free_bytes=device.free_bytes(), keys=keys)
     if begun is None:
         journal.append(TimingsPlanned(rates=rates, keys=tuple(job.key for job in plan.jobs)))
     done = {one.key for one in journal.done if isinstance(one, TimingDone)}
@@ -138,16 +128,14 @@ def _bench(journal: Journal, scope: Scope, watcher: Watcher) -> None:
     if not jobs:
         return
     watcher.begin("timings", len(jobs))
-    lane = null_lane(
-        [warm_call(device)], device=device, comparisons=3, budget_seconds=plan.seconds_a_pair, seed=journal.order.seed
-    )
+    lane = null_lane([warm_call(device)], device=device, comparisons=3, budget_seconds=plan.seconds_a_pair, seed=order.seed)
     journal.append(CeilingsDone(light=measure_ceilings(device), null_lane=lane.record()))
     for job in jobs:
         if job.entry.name in wrong:
             # Equality is a gate: a policy that failed a check is not worth a time.
             rows = not_timed(job, device, "a check of this case failed")
         else:
-            rows = time_job(job, device=device, seconds_a_pair=plan.pair_seconds(job), seed=journal.order.seed)
+            rows = time_job(job, device=device, seconds_a_pair=plan.pair_seconds(job), seed=order.seed)
         journal.append(TimingDone(key=job.key, timings=rows))
         watcher.timed(rows)
     journal.append(CeilingsDone(light=measure_ceilings(device)))
@@ -157,23 +145,17 @@ def so_far(folder: Path, known: tuple[CaseEntry, ...]) -> Run:
     """What the unfinished run in ``folder`` has found. Raises ``JournalError``, and ``UnknownCase`` where it is about a case
     that is not ``known``."""
     contents = read(folder)
-    return _record(contents, scope_of(contents.order, known), complete=False)
+    return _record(contents, choose(known, contents.order.cases), complete=False)
 
 
-def scope_of(order: Order, known: tuple[CaseEntry, ...], workers: int | None = None) -> Scope:
-    """What a run that goes on covers: what it was first asked for."""
-    entries = choose(known, order.cases)
-    return Scope(entries, check=order.check, bench=order.bench, device=order.device, budget=order.budget, workers=workers)
-
-
-def _record(contents: Contents, scope: Scope, *, complete: bool) -> Run:
+def _record(contents: Contents, entries: tuple[CaseEntry, ...], *, complete: bool) -> Run:
     order = contents.order
     checks = [one for one in contents.done if isinstance(one, CheckDone)]
     measured = [one for one in contents.done if isinstance(one, CeilingsDone)]
     light = best([one.light for one in measured]) if measured else None
     rows = [row for one in contents.done if isinstance(one, TimingDone) for row in one.timings]
     lanes = [one.null_lane for one in measured if one.null_lane is not None]
-    places = {entry.name: place for place, entry in enumerate(scope.entries)}
+    places = {entry.name: place for place, entry in enumerate(entries)}
     return Run(
         id=order.id,
         created=order.created,
@@ -184,7 +166,7 @@ def _record(contents: Contents, scope: Scope, *, complete: bool) -> Run:
         seconds=contents.seconds,
         environment=_environment(contents) or fingerprint(),
         verdicts=tuple(sorted((one.verdict for one in checks), key=lambda one: places.get(one.case, 0))),
-        coverage=tuple(_coverage(scope, checks)) if scope.check else (),
+        coverage=tuple(_coverage(entries, checks)) if order.check else (),
         budgets=tuple(one.budget for one in checks if one.budget is not None),
         timings=tuple(held_against(light, row) for row in rows) if light else (),
         ceilings=(light.record(),) if light else (),
@@ -196,12 +178,12 @@ def _environment(contents: Contents) -> Environment | None:
     return next((one.environment for one in contents.done if isinstance(one, Begun)), None)
 
 
-def _coverage(scope: Scope, checks: list[CheckDone]) -> list[Coverage]:
+def _coverage(entries: tuple[CaseEntry, ...], checks: list[CheckDone]) -> list[Coverage]:
     from .check import Checked
     from .coverage import coverage
 
     found = []
-    for entry in scope.entries:
+    for entry in entries:
         mine = [one for one in checks if one.verdict.case == entry.name and one.verdict.outcome != "unavailable"]
         if mine:
             checked = [

@@ -9,7 +9,7 @@ import sys
 import uuid
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -22,8 +22,8 @@ from reports.wording import count
 from ..interrupts import INTERRUPTED
 from ..journal import Journal, Order
 from ..pool import begin
-from ..registry import CaseEntry
-from ..run import Scope, new_folder, scope_of
+from ..registry import CaseEntry, choose
+from ..run import new_folder
 from ..run import perform as perform_run
 from . import options
 from .output import print_json
@@ -51,9 +51,13 @@ def check(
     from policies.plans import settle
 
     settle(plan)
-    scope = Scope(options.chosen(ctx, cases), check=True, bench=False, device=device, workers=workers)
-    names = _applying(properties, scope.entries) if properties else ()
-    return _perform(*_journal(ctx, scope, profile, seed, out, resume, examples, names, plan), json=json)
+    entries = options.chosen(ctx, cases)
+    named = _applying(properties, entries) if properties else ()
+    journal = _journal(
+        ctx, entries, seed, out, resume,
+        check=True, profile=profile, examples=examples, properties=named, execution=plan, device=device,
+    )  # fmt: skip
+    return _perform(ctx, journal, workers=workers, json=json)
 
 
 def _applying(properties: list[str], entries: tuple[CaseEntry, ...]) -> tuple[str, ...]:
@@ -79,10 +83,11 @@ def bench(
     json: options.Json = False,
 ) -> int:
     """Time replaced against original layers at published dimensions, in interleaved pairs."""
-    scope = Scope(options.chosen(ctx, cases), check=False, bench=True, device=device, budget=budget)
+    entries = options.chosen(ctx, cases)
     if list_only:
-        return _list_jobs(scope, json=json)
-    return _perform(*_journal(ctx, scope, "bench", seed, out, resume), json=json)
+        return _list_jobs(entries, device, budget, json=json)
+    journal = _journal(ctx, entries, seed, out, resume, bench=True, profile="bench", device=device, budget=budget)
+    return _perform(ctx, journal, json=json)
 
 
 def run(
@@ -102,29 +107,31 @@ def run(
 ) -> int:
     """Check, then time, then write the report: the main job."""
     seconds = budget if budget is not None else QUICK_BUDGET if profile == "quick" else CHECK_BUDGET
-    scope = Scope(options.chosen(ctx, cases), check=True, bench=True, device=device, budget=seconds, workers=workers)
-    return _perform(*_journal(ctx, scope, profile, seed, out, resume), json=json)
+    entries = options.chosen(ctx, cases)
+    journal = _journal(ctx, entries, seed, out, resume, check=True, bench=True, profile=profile, device=device, budget=seconds)
+    return _perform(ctx, journal, workers=workers, json=json)
 
 
 def _journal(
     ctx: typer.Context,
-    scope: Scope,
-    profile: str,
+    entries: tuple[CaseEntry, ...],
     seed: int | None,
     out: Path | None,
     resume: Path | None,
-    examples: int | None = None,
-    properties: tuple[str, ...] = (),
-    execution: str = "auto",
-) -> tuple[Journal, Scope]:
+    *,
+    device: str,
+    profile: str,
+    check: bool = False,
+    **asked: Any,
+) -> Journal:
+    """The journal of a new run, of which ``asked`` is what else it is to do, or of the one in ``resume``."""
     if resume is not None:
         options.see_nothing_else(ctx, "resume", "workers", "json")
         journal = Journal.resume(resume)
-        scope = scope_of(journal.order, ctx.find_root().obj, scope.workers)
-        options.see_device(scope.device)
-        return journal, scope
-    options.see_device(scope.device)
-    if scope.check:
+        options.see_device(journal.order.device)
+        return journal
+    options.see_device(device)
+    if check:
         options.see_profile(profile)
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     if seed is None:
@@ -135,27 +142,24 @@ def _journal(
         command=shlex.join(["harness", *sys.argv[1:]]),
         profile=profile,
         seed=seed,
-        cases=tuple(entry.name for entry in scope.entries),
-        examples=examples,
-        properties=properties,
-        check=scope.check,
-        bench=scope.bench,
-        device=scope.device,
-        budget=scope.budget,
-        execution=execution,
+        cases=tuple(entry.name for entry in entries),
+        check=check,
+        device=device,
+        **asked,
     )
-    return Journal.start(out or new_folder(Path("runs"), created, seed), order), scope
+    return Journal.start(out or new_folder(Path("runs"), created, seed), order)
 
 
-def _perform(journal: Journal, scope: Scope, *, json: bool) -> int:
+def _perform(ctx: typer.Context, journal: Journal, *, workers: int | None = None, json: bool) -> int:
     from reports import terminal
 
-    if scope.check:
+    entries = choose(ctx.find_root().obj, journal.order.cases)
+    if journal.order.check:
         begin()  # before this process imports what takes seconds too
     with Reporter() as reporter:
         reporter.say(f"run {journal.folder}, profile {journal.order.profile}, seed {journal.order.seed}")
         try:
-            finished = perform_run(journal, scope, reporter)
+            finished = perform_run(journal, entries, reporter, workers=workers)
         except KeyboardInterrupt:
             journal.close()
             reporter.say(
@@ -230,17 +234,17 @@ def _begun(created: datetime) -> datetime:
     return created if created.tzinfo is not None else created.replace(tzinfo=timezone.utc)
 
 
-def _list_jobs(scope: Scope, *, json: bool) -> int:
+def _list_jobs(entries: tuple[CaseEntry, ...], kind: str, budget: float, *, json: bool) -> int:
     from rich.table import Table
 
     from ..bench.jobs import DTYPES, plan_jobs
     from ..bench.rates import measure_rates
     from ..timing.opening import open_device
 
-    device = open_device(scope.device)
-    rates = measure_rates(device, DTYPES[scope.device])
-    entries = tuple(entry for entry in scope.entries if entry.unavailable is None)
-    plan = plan_jobs(entries, device=scope.device, budget=scope.budget, rates=rates, free_bytes=device.free_bytes())
+    device = open_device(kind)
+    rates = measure_rates(device, DTYPES[kind])
+    entries = tuple(entry for entry in entries if entry.unavailable is None)
+    plan = plan_jobs(entries, device=kind, budget=budget, rates=rates, free_bytes=device.free_bytes())
     if json:
         rows = [{"key": job.key, "seconds": plan.cost(job)} for job in plan.jobs]
         left = [{"key": job.key, "reason": reason} for job, reason in plan.left_out]
@@ -253,6 +257,6 @@ def _list_jobs(scope: Scope, *, json: bool) -> int:
         table.add_row(job.key, f"left out: {reason}")
     console = Console(width=None if Console().is_terminal else 200)
     console.print(table)
-    over = f", more than --budget {scope.budget:g}: one is always timed" if plan.estimate > scope.budget else ""
+    over = f", more than --budget {budget:g}: one is always timed" if plan.estimate > budget else ""
     print(f"{count(len(plan.jobs), 'row')} in about {plan.estimate:.0f} s, {len(plan.left_out)} left out{over}")
     return 0

@@ -113,7 +113,15 @@ def test_only_the_properties_that_are_named_are_judged(tmp_path: Path, capsys: p
 
 def begun(folder: Path, **asked: Any) -> Path:
     """An unfinished run of which nothing is done yet."""
-    order = {"id": "1", "created": "2026-01-01T00:00:00+00:00", "command": "", "profile": "quick", "seed": 7, "cases": ("opt",)}
+    order = {
+        "id": "1",
+        "check": True,
+        "created": "2026-01-01T00:00:00+00:00",
+        "command": "",
+        "profile": "quick",
+        "seed": 7,
+        "cases": ("opt",),
+    }
     Journal.start(folder, Order(**(order | asked))).close()
     return folder
 
