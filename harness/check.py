@@ -79,9 +79,8 @@ def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
     if found.original_failed is not None:
         example, why = found.original_failed
         return ("error" if found.original_raised else "vacuous"), f"{why} [{example}]"
-    left_out = "; ".join(f"{what} ({why})" for what, why in found.not_asked.items())
     if found.examples == 0:
-        return ("unavailable", f"not asked: {left_out}") if left_out else ("vacuous", "no example was run")
+        return ("unavailable", "; ".join(found.not_asked.values())) if found.not_asked else ("vacuous", "no example was run")
     if not prop.once and found.replaced == 0:
         return "vacuous", "no layer was replaced in any example"
     if prop in ROUNDING and not found.budgets_used:
@@ -90,6 +89,7 @@ def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
         return "vacuous", "no call was replayed from a graph"
     if not found.refusals and prop.name == "refusal":
         return "vacuous", "no model that has to be refused was tried"
+    left_out = "; ".join(f"{what} ({why})" for what, why in found.not_asked.items())
     return "held", left_out and f"not asked: {left_out}"
 
 

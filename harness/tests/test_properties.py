@@ -185,7 +185,7 @@ def test_what_no_original_can_do_is_not_judged() -> None:
     """A hook that is a local function cannot be pickled."""
     assert verdict_on("pickle", Limited(IndexError())) == (
         "unavailable",
-        "not asked: some examples (the original cannot be pickled: Can't pickle local object 'Limited.build.<locals>.limited')",
+        "the original cannot be pickled: Can't pickle local object 'Limited.build.<locals>.limited'",
     )
 
 
