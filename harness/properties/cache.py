@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import random
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Inputs
-from ..trial import Trial, fused_path, original_side
+from ..trial import OriginalFailed, Trial, fused_path, original_side, replacement_side
 from .base import Property, cached, relation_holds, same_outputs
+from .inputs import other_inputs
 
 PER_TOKEN = ("input_ids", "position_ids")
 OUTPUT = "last_hidden_state"
+BRANCHES = 4
+"""Tokens of a tree."""
 
 
 def cached_trial(trial: Trial) -> Trial:
@@ -125,25 +129,63 @@ def _cache(trial: Trial) -> None:
         # The original agrees with itself however it is called (dynamic rotary scaling, for one, does not).
         once = trial.replaced.model(**alone).last_hidden_state
         same_outputs(trial, {OUTPUT: once}, {OUTPUT: actual}, valid, f"one call against {what}")
+    _as_a_tree(trial, kwargs, expected_cache)
     _continue_elsewhere(trial, kwargs, expected_cache, actual_cache)
 
 
+def _as_a_tree(trial: Trial, kwargs: dict[str, Any], cache: Any) -> None:
+    """Several tokens at once behind the original's cache, of which none is bound to see all that came before it, as drafts of
+    what may be said next are verified together. What the cache holds of padding, which an eager layer does not hide where it
+    is given truth values, is each side's own."""
+    what = f"{BRANCHES} tokens at once behind a cache, each with its own mask"
+    ids = other_inputs(trial, 1, **{**trial.example.values, "tokens": BRANCHES}).kwargs["input_ids"]
+    call = {**extended(kwargs, ids), **_tree(trial, kwargs)}
+    try:
+        with original_side():
+            expected = trial.original(**call, past_key_values=copy.deepcopy(cache)).last_hidden_state
+    except OriginalFailed as failure:
+        trial.evidence.leave_out(what, failure)
+        return
+    with replacement_side(what):
+        actual = trial.replaced.model(**call, past_key_values=copy.deepcopy(cache)).last_hidden_state
+    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, what)
+
+
+def _tree(trial: Trial, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """A mask (B, 1, n, S), of truth or to be added, by which a token sees what counts of the past, itself and some of the new
+    ones before it, and, for models that can be told, its position (B, n): behind as many of them."""
+    ids, mask, seed = kwargs["input_ids"], kwargs.get("attention_mask"), trial.example.seed
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(2, (len(ids), 1, BRANCHES, BRANCHES), generator=generator).to(ids.device).bool()
+    branches = drawn.tril() | torch.eye(BRANCHES, dtype=torch.bool, device=ids.device)
+    past = (torch.ones_like(ids) if mask is None else mask).bool()[:, None, None].expand(-1, -1, BRANCHES, -1)
+    seen = torch.cat((past, branches), dim=-1)
+    added = torch.zeros(seen.shape, dtype=trial.dtype, device=ids.device).masked_fill(~seen, torch.finfo(trial.dtype).min)
+    call = {"attention_mask": seen if seed & 2 else added}
+    if "position_ids" in inspect.signature(trial.original.forward).parameters:
+        call["position_ids"] = ids.shape[1] - 1 + branches[:, 0].sum(-1)
+    return call
+
+
 def _continue_elsewhere(trial: Trial, kwargs: dict[str, Any], expected_cache: Any, actual_cache: Any) -> None:
-    """Each side's cache serves the other for one more token."""
-    more = extended(kwargs, kwargs["input_ids"][:, :1])
+    """Each side's cache serves the other for one more token, of which the caller may want no cache back."""
+    more = extended(kwargs, kwargs["input_ids"][:, :1]) | {"use_cache": bool(trial.example.seed & 4)}
     for_replaced = copy.deepcopy(expected_cache)
     with original_side("with its own cache"):
         expected = {OUTPUT: trial.original(**more, past_key_values=expected_cache).last_hidden_state}
     actual = {OUTPUT: trial.original(**more, past_key_values=actual_cache).last_hidden_state}
     same_outputs(trial, expected, actual, None, "the original, continuing from the replaced model's cache")
-    actual = {OUTPUT: trial.replaced.model(**more, past_key_values=for_replaced).last_hidden_state}
-    same_outputs(trial, expected, actual, None, "the replaced model, continuing from the original's cache")
+    what = "continuing from the original's cache"
+    with replacement_side(what):
+        actual = {OUTPUT: trial.replaced.model(**more, past_key_values=for_replaced).last_hidden_state}
+    same_outputs(trial, expected, actual, None, f"the replaced model, {what}")
 
 
 CACHE = Property(
     name="cache",
     statement="Prefill followed by steps, steps alone and chunks give what the original gives and what one call gives, "
-    "and the cache that either side leaves serves the other.",
+    "and the cache that either side leaves serves a tree of tokens with a mask of its own and, with use_cache or without, the "
+    "other side.",
     check=_cache,
     applies=cached,
     share=0.2,

@@ -219,6 +219,17 @@ def test_what_goes_wrong_from_the_seventeenth_decoded_token_on_is_noticed() -> N
     assert "264 tokens decoded one by one" in str(problem)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (tiny.masks_by_the_last_row, "4 tokens at once behind a cache, each with its own mask"),
+        (tiny.no_cache_to_give_back, "continuing from the original's cache"),
+    ],
+)
+def test_a_cache_in_an_unusual_call_is_asked_for(wrong: Callable[..., Any], said: str) -> None:
+    assert said in str(first_failure(BY_NAME["cache"], tiny.around(wrong), count=20))
+
+
 def test_a_replacement_that_saves_what_backward_needs_for_one_pass_alone_is_noticed() -> None:
     problem = first_failure(BY_NAME["gradients"], tiny.around(tiny.saves_for_one_pass), count=20)
     assert isinstance(problem, Disagreement)

@@ -117,6 +117,24 @@ def spoils_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any)
     return output
 
 
+def masks_by_the_last_row(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Behind a cache, takes a mask for padding, which the last query's row has, and for causal."""
+    mask = kwargs["attention_mask"]
+    if mask is not None and 1 < mask.shape[-2] < mask.shape[-1]:
+        queries, keys = mask.shape[-2:]
+        hidden = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1)
+        lowest = False if mask.dtype is torch.bool else torch.finfo(mask.dtype).min
+        kwargs["attention_mask"] = mask[..., -1:, :].expand_as(mask).masked_fill(hidden, lowest)
+    return own(*args, **kwargs)
+
+
+def no_cache_to_give_back(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Takes a cache that is not wanted back for none."""
+    if kwargs.get("use_cache") is False:
+        kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
+    return own(*args, **kwargs)
+
+
 def own_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """Keeps keys on the module, whatever the caller has done to the cache or whoever's it is."""
     cache, kept = cache_of(kwargs), state.get("keys")
