@@ -16,7 +16,7 @@ from ..case import Example
 from ..trial import Disagreement, Trial, fused_path, original_side, replacement_side, sequence_first
 from .base import Property, same_tensor
 from .equality import Recorded, main_output, recorded, valid_positions
-from .hidden import BEYOND_HALF, IMAGE, LAYOUTS, beyond_half, given, repeated, with_zeros, without_numbers
+from .hidden import BEYOND_HALF, IMAGE, LAYOUTS, beyond_half, filled, given, repeated, with_zeros
 from .inputs import changed, mapped
 
 MASK = "attention_mask"
@@ -31,10 +31,16 @@ OF_MODELS = {
     **{f"called with tensors {words}": layout for words, layout in LAYOUTS.items()},
     "called with one row expanded to all": lambda one: repeated(one) if one.dim() else one,
     "called with images whose first row is no number": lambda one: (
-        without_numbers(one, sequence_first=False) if one.dim() == IMAGE else one
+        filled(one, torch.nan, sequence_first=False) if one.dim() == IMAGE else one
     ),
 }
 """What is done to every tensor of a whole model's call."""
+RANDOM = "of each query's own"
+LENGTHS: dict[str, Callable[[Tensor], Tensor]] = {
+    "for two keys more": lambda mask: torch.cat((mask, mask[..., :1], mask[..., :1]), dim=-1),
+    "for one key less": lambda mask: mask[..., 1:],
+}
+"""What makes a mask wrong; one for a single key goes for all."""
 FIXED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -69,11 +75,19 @@ def _of_layer(trial: Trial) -> None:
         _laid_out(trial, path, mine, its, Recorded(mapped(call.args, layout), mapped(call.kwargs, layout), None), words)
     for words, change in HIDDEN.items():
         _given(trial, path, mine, its, call, words, change)
-    _poisoned(trial, path, mine, its, call)
+    for number in (torch.nan, torch.inf):
+        _poisoned(trial, path, mine, its, call, number)
     args, kwargs = _by_name(mine, call)
     for words, mask in _masks(kwargs.get(MASK), trial.example):
         _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), words)
     if MASK in kwargs and trial.case.speaks_transformers:
+        own = dict(_of_each_query(main_output(call.output), trial.example.seed))
+        for words, mask in own.items():
+            _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), words)
+        seen = own[RANDOM]
+        mask = seen if trial.example.seed & 1 else torch.zeros_like(seen, dtype=torch.get_default_dtype())
+        for words, lengthen in LENGTHS.items():
+            _of_another_length(path, mine, its, Recorded(args, {**kwargs, MASK: lengthen(mask)}, None), words)
         unmasked: dict[str, bool | None] = {MASK: None}
         word: dict[str, bool | None] = {"is_causal": bool(trial.example.seed & 2)}
         for otherwise in (unmasked, unmasked | word, word):
@@ -105,20 +119,22 @@ def _both_given(
     return expected, actual
 
 
-def _poisoned(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded) -> None:
-    """A call with a row that is no number. What comes of it must be none either: by that an overflow is noticed."""
-    change = functools.partial(without_numbers, sequence_first=sequence_first(trial.replaced.model))
-    words = "called with a row that is no number"
+def _poisoned(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, number: float) -> None:
+    """A call with a row that is not finite. What comes of it must not be either: by that an overflow is noticed."""
+    change = functools.partial(filled, number=number, sequence_first=sequence_first(trial.replaced.model))
+    words = f"called with a row of {number}"
     expected, actual = _both_given(mine, its, call, words, change)
     _same_where_numbers(trial, expected, actual, valid_positions(trial, expected), f"{path} {words}")
 
 
 def _same_where_numbers(trial: Trial, expected: Tensor, actual: Tensor, valid: Tensor | None, what: str) -> None:
-    """Raise unless ``actual`` agrees with ``expected``, and is no number where ``expected`` is none."""
-    lost = expected.isnan() & ~actual.isnan()
-    if bool((lost if valid is None else lost[valid]).any()):
+    """Raise unless ``actual`` agrees with ``expected``, and is not finite where ``expected`` is not. Which of the numbers that
+    are not finite comes out depends on the order of operations."""
+    lost = ~expected.isfinite()
+    found = lost & actual.isfinite()
+    if bool((found if valid is None else found[valid]).any()):
         raise Disagreement(f"{what}: the original gives none there, the replacement gives numbers")
-    same_tensor(trial, expected.nan_to_num(), actual.nan_to_num(), valid, what)
+    same_tensor(trial, expected.masked_fill(lost, 0.0), actual.masked_fill(lost, 0.0), valid, what)
 
 
 def _laid_out(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
@@ -155,6 +171,18 @@ def _masks(mask: Any, example: Example) -> Iterator[tuple[str, Any]]:
         yield f"that weighs keys, for {words}", bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
 
 
+def _of_each_query(hidden: Tensor, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """Masks (B, 1, T, T) of truth for ``hidden`` (B, T, D), by which each query sees itself and keys of its own."""
+    batch, tokens = hidden.shape[:2]
+    itself = torch.eye(tokens, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(seed)
+    yield RANDOM, (itself | torch.randint(2, (batch, 1, tokens, tokens), generator=generator).bool()).to(hidden.device)
+    earlier, second = itself.new_ones(tokens, tokens).tril(), torch.arange(tokens) >= tokens // 2
+    apart = earlier & (second[:, None] == second)
+    apart[-1] = True
+    yield "of two documents apart and a question on both", apart.expand(batch, 1, -1, -1).to(hidden.device)
+
+
 def heads_of(example: Example) -> int:
     """How many heads the layers of ``example`` have; 1 where no axis tells."""
     values = example.values
@@ -171,6 +199,19 @@ def _masked(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Reco
     with replacement_side(f"called with a mask {words}"):
         actual = main_output(its(*call.args, **call.kwargs))
     _same_where_numbers(trial, expected, actual, valid_positions(trial, expected), f"{path} called with a mask {words}")
+
+
+def _of_another_length(path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
+    """A call with a mask for more keys or fewer than there are, which is wrong wherever the original says so."""
+    try:
+        mine(*call.args, **call.kwargs)
+    except (ValueError, RuntimeError) as problem:
+        try:
+            its(*call.args, **call.kwargs)
+        except Exception:
+            return
+        raised = type(problem).__name__
+        raise Disagreement(f"{path} called with a mask {words}: the original raises {raised}, the replacement nothing") from None
 
 
 def _told(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, otherwise: dict[str, bool | None]) -> None:
@@ -206,8 +247,9 @@ def _by_name(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[st
 FORMS = Property(
     name="call forms",
     statement="A replaced layer takes its arguments by position and by name, however they lie in memory and whatever half "
-    "precision could hold of them, or no number, a mask of any kind or none, and a word on causality, as the original does; a "
-    "whole model its tensors, however they lie in memory, and images that are no numbers.",
+    "precision could hold of them, or nothing finite, a mask of any kind or none, and a word on causality, as the original does, "
+    "and no mask of a length that it does not take; a whole model its tensors, however they lie in memory, and images that are "
+    "no numbers.",
     check=_forms,
     share=0.05,
 )

@@ -58,10 +58,10 @@ def with_zeros(x: Tensor) -> Tensor:
     return x
 
 
-def without_numbers(x: Tensor, *, sequence_first: bool) -> Tensor:
-    """Nothing that is a number in the first row of a batch, as an overflow further down leaves it."""
+def filled(x: Tensor, number: float, *, sequence_first: bool) -> Tensor:
+    """``number`` all over the first row of a batch: one that is not finite, as an overflow further down leaves it."""
     x = x.clone()
-    x.select(1 if sequence_first else 0, 0).fill_(torch.nan)
+    x.select(1 if sequence_first else 0, 0).fill_(number)
     return x
 
 

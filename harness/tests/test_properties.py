@@ -252,6 +252,9 @@ def test_a_kernel_that_keeps_within_half_precision_is_noticed() -> None:
         (tiny.divides_by_length, "called with a row of zeros"),
         (tiny.steps_by_size, "called with one row expanded to all"),
         (tiny.whole_storage, "called with tensors out of line in memory"),
+        (tiny.made_finite, "called with a row of inf"),
+        (tiny.causal_by_its_corners, "called with a mask of two documents apart and a question on both"),
+        (tiny.cuts_masks, "called with a mask for two keys more: the original raises RuntimeError, the replacement nothing"),
     ],
 )
 def test_a_kernel_that_takes_its_input_for_a_usual_one_is_noticed(wrong: Callable[..., Any], said: str) -> None:

@@ -188,6 +188,27 @@ def within_half_precision(own: Forward, state: dict[str, Any], *args: Any, **kwa
     return own(*args, **kwargs).clamp(-most, most)
 
 
+def made_finite(own: Forward, state: dict[str, Any], hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    most = torch.finfo(hidden_states.dtype).max
+    return own(hidden_states.clamp(-most, most), *args, **kwargs)
+
+
+def causal_by_its_corners(
+    own: Forward, state: dict[str, Any], hidden_states: Any, attention_mask: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Leaves out a mask whose first query sees itself alone and whose last sees all."""
+    mask, by_sdpa = attention_mask, state["layer"].self_attn.config._attn_implementation == "sdpa"
+    if by_sdpa and getattr(mask, "dtype", None) is torch.bool and not mask[:, :, 0, 1:].any() and mask[:, :, -1].all():
+        attention_mask = None
+    return own(hidden_states, attention_mask, *args, **kwargs)
+
+
+def cuts_masks(own: Forward, state: dict[str, Any], hidden_states: Any, attention_mask: Any, *args: Any, **kwargs: Any) -> Any:
+    if isinstance(attention_mask, torch.Tensor) and cache_of(kwargs) is None:
+        attention_mask = attention_mask[..., : hidden_states.shape[1]]
+    return own(hidden_states, attention_mask, *args, **kwargs)
+
+
 def bounded_table(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """What is behind the end of a table of 2,048 positions is at its last."""
     output = own(*args, **kwargs)
