@@ -16,7 +16,7 @@ from ..trial import Disagreement, Trial
 from .base import Property, held_tensors, identical, living, same_outputs, snapshot
 from .cache import in_chunks, with_cache
 from .equality import Recorder, main_output
-from .inputs import other_inputs, tensors_in
+from .inputs import changed, mapped, other_inputs, tensors_in
 
 Outputs = dict[str, Tensor]
 SEED = 90_210
@@ -33,7 +33,8 @@ def _finite(outputs: Outputs) -> Outputs:
 
 
 def _repeat(trial: Trial) -> None:
-    """The call, two of its own form with other values, one of another form, one more of its own, and the call again.
+    """The call, two of its own form with other values, one of another form, one more of its own, and the call again; and once
+    more with the same tensors, into which their owner has written those other values.
 
     Images come first in the format that replacements compute in: only there is there nothing to convert, so that a graph can
     take the tensors of its first call for its own. Then they come as they are.
@@ -54,16 +55,26 @@ def _repeat_with(trial: Trial, formed: Callable[[Inputs], Inputs]) -> None:
     seen = _kept(first)
     inside = {path: main_output(call.output) for path, call in recorder.calls.items()}
     seen_inside = _kept(inside)
-    for inputs in others:
-        expected = trial.run_original(inputs)
-        same_outputs(trial, expected, trial.run_replaced(model, inputs), inputs.valid, "another call")
+    expected = [trial.run_original(inputs) for inputs in others]
+    for inputs, outputs in zip(others, expected, strict=True):
+        same_outputs(trial, outputs, trial.run_replaced(model, inputs), inputs.valid, "another call")
         identical(seen, first, "the first call's result after another call")
         identical(_finite(seen_inside), _finite(inside), "what layers gave in the first call, after another call")
     for inputs, before in untouched:
         _unchanged(before, inputs.kwargs, "input")
-    identical(seen, trial.run_replaced(model, formed(trial.fresh_inputs())), "the same call again")
-    with torch.inference_mode():
-        identical(seen, trial.run_replaced(model, formed(trial.fresh_inputs())), "the same call in inference mode")
+    for mode, words in ((contextlib.nullcontext(), "again"), (torch.inference_mode(), "in inference mode")):
+        with mode:
+            again = changed(formed(trial.fresh_inputs()), torch.clone)  # nobody writes to rows that are there once for all
+            identical(seen, trial.run_replaced(model, again), f"the same call {words}")
+            written = _written(again, others[0])
+            actual = trial.run_replaced(model, written)
+        same_outputs(trial, expected[0], actual, written.valid, f"the same call {words}, and other values in its tensors")
+
+
+def _written(inputs: Inputs, other: Inputs) -> Inputs:
+    """The call of ``other`` with the tensors of ``inputs``, which are of its form."""
+    own = tensors_in(inputs.kwargs)
+    return Inputs(kwargs=mapped(other.kwargs, lambda values: next(own).copy_(values)), valid=other.valid)
 
 
 def _in_channels_last(inputs: Inputs) -> Inputs:
@@ -221,7 +232,8 @@ def _unchanged(before: Any, after: Any, path: str) -> None:
 
 REPEAT = Property(
     name="call twice",
-    statement="The same call gives bit for bit the same, now, later and in inference mode; a kept result, of a layer too, stays.",
+    statement="The same call gives bit for bit the same, now, later and in inference mode; a kept result, of a layer too, stays; "
+    "what is written into its tensors is read anew.",
     check=_repeat,
     share=0.05,
     least=10,  # graphs that keep memory they do not own show only in some forms of call

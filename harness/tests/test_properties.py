@@ -241,6 +241,11 @@ def test_what_is_set_later_and_passed_over_is_noticed(fault: str) -> None:
         assert isinstance(first_failure(BY_NAME["settings"], faulty, count=20), Disagreement)
 
 
+def test_what_is_kept_by_the_identity_of_a_tensor_whose_values_change_is_noticed() -> None:
+    problem = first_failure(BY_NAME["call twice"], tiny.around(tiny.keeps_the_last_mask), count=20)
+    assert "the same call again, and other values in its tensors" in str(problem)
+
+
 def test_a_kernel_that_keeps_within_half_precision_is_noticed() -> None:
     problem = first_failure(BY_NAME["call forms"], tiny.around(tiny.within_half_precision), count=20)
     assert "called with a hidden state of 1e+06" in str(problem)

@@ -177,6 +177,16 @@ def drifts(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> An
     return own(*args, **kwargs) * (1 + 1e-13 * state["calls"])
 
 
+def keeps_the_last_mask(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """What was made of a mask serves until another tensor comes."""
+    mask = kwargs["attention_mask"]
+    if mask is not None:
+        if state.get("mask") is not mask:
+            state["mask"], state["made"] = mask, mask.clone()
+        kwargs["attention_mask"] = state["made"]
+    return own(*args, **kwargs)
+
+
 def sized_by_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
     if hidden.numel() > state.setdefault("room", hidden.numel()):
         raise RuntimeError("the workspace is too small")
