@@ -9,7 +9,7 @@ import contextlib
 import functools
 from collections.abc import Callable
 from itertools import repeat
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +163,27 @@ def _of_another_class(trial: Trial) -> None:
         valid_in(trial.inputs, kwargs),
         fused=not listens,
     )
+    _both(
+        trial,
+        lambda model: in_chunks(model, kwargs, lengths, _with_layers_of_its_own(model))[0],
+        f"a cache whose layers are of the caller's own class, calls of {lengths} tokens",
+        valid_in(trial.inputs, kwargs),
+        fused=False,
+    )
+
+
+def _with_layers_of_its_own(model: nn.Module) -> Any:
+    """The library's cache, of layers that give back something else than they were given."""
+    from transformers.cache_utils import DynamicLayer
+
+    class Weighing(DynamicLayer):  # type: ignore[misc]
+        def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            keys, values = super().update(*args, **kwargs)
+            return 1.25 * keys, 0.75 * values
+
+    cache, config = own_cache(model), cast(Any, model.config)
+    getattr(cache, "self_attention_cache", cache).layers = [Weighing() for _ in range(config.num_hidden_layers)]
+    return cache
 
 
 def _compressing() -> type:
@@ -243,8 +264,8 @@ FRESH_CACHE = Property(
 
 OTHER_CACHE = Property(
     name="cache of another class",
-    statement="A cache of the caller's own class is asked for keys and values, and what it answers is attended to, as by "
-    "the original.",
+    statement="A cache of the caller's own class, or with layers of one, is asked for keys and values, and what it answers is "
+    "attended to, as by the original.",
     check=_of_another_class,
     applies=cached,
     share=0.03,

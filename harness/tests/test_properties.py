@@ -230,6 +230,11 @@ def test_a_cache_in_an_unusual_call_is_asked_for(wrong: Callable[..., Any], said
     assert said in str(first_failure(BY_NAME["cache"], tiny.around(wrong), count=20))
 
 
+def test_layers_of_the_callers_own_in_the_librarys_cache_are_asked_for() -> None:
+    problem = first_failure(BY_NAME["cache of another class"], tiny.around(tiny.knows_its_layers), count=20)
+    assert "a cache whose layers are of the caller's own class" in str(problem)
+
+
 def test_a_replacement_that_saves_what_backward_needs_for_one_pass_alone_is_noticed() -> None:
     problem = first_failure(BY_NAME["gradients"], tiny.around(tiny.saves_for_one_pass), count=20)
     assert isinstance(problem, Disagreement)

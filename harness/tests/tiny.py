@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from harness.case import Axis, Example
 from harness.hf.case import TransformersCase
@@ -160,6 +161,20 @@ def knows_its_caches(own: Forward, state: dict[str, Any], *args: Any, **kwargs: 
     if cache is not None and not type(cache).__module__.startswith("transformers."):
         raise TypeError("only the library's caches are known")
     return own(*args, **kwargs)
+
+
+def knows_its_layers(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Appends to what any layer of the library's cache holds, and asks none of them."""
+    cache = cache_of(kwargs)
+    if type(cache) is not DynamicCache:
+        return own(*args, **kwargs)
+    classes = [type(layer) for layer in cache.layers]
+    for layer in cache.layers:
+        layer.__class__ = DynamicLayer
+    output = own(*args, **kwargs)
+    for layer, its in zip(cache.layers, classes, strict=False):
+        layer.__class__ = its
+    return output
 
 
 def leaks_rows(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
