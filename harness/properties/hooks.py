@@ -9,9 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from ..trial import Disagreement, Trial
-from .base import Property, same_outputs
-from .inputs import mapped
+from ..case import Inputs
+from ..trial import Disagreement, Trial, original_side, replacement_side
+from .base import Property, same_outputs, same_tensor
+from .cache import with_cache
+from .equality import main_output
+from .inputs import mapped, tensors_in
+from .sizes import decoded
 
 SCALE = 2.0
 """What a hook multiplies floats by, so that it shows whether it had its effect."""
@@ -23,11 +27,12 @@ def scaled(value: Any) -> Any:
 
 
 class Hook:
-    """One hook on one module: counts its calls and scales what it is shown."""
+    """One hook on one module: counts its calls, and scales what it is shown or keeps it, with a copy."""
 
     def __init__(self, module: nn.Module, kind: str) -> None:
         self.module = module
         self.calls = 0
+        self.shown: list[tuple[Tensor, Tensor]] = []
         self.remove: Callable[[], None] = getattr(self, f"_{kind}")()
 
     def _output(self) -> Callable[[], None]:
@@ -53,10 +58,17 @@ class Hook:
         own = self.module.forward
         self.module.forward = lambda *args, **kwargs: self._count(own(*args, **kwargs))
 
-        def remove() -> None:
-            del self.module.forward
+        return lambda: vars(self.module).pop("forward", None)
 
-        return remove
+    def _look(self) -> Callable[[], None]:
+        """What keeps activations does: it changes nothing, and holds on to what it was shown."""
+
+        def hook(_: nn.Module, args: Any, output: Any) -> None:
+            self.calls += 1
+            shown = (*tensors_in(args), main_output(output))  # beside it there may be weights that nobody asked for
+            self.shown += [(one, one.clone()) for one in shown if isinstance(one, Tensor) and one.is_floating_point()]
+
+        return self.module.register_forward_hook(hook).remove
 
     def _count(self, output: Any) -> Any:
         self.calls += 1
@@ -73,46 +85,79 @@ KINDS = {
     "global": "a hook on all modules, of which it minds one,",
     "global_input": "a pre-hook on all modules, of which it minds one,",
     "patch": "a forward of its own",
+    "look": "a forward hook that only looks",
 }
 
 
+LOOKED_AT = 3
+"""Modules of a layer at a time: with a hook on each of them a replacement may leave all to the original."""
 MODULES = 12
 """Modules hooked at a time where a whole model is replaced, which has hundreds."""
 
 
 def _hooks(trial: Trial) -> None:
     chosen = random.Random(trial.example.seed)
-    paths = _paths(trial, chosen)
-    kind = chosen.choice(tuple(KINDS))
-    late = kind in ("global", "global_input", "patch") or chosen.random() < 0.5
+    kind = chosen.choice((*KINDS, "look"))
+    late = kind in ("global", "global_input") or chosen.random() < 0.5
+    paths = _paths(trial, chosen, kind, late=late)
+    run, words = _run(trial, chosen)
     model = trial.replaced.model if late else trial.copy()
     its = [Hook(model.get_submodule(path), kind) for path in paths]
     mine = [Hook(trial.original.get_submodule(path), kind) for path in paths]
-    where = paths[0] if trial.case.layered else f"each of {len(paths)} modules"
-    what = f"{KINDS[kind]} on {where}, put there {'after' if late else 'before'} the replacement"
+    where = ", ".join(paths) if trial.case.layered else f"each of {len(paths)} modules"
+    what = f"{KINDS[kind]} on {where}, put there {'after' if late else 'before'} the replacement{words}"
     try:
         if not late:
             _replace_hooked(trial, model)
             for hook in its:
-                hook.calls = 0  # a policy may try a layer out before it replaces it
-        expected = trial.run_original(trial.inputs)
-        actual = trial.case.run(model, trial.fresh_inputs())
+                hook.calls, hook.shown = 0, []  # a policy may try a layer out before it replaces it
+        with original_side(f"with {what}"):
+            expected = run(trial.original, trial.fresh_inputs())
+        with replacement_side(f"with {what}"):
+            actual = run(model, trial.fresh_inputs())
     finally:
         for hook in (*mine, *its):
             hook.remove()
     for path, own, other in zip(paths, mine, its, strict=True):
         if own.calls != other.calls:
             raise Disagreement(f"{what}: called {other.calls} times on {path}, in the original {own.calls} times")
+        _same_shown(trial, own, other, f"{what}: {path}")
     same_outputs(trial, expected, actual, trial.inputs.valid, what)
     _gone(trial, model, what)
 
 
-def _paths(trial: Trial, chosen: random.Random) -> list[str]:
-    """A layer or a module inside it; some modules inside a model that is replaced as a whole."""
+def _run(trial: Trial, chosen: random.Random) -> tuple[Callable[[nn.Module, Inputs], dict[str, Tensor]], str]:
+    """One call, or where there is a cache as often a prompt and steps, for which kernels of their own are written."""
+    if not trial.case.caches(trial.example) or chosen.random() < 0.5:
+        return trial.case.run, ""
+    return lambda model, inputs: decoded(model, with_cache(inputs)), ", the last tokens decoded"
+
+
+def _same_shown(trial: Trial, own: Hook, other: Hook, what: str) -> None:
+    """Raise unless both were shown the same, and what they keep is still the same after the call. Padding is nobody's."""
+    mine, its = own.shown, other.shown
+    if [one.shape for one, _ in mine] != [one.shape for one, _ in its]:
+        shapes = (", ".join(str(tuple(one.shape)) for one, _ in shown) for shown in (its, mine))
+        raise Disagreement("{}: is shown tensors of shapes {}, in the original {}".format(what, *shapes))
+    valid = trial.inputs.valid
+    for expected, actual in zip(mine, its, strict=True):
+        if valid is None or bool(valid.all()) or expected[0].shape[:2] == valid.shape:
+            where = valid if valid is not None and expected[0].shape[:2] == valid.shape else None
+            same_tensor(trial, expected[1], actual[1], where, f"{what}: what it is shown")
+            same_tensor(trial, expected[0], actual[0], where, f"{what}: what it was shown, after the call")
+
+
+def _paths(trial: Trial, chosen: random.Random, kind: str, *, late: bool) -> list[str]:
+    """A layer or a module inside it, some of those for a hook that only looks; some modules inside a model that is replaced as
+    a whole. What has a forward of its own before the replacement is a layer, as accelerate's are."""
     layer = chosen.choice(trial.replaced.replaced).path
     inner = [name for name, _ in trial.original.get_submodule(layer).named_modules() if name]
     if not trial.case.layered:
         return chosen.sample(inner, min(MODULES, len(inner)))
+    if kind == "look":
+        return [f"{layer}.{name}" for name in chosen.sample(inner, min(LOOKED_AT, len(inner)))]
+    if kind == "patch" and not late:
+        return [layer]
     return [chosen.choice([layer, *(f"{layer}.{name}" for name in chosen.sample(inner, min(2, len(inner))))])]
 
 
@@ -135,7 +180,7 @@ def _gone(trial: Trial, model: nn.Module, what: str) -> None:
 HOOKS = Property(
     name="hooks",
     statement="Hooks on a layer or inside it, put there before the replacement or after, are called as often as in the "
-    "original and have the same effect.",
+    "original, in a call and in steps of decoding, are shown the same, and have the same effect.",
     check=_hooks,
-    share=0.06,
+    share=0.08,
 )

@@ -142,6 +142,20 @@ def test_what_is_left_behind_is_noticed(prop: str, replacer: Callable[[nn.Module
     assert words in str(first_failure(BY_NAME[prop], replacer, count=4))
 
 
+@pytest.mark.parametrize(
+    ("replacer", "words"),
+    [
+        (tiny.around(tiny.deaf_in_steps), "the last tokens decoded: called "),
+        (tiny.around(tiny.hooked(tiny.by_rows)), "is shown tensors of shapes"),
+        (tiny.around(tiny.hooked(tiny.in_place)), "what it was shown, after the call"),
+        (tiny.unpatching, ": called 0 times on layers.0"),
+    ],
+    ids=["steps", "shapes", "in place", "patch"],
+)
+def test_hooks_that_see_less_or_something_else_are_noticed(replacer: Callable[[nn.Module], Any], words: str) -> None:
+    assert words in str(first_failure(BY_NAME["hooks"], replacer, count=60))
+
+
 def test_every_property_is_shown_to_bite() -> None:
     # shown in test_rounding.py, test_diffusion_graphs.py and test_around.py
     around = {"several threads", "function transforms", "shared memory"}

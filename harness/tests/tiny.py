@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.models.llama.modeling_llama import LlamaMLP
 
 from harness.case import Axis, Example
 from harness.hf.case import TransformersCase
@@ -334,6 +335,54 @@ class _Projected(torch.autograd.Function):
 def keeps_its_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     state["cache"] = cache_of(kwargs)
     return own(*args, **kwargs)
+
+
+def deaf_in_steps(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    """Has a kernel for decoding that calls no module."""
+    if hidden.shape[1] > 1 or cache_of(kwargs) is None:
+        return own(hidden, *args, **kwargs)
+    hooks = [one._forward_hooks for one in state["layer"].modules()]
+    hooks += [one._forward_pre_hooks for one in state["layer"].modules()]
+    kept = [dict(one) for one in hooks]
+    for one in hooks:
+        one.clear()
+    try:
+        return own(hidden, *args, **kwargs)
+    finally:
+        for one, before in zip(hooks, kept, strict=True):
+            one.update(before)
+
+
+def hooked(forward: Callable[[Any, Any], Any]) -> Callable[..., Any]:
+    """A change by which an MLP that has hooks inside is run by ``forward(mlp, x)``."""
+
+    def change(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        mlp = state["layer"].mlp
+        if not any(one._forward_hooks for one in mlp.modules()):
+            return own(*args, **kwargs)
+        kind = type(mlp)
+        mlp.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+        try:
+            return own(*args, **kwargs)
+        finally:
+            mlp.__class__ = kind
+
+    return change
+
+
+def by_rows(mlp: Any, x: Any) -> Any:
+    return LlamaMLP.forward(mlp, x.flatten(0, 1)).view(x.shape)
+
+
+def in_place(mlp: Any, x: Any) -> Any:
+    return LlamaMLP.forward(mlp, x).mul_(2) / 2
+
+
+def unpatching(model: nn.Module) -> Replacement:
+    """Puts its own forward where somebody has put one before."""
+    for one in model.modules():
+        vars(one).pop("forward", None)
+    return replace_module(model)
 
 
 def configured(model: nn.Module) -> Replacement:

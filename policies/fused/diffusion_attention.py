@@ -21,6 +21,7 @@ from .linear import Projection, can_pack, held_by_nobody_else, pack, unpack
 from .products import scaled_dot_product_attention
 from .swapped import Swapped, apply, differentiated, is_plain, linear
 from .transforms import compiling, not_plain
+from .watch import inner_hooks
 
 _SDPA = "diffusers.models.attention_processor:AttnProcessor2_0"
 _EAGER = "diffusers.models.attention_processor:AttnProcessor"
@@ -99,7 +100,8 @@ class FusedAttention(Swapped):
             return "inputs that are not images or token sequences"
         if encoder is not None and (encoder.dim() != 3 or encoder.shape[0] != hidden.shape[0]):
             return "encoder states of another batch"
-        return None
+        # The original gives its norm images laid out as sequences, which a hook sees.
+        return inner_hooks([self.group_norm]) if hidden.dim() == 4 and self.group_norm is not None else None
 
     def fused_bind(self) -> None:
         """Pack the projections, where they may be. Their storages change, their values do not."""
