@@ -14,7 +14,6 @@ from torch import Tensor
 from ..calls import CACHE_NAMES, RotarySource
 from ..releases import at_least
 from .attention import AttentionCall
-from .masks import by_sdpa
 from .transformer import EncoderStates
 from .transforms import compiling
 
@@ -165,7 +164,12 @@ def _causal(state: FusedState, causal: Any) -> bool | None:
     reads only the mask."""
     if state.refusal is not None or "is_causal" in state.policy.call.ignored:
         return None
-    return bool(causal) if by_sdpa(state.core.anatomy.attention) else None
+    return bool(causal) if _by_sdpa(state) else None
+
+
+def _by_sdpa(state: FusedState) -> bool:
+    config = getattr(state.core.anatomy.attention.module, "config", None)
+    return getattr(config, "_attn_implementation", None) == "sdpa"
 
 
 def _added(mask: Any) -> bool:
@@ -176,7 +180,7 @@ def _added(mask: Any) -> bool:
 def not_a_mask(state: FusedState, mask: Any) -> str | None:
     """Why ``mask``, which holds no numbers to add, is none here: only sdpa reads truth values as keys that are seen. Eager
     attention adds 0 and 1, and torch has no integer masks."""
-    if state.refusal is not None or (getattr(mask, "dtype", None) is torch.bool and by_sdpa(state.core.anatomy.attention)):
+    if state.refusal is not None or (getattr(mask, "dtype", None) is torch.bool and _by_sdpa(state)):
         return None
     return _kind(mask)
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from ..anatomy import Attention, Causality
 from ..releases import at_least
 
-_MASKS_ARE_CUT = not at_least("transformers", "5.4")
-"""Whether masks may be longer than there are keys: transformers 5.0 made them so, and its eager attention cut them. Since then
-no layer takes one, and torch's attention refuses it here as well."""
+_ONE_LONGER = not at_least("transformers", "5.4")
+"""transformers 5.0 made masks one key longer than there are keys, and its layers cut them. Any other length is an error, here as
+there, and torch's attention raises it."""
 
 
 def resolve(
@@ -30,7 +30,7 @@ def resolve(
     always = attention.causality in (Causality.ALWAYS, Causality.ONLY)
     if attention.causality is Causality.ONLY:
         mask = None
-    if _MASKS_ARE_CUT and mask is not None and mask.shape[-1] > keys and not by_sdpa(attention):
+    if _ONE_LONGER and mask is not None and mask.shape[-1] == keys + 1:
         mask = mask[..., :keys]
     if causal is None:
         causal = attention.causality is Causality.IF_NO_MASK
@@ -46,12 +46,6 @@ def resolve(
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)
     return mask, False
-
-
-def by_sdpa(attention: Attention) -> bool:
-    """Whether transformers is configured to run ``attention`` by torch's scaled dot-product attention."""
-    config = getattr(attention.module, "config", None)
-    return getattr(config, "_attn_implementation", None) == "sdpa"
 
 
 def spread_if_blind(query: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
