@@ -41,8 +41,10 @@ _ROTARY = {
 """The argument that brings cosines and sines, or what they are made of."""
 
 
-_CACHE_IS_TOLD = at_least("transformers", "5.24")
-"""Whether layers hand to their cache what they were given besides, which transformers' own caches do not read."""
+_CACHE_IS_TOLD = at_least("transformers", "5.24") or not at_least("transformers", "5.4")
+"""Whether layers hand to their cache what they were given besides, which transformers' own caches do not read. Before 5.4 some
+of them handed on sines and cosines."""
+_TOLD_AS = frozenset({"kwargs", "cache_kwargs"})
 
 
 def read_arguments(state: FusedState, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
@@ -195,7 +197,7 @@ def _reads_more(cache: Any) -> bool:
     if update is None or (getattr(update, "__module__", None) or "").startswith("transformers."):
         return False
     code = getattr(getattr(update, "__func__", update), "__code__", None)
-    return code is None or "kwargs" in code.co_varnames
+    return code is None or not _TOLD_AS.isdisjoint(code.co_varnames)
 
 
 def _no_encoder(state: FusedState, cache: Any) -> str | None:
