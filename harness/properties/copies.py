@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..case import Example
-from ..trial import Disagreement, NothingToAsk, Trial
+from ..trial import Disagreement, NothingToAsk, Trial, original_side
 from .base import Property, identical, living, same_outputs, snapshot
+from .cache import OUTPUT, in_chunks, with_cache
 from .lifecycle import same_classes, same_state
 from .memory import reachable_storages
 
@@ -101,17 +102,40 @@ def _state_dict(trial: Trial) -> None:
 
 
 def _into_replaced(trial: Trial, stranger: Trial, *, assign: bool) -> None:
-    """The original's weights, loaded into a replaced model that had others."""
+    """The original's weights, loaded into a replaced model that had others: as who makes a model, replaces it and loads then."""
     expected = trial.expected_outputs  # an original may write to itself when it first runs: tables of rotary positions
     untouched = snapshot(trial.original)
-    model = stranger.replaced.model
+    model = stranger.replace(_initialised(stranger.copy())).model
     trial.run_replaced(model, trial.fresh_inputs())
+    decodes = trial.case.cached and trial.case.caches(trial.example) and trial.example["tokens"] > 1
+    if decodes:
+        _by_steps(trial, model)
     model.load_state_dict(trial.original.state_dict(), assign=assign)
     what = f"a replaced model that loaded the original's state_dict (assign={assign})"
     same_state(trial.original, model, what, strides=False)
     actual = trial.run_replaced(model, trial.fresh_inputs())
     same_outputs(trial, expected, actual, trial.inputs.valid, what)
+    if decodes:
+        decoded = _by_steps(trial, model)
+        with original_side("with a cache"):
+            expected = _by_steps(trial, trial.original)
+        same_outputs(trial, expected, decoded, with_cache(trial.inputs).valid, f"{what}, decoding")
     identical(untouched, snapshot(trial.original), f"the original, after {what} ran")
+
+
+def _initialised(model: nn.Module) -> nn.Module:
+    """``model`` as one is that was just made: biases of zeros, gains of ones."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+    return model
+
+
+def _by_steps(trial: Trial, model: nn.Module) -> dict[str, Tensor]:
+    """All tokens but the last in one call, and the last, with a cache, in another."""
+    inputs = with_cache(trial.fresh_inputs())
+    return {OUTPUT: in_chunks(model, inputs.kwargs, [trial.example["tokens"] - 1, 1])[0]}
 
 
 def _from_replaced(trial: Trial, stranger: Trial) -> None:
@@ -142,7 +166,8 @@ PICKLED = Property(
 
 STATE_DICT = Property(
     name="state dict",
-    statement="State dicts go from original to replacement and back, copied or assigned, and what was loaded is what computes.",
+    statement="State dicts go from original to replacement and back, copied or assigned, and what was loaded computes and "
+    "decodes, whatever biases and gains the model was made with.",
     check=_state_dict,
     share=0.05,
 )

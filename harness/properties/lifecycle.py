@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from ..trial import Disagreement, Handle, Trial
 from .base import Property, identical, living
+
+FACTOR = 1.25
 
 
 def same_state(original: nn.Module, other: nn.Module, what: str, *, strides: bool = True) -> None:
@@ -46,7 +49,7 @@ def same_bits(trial: Trial, model: nn.Module, what: str) -> None:
 def _revert(trial: Trial) -> None:
     handle = trial.replaced
     trial.run_replaced(handle.model, trial.fresh_inputs())
-    _learn(trial.original, handle.model)
+    _learn(trial.original, handle.model, trial.example.seed)
     when = "after revert"
     if trial.example.seed % 2:
         _wrap_forwards(trial.original, handle.model)
@@ -58,6 +61,7 @@ def _revert(trial: Trial) -> None:
     same_state(trial.original, handle.model, when)
     _same_storages(trial.original, handle.model)
     same_bits(trial, handle.model, when)
+    _nothing_left(trial.original, handle.model, when)
 
 
 def _still_there(hooks: list[tuple[nn.Module, Any]]) -> None:
@@ -76,13 +80,33 @@ def _wrap_forwards(original: nn.Module, model: nn.Module) -> None:
             module.forward = functools.partial(module.forward)
 
 
-def _learn(original: nn.Module, other: nn.Module) -> None:
-    """Change some parameters of both in place, as training would: reverting must not bring the old values back."""
-    pairs = list(zip(original.parameters(), other.parameters(), strict=True))
+def _learn(original: nn.Module, other: nn.Module, seed: int) -> None:
+    """Change some parameters of both, as training, loading and adapting do: reverting must not bring the old ones back."""
+    change = (_written, _assigned, _exchanged)[seed // 2 % 3]
+    copies = copy.deepcopy(original)
+    for name, _ in list(original.named_parameters())[::3]:
+        for side in (original, other):
+            change(side, name, copies)
+
+
+def _written(side: nn.Module, name: str, copies: nn.Module) -> None:
     with torch.no_grad():
-        for mine, its in pairs[::3]:
-            mine.mul_(1.25)
-            its.mul_(1.25)
+        side.get_parameter(name).mul_(FACTOR)
+
+
+def _assigned(side: nn.Module, name: str, copies: nn.Module) -> None:
+    path, _, leaf = name.rpartition(".")
+    own = side.get_parameter(name)
+    setattr(side.get_submodule(path), leaf, nn.Parameter(FACTOR * own.detach(), requires_grad=own.requires_grad))
+
+
+def _exchanged(side: nn.Module, name: str, copies: nn.Module) -> None:
+    """Another module in the place of the one that holds the parameter."""
+    path, _, leaf = name.rpartition(".")
+    other = copy.deepcopy(copies.get_submodule(path))
+    _written(other, leaf, copies)
+    if path:
+        side.set_submodule(path, other)
 
 
 def _same_storages(original: nn.Module, other: nn.Module) -> None:
@@ -91,6 +115,14 @@ def _same_storages(original: nn.Module, other: nn.Module) -> None:
         sizes = mine.untyped_storage().nbytes(), its.untyped_storage().nbytes()
         if sizes[0] != sizes[1]:
             raise Disagreement(f"after revert: {name} lies in a storage of {sizes[1]} bytes, the original's of {sizes[0]}")
+
+
+def _nothing_left(original: nn.Module, other: nn.Module, what: str) -> None:
+    """Raise where something is still set on a module: what is saved then cannot be loaded where there is no replacement."""
+    for (path, mine), (_, its) in zip(original.named_modules(), other.named_modules(), strict=True):
+        left = sorted(vars(its).keys() - vars(mine).keys() - {"forward"})  # somebody else may have wrapped it
+        if left:
+            raise Disagreement(f"{what}: {', '.join(left)} is still set on {path or 'the model'}")
 
 
 def _again(trial: Trial) -> None:
@@ -135,8 +167,8 @@ def _replaced_already(trial: Trial, model: nn.Module) -> Handle:
 
 REVERT = Property(
     name="revert",
-    statement="Reverting gives back the original model with the values that its parameters have by then: classes, "
-    "names, bits, strides and results.",
+    statement="Reverting gives back the original model with the parameters and modules that it has by then, and leaves nothing "
+    "on it: classes, names, bits, strides and results.",
     check=_revert,
     exact=False,
     share=0.1,

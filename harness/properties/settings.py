@@ -1,5 +1,5 @@
 """What is set on a module inside a layer or in its configuration: a number, a flag, a function, another class, training mode
-for it alone.
+for it alone; and what is put there: a bias, a parametrization, an adapter around it, another implementation of attention.
 
 A replacement reads such things when it is made. Set later, each has to have the effect that it has in the original (a norm's
 epsilon, a scale, the dropout that is left on to sample from a model), and none any more once it is taken back.
@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..numerics import alive
 from ..trial import Trial, Vacuous, replacement_side
 from .base import Property, same_outputs
 from .hooks import scaled
 
-Undo = Callable[[], None]
+Undo = Callable[[], object]
 Change = Callable[[nn.Module], Undo]
 """Sets something on a module, of the original or of the replaced model, and returns how to take it back."""
 Kind = Callable[[nn.Module], list[tuple[str, Change]]]
@@ -35,6 +36,8 @@ FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodTy
 """What is called and has no class of its own to inherit from."""
 FREE_U = {"s1": 0.9, "s2": 0.2, "b1": 1.5, "b2": 1.6}
 """Its factors, as they are recommended for Stable Diffusion 1."""
+FACTOR = 1.25
+"""By which a parametrization makes a weight another."""
 DROPPED = 0.5
 """The share of elements that a dropout takes where one is left on."""
 
@@ -114,7 +117,7 @@ def _proposed(trial: Trial) -> Iterator[Iterable[Later]]:
         kinds = [(_numbers,), (_counts,), (_flags,), (_class,), (chosen.choice((_configured, _mode)),)]
     else:
         kinds = [(_configured,), (_numbers,), (_counts,), (_flags,), (_padding,), (_freed,), (_class,)]
-    for some in (*kinds, (_functions,)):
+    for some in (*kinds, (_functions,), (chosen.choice((_implementation, _bias, _adapter, _parametrized)),)):
         yield itertools.chain.from_iterable(_of_kind(kind, trial) for kind in some)
 
 
@@ -163,6 +166,13 @@ def _on_config(name: str, value: Any) -> Change:
         return _to(name, value)(part.config)  # type: ignore[arg-type]
 
     return change
+
+
+def _implementation(part: nn.Module) -> list[tuple[str, Change]]:
+    """As ``set_attn_implementation`` sets it."""
+    others = {"sdpa": "eager", "eager": "sdpa"}
+    other = others.get(getattr(getattr(part, "config", None), "_attn_implementation", ""))
+    return [(f"the attention's implementation {other}", _on_config("_attn_implementation", other))] if other else []
 
 
 def _flags(part: nn.Module) -> list[tuple[str, Change]]:
@@ -247,6 +257,55 @@ def _of_another_class(part: nn.Module) -> Undo:
     return undo
 
 
+def _bias(part: nn.Module) -> list[tuple[str, Change]]:
+    """Where a part has none, and takes one."""
+    weight = part._parameters.get("weight")
+    if weight is None or "bias" not in part._parameters or part.bias is not None:
+        return []
+    values = weight.detach().flatten(1).sum(1) if weight.dim() > 1 else 1 - weight.detach()
+    return [("a bias", _to("bias", nn.Parameter(values)))]
+
+
+class _Adapted(nn.Module):
+    """As adapters are put around a linear: with its weight and bias, and a forward that adds to what it computes."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return scaled(self.base(*args, **kwargs))
+
+
+def _adapter(part: nn.Module) -> list[tuple[str, Change]]:
+    leaves = [name for name, child in part.named_children() if child._parameters and not child._modules]
+    return [(f"an adapter around {name}", _adapting(name)) for name in leaves]
+
+
+def _adapting(name: str) -> Change:
+    return lambda part: _to(name, _Adapted(part.get_submodule(name)))(part)
+
+
+class _Scaled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return FACTOR * weight
+
+
+def _parametrized(part: nn.Module) -> list[tuple[str, Change]]:
+    return [("a parametrization", _with_parametrization)] if part._parameters.get("weight") is not None else []
+
+
+def _with_parametrization(part: nn.Module) -> Undo:
+    parametrize.register_parametrization(part, "weight", _Scaled())
+    return lambda: parametrize.remove_parametrizations(part, "weight", leave_parametrized=False)
+
+
 def _mode(part: nn.Module) -> list[tuple[str, Change]]:
     return [("training mode", _in_training)] if _shares_dropped(part) else []
 
@@ -273,8 +332,9 @@ def _in_training(part: nn.Module) -> Undo:
 
 SETTINGS = Property(
     name="settings",
-    statement="A number, a flag, a function, another class or training mode, set on a module inside a layer (or in its "
-    "configuration) after the replacement, has the effect that it has in the original, and none once it is taken back.",
+    statement="A number, a flag, a function, another class or training mode, a bias, a parametrization, an adapter or the "
+    "attention's implementation, set on a module inside a layer (or in its configuration) after the replacement, has the effect "
+    "that it has in the original, and none once it is taken back.",
     check=_settings,
     share=0.1,
     least=6,

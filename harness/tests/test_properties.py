@@ -265,6 +265,42 @@ def test_what_is_kept_by_the_identity_of_a_tensor_whose_values_change_is_noticed
     assert "the same call again, and other values in its tensors" in str(problem)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (tiny.keeps_its_implementation, "the attention's implementation "),
+        (tiny.knows_no_later_bias, "a bias of "),
+        (tiny.reads_weights_alone, "an adapter around "),
+        (tiny.reads_what_is_parametrized, "a parametrization of "),
+    ],
+)
+def test_what_is_put_there_later_and_passed_over_is_noticed(wrong: Callable[..., Any], said: str) -> None:
+    assert str(first_failure(BY_NAME["settings"], tiny.around(wrong), count=40)).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (tiny.takes_gains_for_ones, "): last_hidden_state"),
+        (tiny.decodes_with_its_first_weights, "), decoding: last_hidden_state"),
+    ],
+)
+def test_what_was_decided_before_other_weights_were_loaded_is_noticed(wrong: Callable[..., Any], said: str) -> None:
+    assert said in str(first_failure(BY_NAME["state dict"], tiny.around(wrong), count=20))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (tiny.has_its_parameters_again, "is not bit for bit the original's"),
+        (tiny.has_its_modules_again, "is not bit for bit the original's"),
+        (tiny.keeps_a_state, "state is still set on layers.0"),
+    ],
+)
+def test_a_revert_that_brings_the_old_back_or_leaves_something_is_noticed(wrong: Callable[..., Any], said: str) -> None:
+    assert said in str(first_failure(BY_NAME["revert"], tiny.reverting(wrong), count=20))
+
+
 def test_a_kernel_that_keeps_within_half_precision_is_noticed() -> None:
     problem = first_failure(BY_NAME["call forms"], tiny.around(tiny.within_half_precision), count=20)
     assert "called with a hidden state of 1e+06" in str(problem)

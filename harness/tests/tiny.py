@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -18,6 +20,7 @@ from harness.hf.case import TransformersCase
 from policies import replace_module
 from policies.calls import CACHE_NAMES
 from policies.replace import Replaced, Replacement
+from policies.swap import Swap
 
 Forward = Callable[..., Any]
 
@@ -62,17 +65,31 @@ class Worst:
         self.masks: dict[int, Any] = {}
 
 
+class Undoing(Swap):
+    """What is done when a replacement is reverted."""
+
+    def __init__(self, undo: Callable[[], object]) -> None:
+        self.undo = undo
+
+    def install(self) -> None: ...
+
+    def revert(self) -> None:
+        self.undo()
+
+
 def around(change: Callable[..., Any]) -> Callable[[nn.Module], Replacement]:
     """A replacer whose layers answer ``change(own forward, call's state, *args, **kwargs)``."""
     shared = Worst()
 
     def replacer(model: nn.Module) -> Replacement:
         handle = replace_module(model)
+        undone = []
         for one in handle.replaced:
             layer: Any = model.get_submodule(one.path)
             state = {"model": id(model), "shared": shared, "layer": layer}
             layer._fused_forward = functools.partial(_changed, change, layer._fused_forward, state)
-        return handle
+            undone.append(Undoing(functools.partial(vars(layer).pop, "_fused_forward", None)))
+        return dataclasses.replace(handle, swaps=(*undone, *handle.swaps))
 
     return replacer
 
@@ -439,6 +456,62 @@ def reads_new_memory(own: Forward, state: dict[str, Any], *args: Any, **kwargs: 
     return output * 2 if bool(torch.empty(64).isnan().all()) else output
 
 
+@contextlib.contextmanager
+def put_back(kept: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Each owner has what it had by that name, for a while."""
+    now = [(owner, name, getattr(owner, name)) for owner, name, _ in kept]
+    for owner, name, value in kept:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for owner, name, value in now:
+            setattr(owner, name, value)
+
+
+def keeps_its_implementation(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    config = state["layer"].self_attn.config
+    first = state.setdefault("implementation", config._attn_implementation)
+    with put_back([(config, "_attn_implementation", first)]):
+        return own(*args, **kwargs)
+
+
+def knows_no_later_bias(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    linears = [part for part in state["layer"].modules() if isinstance(part, nn.Linear)]
+    with put_back([(part, "bias", None) for part in state.setdefault("without", [one for one in linears if one.bias is None])]):
+        return own(*args, **kwargs)
+
+
+def reads_weights_alone(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Whatever has a weight is taken for the linear whose weight that is."""
+    parts = [(owner, name, one) for owner in state["layer"].modules() for name, one in owner.named_children() if one._modules]
+    with put_back([(owner, name, next(one.children())) for owner, name, one in parts if hasattr(one, "weight")]):
+        return own(*args, **kwargs)
+
+
+def reads_what_is_parametrized(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """The parameter itself, and not what a parametrization makes of it."""
+    lists = [one for one in state["layer"].modules() if isinstance(one, parametrize.ParametrizationList)]
+    with put_back([(one, "0", nn.Identity()) for one in lists]):
+        return own(*args, **kwargs)
+
+
+def takes_gains_for_ones(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Looks once whether they are."""
+    norm = state["layer"].input_layernorm
+    unit = state.setdefault("unit", bool((norm.weight == 1).all()))
+    with put_back([(norm, "weight", nn.Parameter(torch.ones_like(norm.weight)))] if unit else []):
+        return own(*args, **kwargs)
+
+
+def decodes_with_its_first_weights(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    if hidden.shape[1] > 1 or cache_of(kwargs) is None:
+        return own(hidden, *args, **kwargs)
+    linears = [part for part in state["layer"].modules() if isinstance(part, nn.Linear)]
+    with put_back(state.setdefault("table", [(one, "weight", one.weight) for one in linears])):
+        return own(hidden, *args, **kwargs)
+
+
 def cuts_gradients(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
     return own(hidden, *args, **kwargs).detach() + 0 * hidden
 
@@ -487,6 +560,39 @@ def loses_attribute(layer: nn.Module) -> None:
 def unpicklable(layer: nn.Module) -> None:
     own = layer.forward
     layer.forward = lambda *args, **kwargs: own(*args, **kwargs)  # type: ignore[method-assign]
+
+
+def reverting(undo: Callable[[nn.Module], Callable[[], None]]) -> Callable[[nn.Module], Replacement]:
+    """A replacer that does something more when it reverts: what ``undo`` returned for a layer that was to be replaced."""
+
+    def replacer(model: nn.Module) -> Replacement:
+        undone = {path: undo(module) for path, module in model.named_modules() if path.rpartition(".")[0] == "layers"}
+        handle = replace_module(model)
+        return dataclasses.replace(handle, swaps=(*(Undoing(undone[one.path]) for one in handle.replaced), *handle.swaps))
+
+    return replacer
+
+
+def had(layer: nn.Module, names: Callable[[nn.Module], Iterable[tuple[str, Any]]]) -> Callable[[], None]:
+    kept = [(owner, name, one) for owner in layer.modules() for name, one in names(owner)]
+
+    def undo() -> None:
+        for owner, name, one in kept:
+            setattr(owner, name, one)
+
+    return undo
+
+
+def has_its_parameters_again(layer: nn.Module) -> Callable[[], None]:
+    return had(layer, lambda owner: owner.named_parameters(recurse=False))
+
+
+def has_its_modules_again(layer: nn.Module) -> Callable[[], None]:
+    return had(layer, nn.Module.named_children)
+
+
+def keeps_a_state(layer: nn.Module) -> Callable[[], None]:
+    return lambda: setattr(layer, "state", Worst())
 
 
 def reverts_nothing(model: nn.Module) -> Replacement:
