@@ -67,7 +67,10 @@ def _to_be_judged(trial: Trial, proposed: Iterable[Later]) -> tuple[Later, dict[
     """The first change that makes a difference to the original, and what it gives then; or the first with which it runs."""
     runs = None
     for later in proposed:
-        undo = later.change(trial.original.get_submodule(later.path))
+        try:
+            undo = later.change(trial.original.get_submodule(later.path))
+        except Exception:  # not every attention has another implementation, not every weight a parametrization
+            continue
         expected = _outputs_of_original(trial)
         undo()
         if expected is not None and not _equal(expected, trial.expected_outputs):
@@ -125,7 +128,7 @@ def _of_kind(kind: Kind, trial: Trial) -> list[Later]:
     """Some changes of a kind to one of the layers, in any order: each of another class of parts or in another way, because most
     of a model's parts are of few classes."""
     chosen = random.Random(trial.example.seed)
-    layer = chosen.choice(trial.replaced.replaced).path
+    layer = "" if kind is _implementation else chosen.choice(trial.replaced.replaced).path
     parts = [(f"{layer}.{name}".strip("."), part) for name, part in trial.original.get_submodule(layer).named_modules()]
     chosen.shuffle(parts)
     proposed = [(type(part), path, *one) for path, part in parts if path != layer or kind is not _class for one in kind(part)]
@@ -169,10 +172,22 @@ def _on_config(name: str, value: Any) -> Change:
 
 
 def _implementation(part: nn.Module) -> list[tuple[str, Change]]:
-    """As ``set_attn_implementation`` sets it."""
+    """The implementation of attention, of a whole model."""
     others = {"sdpa": "eager", "eager": "sdpa"}
     other = others.get(getattr(getattr(part, "config", None), "_attn_implementation", ""))
-    return [(f"the attention's implementation {other}", _on_config("_attn_implementation", other))] if other else []
+    if other is None or not hasattr(part, "set_attn_implementation"):
+        return []
+    return [(f"the attention's implementation {other}", _by_name(other))]
+
+
+def _by_name(implementation: str) -> Change:
+    def change(part: nn.Module) -> Undo:
+        model: Any = part
+        before = model.config._attn_implementation
+        model.set_attn_implementation(implementation)
+        return functools.partial(model.set_attn_implementation, before)
+
+    return change
 
 
 def _flags(part: nn.Module) -> list[tuple[str, Change]]:
