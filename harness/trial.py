@@ -19,8 +19,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from reports.wording import plain
-
 from .case import Case, Example, Inputs, Value
 from .exact import exact_mode, unwatched
 from .process import SHARED
@@ -89,7 +87,7 @@ class Evidence:
         """Say what is not asked; why the original failed. What ran out of memory is no excuse: raises ``why``."""
         if why.__cause__ is not None and ran_out_of_memory(why.__cause__):
             raise why
-        self.not_asked.setdefault(what, textwrap.shorten(plain(str(why)), 120, placeholder=" ..."))
+        self.not_asked.setdefault(what, textwrap.shorten(str(why), 120, placeholder=" ..."))
 
 
 def ran_out_of_memory(problem: BaseException) -> bool:

@@ -118,7 +118,8 @@ class DSPolicy(ABC):
     @classmethod
     def knows(cls, layer_class: type) -> bool:
         """True where ``layer_class`` is one of this policy's."""
-        names = (qualified_name(layer_class), f"*:{layer_class.__name__}")
+        own = layer_class.__qualname__.rpartition(".")[2]  # of a replaced layer's class another than its name
+        names = (qualified_name(layer_class), f"*:{own}")
         return any(name in cls.layer_classes for name in names)
 
     @classmethod

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..numerics import gap, tolerance_of
-from ..trial import Disagreement, Trial, original_side
+from ..trial import Disagreement, Trial, original_side, replacement_side
 from .base import Property, living, transformers_like
+from .cache import arguments, in_chunks, piece, valid_in
 
 
 def _asked(trial: Trial) -> None:
@@ -20,9 +21,31 @@ def _asked(trial: Trial) -> None:
         with original_side(f"asked for {_words(flags)}"):
             expected = trial.original(**{**trial.inputs.kwargs, **flags})
         actual = model(**{**trial.fresh_inputs().kwargs, **flags})
-        _same(trial, expected, actual, f"asked for {_words(flags)}: ")
+        _same(trial, expected, actual, f"asked for {_words(flags)}: ", trial.inputs.valid)
+    if trial.case.caches(trial.example):
+        for flags in _requests(trial)[:2]:
+            _asked_of_a_step(trial, model, flags)
     after = trial.run_replaced(model, trial.fresh_inputs())
-    _same(trial, trial.expected_outputs, after, "asked for nothing any more: ")
+    _same(trial, trial.expected_outputs, after, "asked for nothing any more: ", trial.inputs.valid)
+
+
+def _asked_of_a_step(trial: Trial, model: nn.Module, flags: dict[str, Any]) -> None:
+    """The last token behind a cache of all others: kernels for decoding are their own."""
+    kwargs = arguments(trial.inputs)
+    tokens, valid = kwargs["input_ids"].shape[1], valid_in(trial.inputs, kwargs)
+    if tokens < 2:
+        return
+    what = f"asked for {_words(flags)} in a step"
+    with original_side(what):
+        expected = _last_token(trial.original, kwargs, tokens, flags)
+    with replacement_side(what):
+        actual = _last_token(model, kwargs, tokens, flags)
+    _same(trial, expected, actual, f"{what}: ", None if valid is None else valid[:, -1:])
+
+
+def _last_token(model: nn.Module, kwargs: dict[str, Any], tokens: int, flags: dict[str, Any]) -> Any:
+    cache = in_chunks(model, kwargs, [tokens - 1])[1]
+    return model(**piece(kwargs, tokens - 1, tokens), past_key_values=cache, **flags)
 
 
 def _requests(trial: Trial) -> tuple[dict[str, Any], ...]:
@@ -41,10 +64,10 @@ def _words(flags: dict[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in flags.items())
 
 
-def _same(trial: Trial, expected: Any, actual: Any, path: str) -> None:
-    """Compare outputs of any nesting: same types, names, lengths, and tensors equal wherever they count."""
+def _same(trial: Trial, expected: Any, actual: Any, path: str, valid: Tensor | None) -> None:
+    """Compare outputs of any nesting: same types, names, lengths, and tensors equal wherever they count, by ``valid`` (B, T)."""
     if isinstance(expected, Tensor):
-        _same_tensor(trial, expected, actual, path)
+        _same_tensor(trial, expected, actual, path, valid)
         return
     if type(actual) is not type(expected):
         raise Disagreement(f"{path} is a {type(actual).__name__}, the original's a {type(expected).__name__}")
@@ -52,15 +75,15 @@ def _same(trial: Trial, expected: Any, actual: Any, path: str) -> None:
         if list(expected) != list(actual):
             raise Disagreement(f"{path} has {list(actual)}, the original's {list(expected)}")
         for name in expected:
-            _same(trial, expected[name], actual[name], f"{path}{name}")
+            _same(trial, expected[name], actual[name], f"{path}{name}", valid)
     elif isinstance(expected, tuple | list):
         if len(expected) != len(actual):
             raise Disagreement(f"{path} has {len(actual)} values, the original's {len(expected)}")
         for i, (mine, its) in enumerate(zip(expected, actual, strict=True)):
-            _same(trial, mine, its, f"{path}[{i}]")
+            _same(trial, mine, its, f"{path}[{i}]", valid)
     elif hasattr(expected, "layers"):
         for name, mine, its in _cache_tensors(expected, actual):
-            _same_tensor(trial, mine, its, f"{path}: {name}")
+            _same_tensor(trial, mine, its, f"{path}: {name}", valid)
 
 
 def _cache_tensors(expected: Any, actual: Any) -> list[tuple[str, Tensor, Any]]:
@@ -71,10 +94,10 @@ def _cache_tensors(expected: Any, actual: Any) -> list[tuple[str, Tensor, Any]]:
     return [(f"layer {i} {name}", getattr(a, name), getattr(b, name)) for i, (a, b) in pairs for name in ("keys", "values")]
 
 
-def _same_tensor(trial: Trial, expected: Tensor, actual: Any, path: str) -> None:
-    mine, its = _counting(trial, expected), actual
+def _same_tensor(trial: Trial, expected: Tensor, actual: Any, path: str, valid: Tensor | None) -> None:
+    mine, its = _counting(valid, expected), actual
     if isinstance(actual, Tensor) and actual.shape == expected.shape:
-        its = _counting(trial, actual)
+        its = _counting(valid, actual)
     difference, tolerance = gap(mine, its), tolerance_of(mine)
     if not difference.within(tolerance):
         message = difference.problem or f"relative error {difference.error:.1e} (tolerance {tolerance:.0e})"
@@ -82,9 +105,8 @@ def _same_tensor(trial: Trial, expected: Tensor, actual: Any, path: str) -> None
     trial.evidence.note(difference.error)
 
 
-def _counting(trial: Trial, tensor: Tensor) -> Tensor:
+def _counting(valid: Tensor | None, tensor: Tensor) -> Tensor:
     """The positions that count of (B, T, ...) states and of (B, H, T, S) weights or keys; none of anything else."""
-    valid = trial.inputs.valid
     if valid is None:
         return tensor
     if tensor.dim() == 4:
@@ -96,7 +118,8 @@ def _counting(trial: Trial, tensor: Tensor) -> Tensor:
 
 OUTPUTS = Property(
     name="outputs asked for",
-    statement="Hidden states, attention weights, caches, tuples, objects: all come in the original's form and values.",
+    statement="Hidden states, attention weights, caches, tuples, objects: all come in the original's form and values, of a call "
+    "and of a step of decoding.",
     check=_asked,
     applies=transformers_like,
     share=0.05,

@@ -21,15 +21,19 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..numerics import alive
-from ..trial import Trial, Vacuous, replacement_side
-from .base import Property, same_outputs
+from ..trial import Trial, Vacuous, fused_path, original_side, replacement_side
+from .base import Property, living, same_outputs
+from .cache import with_cache
 from .hooks import scaled
+from .sizes import decoded
 
 Undo = Callable[[], object]
 Change = Callable[[nn.Module], Undo]
 """Sets something on a module, of the original or of the replaced model, and returns how to take it back."""
 Kind = Callable[[nn.Module], list[tuple[str, Change]]]
 """Changes of one kind that can be made to a module, each with its words."""
+STEPWISE = 64
+"""Bit of an example's seed."""
 TRIES = 4
 """Changes of a kind that are tried until one makes a difference."""
 FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
@@ -56,15 +60,18 @@ class Later:
 def _settings(trial: Trial) -> None:
     model = trial.replaced.model
     trial.run_replaced(model, trial.fresh_inputs())
-    found = [one for one in (_to_be_judged(trial, proposed) for proposed in _proposed(trial)) if one is not None]
+    with original_side():
+        plain = living(_outputs(trial, trial.original), trial.inputs.valid)
+    found = [one for one in (_to_be_judged(trial, proposed, plain) for proposed in _proposed(trial)) if one is not None]
     if not found:
         raise Vacuous("the original runs with nothing that was set on its modules")
     for later, expected in found:
-        _same_with(trial, model, later, expected)
+        _same_with(trial, model, later, expected, plain)
 
 
-def _to_be_judged(trial: Trial, proposed: Iterable[Later]) -> tuple[Later, dict[str, Tensor]] | None:
-    """The first change that makes a difference to the original, and what it gives then; or the first with which it runs."""
+def _to_be_judged(trial: Trial, proposed: Iterable[Later], plain: dict[str, Tensor]) -> tuple[Later, dict[str, Tensor]] | None:
+    """The first change that makes a difference to the original, which gives ``plain`` without it, and what it gives then; or the
+    first with which it runs."""
     runs = None
     for later in proposed:
         try:
@@ -73,28 +80,30 @@ def _to_be_judged(trial: Trial, proposed: Iterable[Later]) -> tuple[Later, dict[
             continue
         expected = _outputs_of_original(trial)
         undo()
-        if expected is not None and not _equal(expected, trial.expected_outputs):
+        if expected is not None and not _equal(expected, plain):
             return later, expected
         if expected is not None and runs is None and not later.must_matter:
             runs = later, expected
     return runs
 
 
-def _same_with(trial: Trial, model: nn.Module, later: Later, expected: dict[str, Tensor]) -> None:
+def _same_with(trial: Trial, model: nn.Module, later: Later, expected: dict[str, Tensor], plain: dict[str, Tensor]) -> None:
     undo = later.change(model.get_submodule(later.path))
     with replacement_side(f"with {later.what}, set after the replacement"):
         actual = _outputs(trial, model)
     same_outputs(trial, expected, actual, trial.inputs.valid, f"{later.what}, set after the replacement")
     undo()
-    with replacement_side(f"with {later.what}, set and taken back"):
-        actual = trial.run_replaced(model, trial.fresh_inputs())
-    same_outputs(trial, trial.expected_outputs, actual, trial.inputs.valid, f"{later.what}, set and taken back")
+    with replacement_side(f"with {later.what}, set and taken back"), fused_path(model):
+        actual = _outputs(trial, model)
+    same_outputs(trial, plain, actual, trial.inputs.valid, f"{later.what}, set and taken back")
 
 
 def _outputs(trial: Trial, model: nn.Module) -> dict[str, Tensor]:
-    """Outputs from one state of the random generator."""
+    """Outputs from one state of the random generator, of one call or, where there is a cache, as often of a prompt and steps."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(trial.example.seed)
+        if trial.case.caches(trial.example) and trial.example.seed & STEPWISE:
+            return decoded(model, with_cache(trial.fresh_inputs()))
         return trial.case.run(model, trial.fresh_inputs())
 
 

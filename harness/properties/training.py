@@ -6,10 +6,11 @@ import contextlib
 import dataclasses
 import random
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_full_backward_pre_hook
+from torch.nn.modules.module import register_module_full_backward_hook, register_module_full_backward_pre_hook
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 
 from policies.plans import Plan, PlanUnavailable
@@ -59,7 +60,8 @@ def _gradients(trial: Trial) -> None:
             twice, valid = _of_two_calls(trial, inputs.valid)
             found[f"{what}, of two calls"] = _both(twice, original, model, Inputs(kwargs=inputs.kwargs, valid=valid))
         if trial.case.layered:
-            hook = _Hook(trial, chosen.choice(replaced).path, everywhere=chosen.random() < 0.25)
+            path, everywhere, behind = chosen.choice(replaced).path, chosen.random() < 0.25, chosen.random() < 0.5
+            hook = _Hook(trial, path, everywhere=everywhere, behind=behind)
             with contextlib.suppress(OriginalFailed):  # one that adds in place to what is hooked says so
                 with original_side("with a backward hook"):
                     mine = hook.passed(run, original, inputs)
@@ -99,19 +101,29 @@ def _under_autocast(trial: Trial, run: Run, model: nn.Module, inputs: Inputs, wh
 
 
 class _Hook:
-    """Changes gradients on their way back to a linear inside the layer at ``path``, or to every linear of a model."""
+    """Changes gradients on their way back to a linear inside the layer at ``path``, or to every linear of a model; ``behind``
+    it those that come out of it."""
 
-    def __init__(self, trial: Trial, path: str, *, everywhere: bool) -> None:
+    def __init__(self, trial: Trial, path: str, *, everywhere: bool, behind: bool) -> None:
         linears = [name for name, one in trial.original.get_submodule(path).named_modules() if name and _multiplies(one)]
         inside = not everywhere and linears
         self.path = f"{path}.{random.Random(trial.example.seed).choice(linears)}" if inside else None
-        self.words = f"a backward hook on {self.path or 'all modules'}"
+        self.behind = behind
+        self.words = f"a backward {'' if behind else 'pre-'}hook on {self.path or 'all modules'}"
 
     def passed(self, run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
         """Gradients of ``model`` past the hook."""
         one = None if self.path is None else model.get_submodule(self.path)
-        register = register_module_full_backward_pre_hook if one is None else one.register_full_backward_pre_hook
-        with register(lambda module, gradients: scaled(gradients) if _multiplies(module) else None):
+
+        def hook(module: nn.Module, gradients: Any, *_: Any) -> Any:
+            return scaled(gradients) if _multiplies(module) else None
+
+        register: Any
+        if self.behind:
+            register = register_module_full_backward_hook if one is None else one.register_full_backward_hook
+        else:
+            register = register_module_full_backward_pre_hook if one is None else one.register_full_backward_pre_hook
+        with register(hook):
             return _backward(run, model, inputs)
 
 

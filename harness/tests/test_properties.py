@@ -125,6 +125,18 @@ def test_what_is_kept_of_every_length_is_noticed_and_what_is_kept_of_some_is_not
     assert first_failure(BY_NAME["flat memory"], tiny.around(tiny.keeps_the_last_masks), count=1) is None
 
 
+@pytest.mark.parametrize(
+    ("prop", "wrong", "words"),
+    [
+        ("outputs asked for", tiny.deaf_in_steps, "in a step: "),
+        ("settings", tiny.decodes_with_its_first_epsilon, "variance_epsilon of layers.0.input_layernorm, set after"),
+        ("gradients", tiny.deaf_backwards, ", a backward hook on "),
+    ],
+)
+def test_what_is_passed_over_in_steps_or_backwards_alone_is_noticed(prop: str, wrong: Callable[..., Any], words: str) -> None:
+    assert words in str(first_failure(BY_NAME[prop], tiny.around(wrong), count=60))
+
+
 def test_gradients_that_cannot_go_back_through_autocast_are_noticed() -> None:
     problem = first_failure(BY_NAME["gradients"], tiny.around(tiny.saves_what_it_was_given), count=20)
     assert "same dtype" in str(problem)

@@ -125,7 +125,7 @@ def test_a_norm_that_overflows_in_half_precision_is_found_by_an_outlier_alone() 
 def test_an_example_is_called_in_the_same_way_while_it_is_made_simple(fault: str, dtype: str) -> None:
     (wrong,) = find_faults((fault,))
     with wrong.inject(replace_module) as faulty:
-        found = search(BY_NAME[f"rounding {dtype}"], LLAMA, faulty, examples=60, seed=3)
+        found = search(BY_NAME[f"rounding {dtype}"], LLAMA, faulty, examples=60, seed=4)
     assert found.failure is not None
     assert found.failure[0].values == LLAMA.simplest.values
 

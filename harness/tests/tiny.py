@@ -358,16 +358,38 @@ def deaf_in_steps(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, 
     """Has a kernel for decoding that calls no module."""
     if hidden.shape[1] > 1 or cache_of(kwargs) is None:
         return own(hidden, *args, **kwargs)
-    hooks = [one._forward_hooks for one in state["layer"].modules()]
-    hooks += [one._forward_pre_hooks for one in state["layer"].modules()]
+    with without_hooks(state["layer"], "_forward_hooks", "_forward_pre_hooks"):
+        return own(hidden, *args, **kwargs)
+
+
+def deaf_backwards(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    with without_hooks(state["layer"], "_backward_hooks"):
+        return own(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def without_hooks(layer: nn.Module, *kinds: str) -> Iterator[None]:
+    hooks = [getattr(one, kind) for one in layer.modules() for kind in kinds]
     kept = [dict(one) for one in hooks]
     for one in hooks:
         one.clear()
     try:
-        return own(hidden, *args, **kwargs)
+        yield
     finally:
         for one, before in zip(hooks, kept, strict=True):
             one.update(before)
+
+
+def decodes_with_its_first_epsilon(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    norm = state["layer"].input_layernorm
+    now = norm.variance_epsilon
+    first = state.setdefault("epsilon", now)
+    steps = hidden.shape[1] == 1 and cache_of(kwargs) is not None
+    norm.variance_epsilon = first if steps else now
+    try:
+        return own(hidden, *args, **kwargs)
+    finally:
+        norm.variance_epsilon = now
 
 
 def hooked(forward: Callable[[Any, Any], Any]) -> Callable[..., Any]:
