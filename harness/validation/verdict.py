@@ -96,9 +96,12 @@ def _more(run: Run, done: Validation) -> Iterator[str]:
         if row.ratio is not None:
             found = f" {row.ratio.estimate:.2f}x [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
         yield f"- {row.workload}, {row.shape}: {row.subject} against {row.baseline} {row.verdict}{found}"
+    narrower: dict[str, list[str]] = {}
     for one in done.verdicts:
         if one.reason and one.outcome in ("held", "unavailable"):
-            yield f"- {one.property}: {one_line(one.reason)}"
+            narrower.setdefault(one_line(one.reason), []).append(one.property)
+    for reason, names in narrower.items():
+        yield f"- {', '.join(names)}: {reason}"
     if done.untimed:
         yield f"- not timed: {done.untimed}"
     for line in lines[:12]:
