@@ -7,6 +7,7 @@ import copy
 import io
 import pickle
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,23 @@ def _by_its_library(trial: Trial) -> None:
 def _written(model: Any) -> dict[str, Any]:
     """Contents of the files that ``save_pretrained`` writes, by their names."""
     with tempfile.TemporaryDirectory() as folder:
-        with contextlib.redirect_stderr(io.StringIO()):  # where it shows its progress
+        with _without_progress():
             model.save_pretrained(folder)
         return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@contextlib.contextmanager
+def _without_progress() -> Iterator[None]:
+    """A bar takes a semaphore of the system besides, which a process that is stopped does not give back."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _saved(model: nn.Module) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from cases import CASES
 from harness.case import Example
@@ -135,6 +136,12 @@ def test_what_is_kept_of_every_length_is_noticed_and_what_is_kept_of_some_is_not
 )
 def test_what_is_passed_over_in_steps_or_backwards_alone_is_noticed(prop: str, wrong: Callable[..., Any], words: str) -> None:
     assert words in str(first_failure(BY_NAME[prop], tiny.around(wrong), count=60))
+
+
+def test_a_library_that_saves_shows_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bar would take a semaphore."""
+    monkeypatch.setattr(logging.tqdm_lib, "tqdm", None)
+    check(BY_NAME["pickle"], examples(1)[0])
 
 
 def test_gradients_that_cannot_go_back_through_autocast_are_noticed() -> None:
