@@ -122,7 +122,7 @@ def _into_replaced(trial: Trial, stranger: Trial, *, assign: bool) -> None:
     untouched = snapshot(trial.original)
     model = stranger.replace(_initialised(stranger.copy())).model
     trial.run_replaced(model, trial.fresh_inputs())
-    decodes = trial.case.cached and trial.case.caches(trial.example) and trial.example["tokens"] > 1
+    decodes = trial.case.caches(trial.example) and trial.example["tokens"] > 1
     if decodes:
         _by_steps(trial, model)
     model.load_state_dict(trial.original.state_dict(), assign=assign)

@@ -13,7 +13,7 @@ from ..case import Inputs
 from ..trial import Disagreement, Trial, original_side, replacement_side
 from .base import Property, same_outputs, same_tensor
 from .cache import with_cache
-from .equality import main_output
+from .equality import main_output, valid_positions
 from .inputs import mapped, tensors_in
 from .sizes import decoded
 
@@ -139,10 +139,10 @@ def _same_shown(trial: Trial, own: Hook, other: Hook, what: str) -> None:
     if [one.shape for one, _ in mine] != [one.shape for one, _ in its]:
         shapes = (", ".join(str(tuple(one.shape)) for one, _ in shown) for shown in (its, mine))
         raise Disagreement("{}: is shown tensors of shapes {}, in the original {}".format(what, *shapes))
-    valid = trial.inputs.valid
+    everywhere = trial.inputs.valid is None or bool(trial.inputs.valid.all())
     for expected, actual in zip(mine, its, strict=True):
-        if valid is None or bool(valid.all()) or expected[0].shape[:2] == valid.shape:
-            where = valid if valid is not None and expected[0].shape[:2] == valid.shape else None
+        where = valid_positions(trial, expected[0])
+        if everywhere or where is not None:
             same_tensor(trial, expected[1], actual[1], where, f"{what}: what it is shown")
             same_tensor(trial, expected[0], actual[0], where, f"{what}: what it was shown, after the call")
 
