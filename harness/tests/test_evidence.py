@@ -21,6 +21,7 @@ from policies import replace_module
 
 from . import tiny
 from .mutants import FEW, MUTANTS, Mutant, case_named, failure_of, mask_ignored, misread, mutant
+from .wrong import memories
 
 DERIVED = "transformers.models.bert.modeling_bert:BertLayer"
 MODEL_EQUALITY = BY_NAME["model equality"]
@@ -168,7 +169,7 @@ def test_the_minimal_example_and_its_neighbour_differ_in_the_axis_that_matters()
 
 def test_a_failure_between_calls_of_a_derived_case_has_a_script_too() -> None:
     """It takes the derivation along."""
-    case, drifting = DerivedCase(derive(DERIVED)), tiny.around(tiny.drifts)
+    case, drifting = DerivedCase(derive(DERIVED)), tiny.around(memories.drifts)
     text = script(BY_NAME["call twice"], case, case.simplest, drifting)
     assert run_here(text, drifting)[0] == 1
     assert run_here(text, replace_module) == (0, "the property holds")

@@ -28,49 +28,50 @@ from policies.fused import layer as fused_layer
 
 from . import tiny
 from .outcomes import outcomes
+from .wrong import caches, hooks, inputs, memories, numbers, replacing, sizes, training, weights
 
 WRONG: dict[str, Callable[[nn.Module], Any]] = {
-    "contract": tiny.edited(tiny.loses_attribute),
-    "layer equality": tiny.around(tiny.slightly_off),
-    "model equality": tiny.around(tiny.slightly_off),
-    "call forms": tiny.around(tiny.names_only),
-    "outputs asked for": tiny.around(tiny.spoils_cache),
-    "parameter accounting": tiny.edited(tiny.stale_copy),
-    "cache": tiny.around(tiny.spoils_cache),
-    "edited cache": tiny.around(tiny.own_cache),
-    "static cache": tiny.around(tiny.dynamic_cache_only),
-    "fresh cache": tiny.around(tiny.own_cache),
-    "cache of another class": tiny.around(tiny.knows_its_caches),
-    "long sequences": tiny.around(tiny.whole_blocks),
-    "two thousand tokens": tiny.around(tiny.bounded_table),
-    "many rows": tiny.around(tiny.one_grid),
-    "many layers": tiny.around(tiny.four_slots),
-    "large layers": tiny.around(tiny.whole_rows),
-    "largest sizes": tiny.around(tiny.bounded_batch),
-    "batch rows": tiny.around(tiny.leaks_rows),
-    "padding": tiny.around(tiny.leaks_tokens),
-    "causality": tiny.around(tiny.leaks_tokens),
-    "call twice": tiny.around(tiny.drifts),
-    "changing shapes": tiny.around(tiny.sized_by_first_call),
-    "call order": tiny.around(tiny.remembers_first_call),
-    "after an error": tiny.around(tiny.begins_and_ends),
-    "two models": tiny.around(tiny.counts_models),
-    "hands off": tiny.around(tiny.writes_weights),
-    "uninitialised memory": tiny.around(tiny.reads_new_memory),
-    "gradients": tiny.around(tiny.cuts_gradients),
-    "training step": tiny.edited(tiny.stale_copy),
-    "torch.compile": tiny.edited(tiny.stale_copy),
-    "revert": tiny.reverts_nothing,
-    "replaced again": tiny.counts_twice,
-    "deep copy": tiny.edited(tiny.unpicklable),
-    "pickle": tiny.edited(tiny.unpicklable),
-    "state dict": tiny.edited(tiny.stale_copy),
-    "dtype moves": tiny.around(tiny.single_precision),
-    "shared weights": tiny.edited(tiny.unties),
-    "storages": tiny.edited(tiny.keeps_a_copy),
-    "flat memory": tiny.around(tiny.keeps_each_output),
-    "many calls": tiny.around(tiny.wears_out),
-    "refusal": tiny.counts_twice,
+    "contract": tiny.edited(replacing.loses_attribute),
+    "layer equality": tiny.around(numbers.slightly_off),
+    "model equality": tiny.around(numbers.slightly_off),
+    "call forms": tiny.around(inputs.names_only),
+    "outputs asked for": tiny.around(caches.spoils_cache),
+    "parameter accounting": tiny.edited(weights.stale_copy),
+    "cache": tiny.around(caches.spoils_cache),
+    "edited cache": tiny.around(caches.own_cache),
+    "static cache": tiny.around(caches.dynamic_cache_only),
+    "fresh cache": tiny.around(caches.own_cache),
+    "cache of another class": tiny.around(caches.knows_its_caches),
+    "long sequences": tiny.around(sizes.whole_blocks),
+    "two thousand tokens": tiny.around(sizes.bounded_table),
+    "many rows": tiny.around(sizes.one_grid),
+    "many layers": tiny.around(sizes.four_slots),
+    "large layers": tiny.around(sizes.whole_rows),
+    "largest sizes": tiny.around(sizes.bounded_batch),
+    "batch rows": tiny.around(numbers.leaks_rows),
+    "padding": tiny.around(numbers.leaks_tokens),
+    "causality": tiny.around(numbers.leaks_tokens),
+    "call twice": tiny.around(memories.drifts),
+    "changing shapes": tiny.around(sizes.sized_by_first_call),
+    "call order": tiny.around(memories.remembers_first_call),
+    "after an error": tiny.around(memories.begins_and_ends),
+    "two models": tiny.around(memories.counts_models),
+    "hands off": tiny.around(weights.writes_weights),
+    "uninitialised memory": tiny.around(numbers.reads_new_memory),
+    "gradients": tiny.around(training.cuts_gradients),
+    "training step": tiny.edited(weights.stale_copy),
+    "torch.compile": tiny.edited(weights.stale_copy),
+    "revert": replacing.reverts_nothing,
+    "replaced again": replacing.counts_twice,
+    "deep copy": tiny.edited(replacing.unpicklable),
+    "pickle": tiny.edited(replacing.unpicklable),
+    "state dict": tiny.edited(weights.stale_copy),
+    "dtype moves": tiny.around(numbers.single_precision),
+    "shared weights": tiny.edited(weights.unties),
+    "storages": tiny.edited(weights.keeps_a_copy),
+    "flat memory": tiny.around(memories.keeps_each_output),
+    "many calls": tiny.around(memories.wears_out),
+    "refusal": replacing.counts_twice,
 }
 BY_MONKEYPATCH = {"hooks", "settings", "in float32", "in bfloat16"}
 CASE = tiny.TinyLlama()
@@ -117,21 +118,21 @@ def test_is_broken_by_a_wrong_replacement(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(WRONG))
 def test_is_not_broken_by_how_wrong_replacements_are_put_in(name: str) -> None:
-    assert first_failure(BY_NAME[name], tiny.around(tiny.unchanged), count=min(2, several(BY_NAME[name]))) is None
+    assert first_failure(BY_NAME[name], tiny.around(numbers.unchanged), count=min(2, several(BY_NAME[name]))) is None
 
 
 def test_what_is_kept_of_every_length_is_noticed_and_what_is_kept_of_some_is_not() -> None:
-    problem = first_failure(BY_NAME["flat memory"], tiny.around(tiny.keeps_a_mask_of_each_length), count=1)
+    problem = first_failure(BY_NAME["flat memory"], tiny.around(memories.keeps_a_mask_of_each_length), count=1)
     assert "something is kept of every length" in str(problem)
-    assert first_failure(BY_NAME["flat memory"], tiny.around(tiny.keeps_the_last_masks), count=1) is None
+    assert first_failure(BY_NAME["flat memory"], tiny.around(memories.keeps_the_last_masks), count=1) is None
 
 
 @pytest.mark.parametrize(
     ("prop", "wrong", "words"),
     [
-        ("outputs asked for", tiny.deaf_in_steps, "in a step: "),
-        ("settings", tiny.decodes_with_its_first_epsilon, "variance_epsilon of layers.0.input_layernorm, set after"),
-        ("gradients", tiny.deaf_backwards, ", a backward hook on "),
+        ("outputs asked for", hooks.deaf_in_steps, "in a step: "),
+        ("settings", weights.decodes_with_its_first_epsilon, "variance_epsilon of layers.0.input_layernorm, set after"),
+        ("gradients", hooks.deaf_backwards, ", a backward hook on "),
     ],
 )
 def test_what_is_passed_over_in_steps_or_backwards_alone_is_noticed(prop: str, wrong: Callable[..., Any], words: str) -> None:
@@ -145,16 +146,16 @@ def test_a_library_that_saves_shows_no_progress(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_gradients_that_cannot_go_back_through_autocast_are_noticed() -> None:
-    problem = first_failure(BY_NAME["gradients"], tiny.around(tiny.saves_what_it_was_given), count=20)
+    problem = first_failure(BY_NAME["gradients"], tiny.around(training.saves_what_it_was_given), count=20)
     assert "same dtype" in str(problem)
 
 
 @pytest.mark.parametrize(
     ("prop", "replacer", "words"),
     [
-        ("storages", tiny.around(tiny.keeps_its_cache), "the cache of a call stays alive"),
-        ("pickle", tiny.configured, "save_pretrained writes another config.json"),
-        ("hands off", tiny.seeded, "replacing a model draws random numbers"),
+        ("storages", tiny.around(caches.keeps_its_cache), "the cache of a call stays alive"),
+        ("pickle", replacing.configured, "save_pretrained writes another config.json"),
+        ("hands off", replacing.seeded, "replacing a model draws random numbers"),
     ],
 )
 def test_what_is_left_behind_is_noticed(prop: str, replacer: Callable[[nn.Module], Any], words: str) -> None:
@@ -164,10 +165,10 @@ def test_what_is_left_behind_is_noticed(prop: str, replacer: Callable[[nn.Module
 @pytest.mark.parametrize(
     ("replacer", "words"),
     [
-        (tiny.around(tiny.deaf_in_steps), "the last tokens decoded: called "),
-        (tiny.around(tiny.hooked(tiny.by_rows)), "is shown tensors of shapes"),
-        (tiny.around(tiny.hooked(tiny.in_place)), "what it was shown, after the call"),
-        (tiny.unpatching, ": called 0 times on layers.0"),
+        (tiny.around(hooks.deaf_in_steps), "the last tokens decoded: called "),
+        (tiny.around(hooks.hooked(hooks.by_rows)), "is shown tensors of shapes"),
+        (tiny.around(hooks.hooked(hooks.in_place)), "what it was shown, after the call"),
+        (hooks.unpatching, ": called 0 times on layers.0"),
     ],
     ids=["steps", "shapes", "in place", "patch"],
 )
@@ -243,20 +244,20 @@ def test_hooks_that_are_passed_over_in_a_lower_dtype_alone_are_noticed_there_alo
 
 
 def test_a_replacement_that_saves_what_backward_needs_of_one_call_alone_is_noticed() -> None:
-    problem = first_failure(BY_NAME["gradients"], tiny.around(tiny.saves_one_call), count=20)
+    problem = first_failure(BY_NAME["gradients"], tiny.around(training.saves_one_call), count=20)
     assert ", of two calls: gradient of " in str(problem)
 
 
 def test_what_goes_wrong_from_the_seventeenth_decoded_token_on_is_noticed() -> None:
-    problem = first_failure(BY_NAME["many calls"], tiny.around(tiny.sixteen_places), count=1)
+    problem = first_failure(BY_NAME["many calls"], tiny.around(memories.sixteen_places), count=1)
     assert "264 tokens decoded one by one" in str(problem)
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (tiny.masks_by_the_last_row, "4 tokens at once behind a cache, each with its own mask"),
-        (tiny.no_cache_to_give_back, "continuing from the original's cache"),
+        (caches.masks_by_the_last_row, "4 tokens at once behind a cache, each with its own mask"),
+        (caches.no_cache_to_give_back, "continuing from the original's cache"),
     ],
 )
 def test_a_cache_in_an_unusual_call_is_asked_for(wrong: Callable[..., Any], said: str) -> None:
@@ -264,12 +265,12 @@ def test_a_cache_in_an_unusual_call_is_asked_for(wrong: Callable[..., Any], said
 
 
 def test_layers_of_the_callers_own_in_the_librarys_cache_are_asked_for() -> None:
-    problem = first_failure(BY_NAME["cache of another class"], tiny.around(tiny.knows_its_layers), count=20)
+    problem = first_failure(BY_NAME["cache of another class"], tiny.around(caches.knows_its_layers), count=20)
     assert "a cache whose layers are of the caller's own class" in str(problem)
 
 
 def test_a_replacement_that_saves_what_backward_needs_for_one_pass_alone_is_noticed() -> None:
-    problem = first_failure(BY_NAME["gradients"], tiny.around(tiny.saves_for_one_pass), count=20)
+    problem = first_failure(BY_NAME["gradients"], tiny.around(training.saves_for_one_pass), count=20)
     assert isinstance(problem, Disagreement)
 
 
@@ -280,17 +281,17 @@ def test_what_is_set_later_and_passed_over_is_noticed(fault: str) -> None:
 
 
 def test_what_is_kept_by_the_identity_of_a_tensor_whose_values_change_is_noticed() -> None:
-    problem = first_failure(BY_NAME["call twice"], tiny.around(tiny.keeps_the_last_mask), count=20)
+    problem = first_failure(BY_NAME["call twice"], tiny.around(memories.keeps_the_last_mask), count=20)
     assert "the same call again, and other values in its tensors" in str(problem)
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (tiny.keeps_its_implementation, "the attention's implementation "),
-        (tiny.knows_no_later_bias, "a bias of "),
-        (tiny.reads_weights_alone, "an adapter around "),
-        (tiny.reads_what_is_parametrized, "a parametrization of "),
+        (weights.keeps_its_implementation, "the attention's implementation "),
+        (weights.knows_no_later_bias, "a bias of "),
+        (weights.reads_weights_alone, "an adapter around "),
+        (weights.reads_what_is_parametrized, "a parametrization of "),
     ],
 )
 def test_what_is_put_there_later_and_passed_over_is_noticed(wrong: Callable[..., Any], said: str) -> None:
@@ -300,8 +301,8 @@ def test_what_is_put_there_later_and_passed_over_is_noticed(wrong: Callable[...,
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (tiny.takes_gains_for_ones, "): last_hidden_state"),
-        (tiny.decodes_with_its_first_weights, "), decoding: last_hidden_state"),
+        (weights.takes_gains_for_ones, "): last_hidden_state"),
+        (weights.decodes_with_its_first_weights, "), decoding: last_hidden_state"),
     ],
 )
 def test_what_was_decided_before_other_weights_were_loaded_is_noticed(wrong: Callable[..., Any], said: str) -> None:
@@ -311,29 +312,29 @@ def test_what_was_decided_before_other_weights_were_loaded_is_noticed(wrong: Cal
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (tiny.has_its_parameters_again, "is not bit for bit the original's"),
-        (tiny.has_its_modules_again, "is not bit for bit the original's"),
-        (tiny.keeps_a_state, "state is still set on layers.0"),
+        (replacing.has_its_parameters_again, "is not bit for bit the original's"),
+        (replacing.has_its_modules_again, "is not bit for bit the original's"),
+        (replacing.keeps_a_state, "state is still set on layers.0"),
     ],
 )
 def test_a_revert_that_brings_the_old_back_or_leaves_something_is_noticed(wrong: Callable[..., Any], said: str) -> None:
-    assert said in str(first_failure(BY_NAME["revert"], tiny.reverting(wrong), count=20))
+    assert said in str(first_failure(BY_NAME["revert"], replacing.reverting(wrong), count=20))
 
 
 def test_a_kernel_that_keeps_within_half_precision_is_noticed() -> None:
-    problem = first_failure(BY_NAME["call forms"], tiny.around(tiny.within_half_precision), count=20)
+    problem = first_failure(BY_NAME["call forms"], tiny.around(inputs.within_half_precision), count=20)
     assert "called with a hidden state of 1e+06" in str(problem)
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (tiny.divides_by_length, "called with a row of zeros"),
-        (tiny.steps_by_size, "called with one row expanded to all"),
-        (tiny.whole_storage, "called with tensors out of line in memory"),
-        (tiny.made_finite, "called with a row of inf"),
-        (tiny.causal_by_its_corners, "called with a mask of two documents apart and a question on both"),
-        (tiny.cuts_masks, "called with a mask for two keys more: the original raises RuntimeError, the replacement nothing"),
+        (inputs.divides_by_length, "called with a row of zeros"),
+        (inputs.steps_by_size, "called with one row expanded to all"),
+        (inputs.whole_storage, "called with tensors out of line in memory"),
+        (inputs.made_finite, "called with a row of inf"),
+        (inputs.causal_by_its_corners, "called with a mask of two documents apart and a question on both"),
+        (inputs.cuts_masks, "called with a mask for two keys more: the original raises RuntimeError, the replacement nothing"),
     ],
 )
 def test_a_kernel_that_takes_its_input_for_a_usual_one_is_noticed(wrong: Callable[..., Any], said: str) -> None:
@@ -341,9 +342,9 @@ def test_a_kernel_that_takes_its_input_for_a_usual_one_is_noticed(wrong: Callabl
 
 
 def test_a_kernel_that_needs_a_row_is_noticed_where_the_original_needs_none() -> None:
-    assert outcomes(("batch rows",), CASE, tiny.around(tiny.needs_a_row)) == {"batch rows": "held"}
+    assert outcomes(("batch rows",), CASE, tiny.around(inputs.needs_a_row)) == {"batch rows": "held"}
     gpt_neo = next(entry for entry in CASES if entry.name == "gpt_neo").load()
-    assert outcomes(("batch rows",), gpt_neo, tiny.around(tiny.needs_a_row)) == {"batch rows": "failed"}
+    assert outcomes(("batch rows",), gpt_neo, tiny.around(inputs.needs_a_row)) == {"batch rows": "failed"}
 
 
 def test_accounting_names_the_parameter_that_does_not_arrive() -> None:

@@ -1,0 +1,84 @@
+"""Caches that are passed over, taken for another, or written into."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from policies.calls import CACHE_NAMES
+
+from ..tiny import Forward, cache_of
+
+
+def spoils_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    output, cache = own(*args, **kwargs), cache_of(kwargs)
+    if cache is not None:
+        for layer in cache.layers:
+            layer.keys = layer.keys * 1.001
+    return output
+
+
+def masks_by_the_last_row(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Behind a cache, takes a mask for padding, which the last query's row has, and for causal."""
+    mask = kwargs["attention_mask"]
+    if mask is not None and 1 < mask.shape[-2] < mask.shape[-1]:
+        queries, keys = mask.shape[-2:]
+        hidden = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1)
+        lowest = False if mask.dtype is torch.bool else torch.finfo(mask.dtype).min
+        kwargs["attention_mask"] = mask[..., -1:, :].expand_as(mask).masked_fill(hidden, lowest)
+    return own(*args, **kwargs)
+
+
+def no_cache_to_give_back(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Takes a cache that is not wanted back for none."""
+    if kwargs.get("use_cache") is False:
+        kwargs = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
+    return own(*args, **kwargs)
+
+
+def own_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Keeps keys on the module, whatever the caller has done to the cache or whoever's it is."""
+    cache, kept = cache_of(kwargs), state.get("keys")
+    index = state["layer"].self_attn.layer_idx
+    if cache is not None and kept is not None and len(cache.layers) > index:
+        keys = cache.layers[index].keys
+        if keys is not None and keys.dim() == 4 and keys.shape[-2] <= kept.shape[-2] and len(keys) <= len(kept):
+            cache.layers[index].keys = kept[: len(keys), :, : keys.shape[-2]].clone()
+    output = own(*args, **kwargs)
+    if cache is not None:
+        state["keys"] = cache.layers[index].keys.clone()
+    return output
+
+
+def dynamic_cache_only(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    if type(cache_of(kwargs)).__name__ == "StaticCache":
+        raise TypeError("only growing caches are known")
+    return own(*args, **kwargs)
+
+
+def knows_its_caches(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    cache = cache_of(kwargs)
+    if cache is not None and not type(cache).__module__.startswith("transformers."):
+        raise TypeError("only the library's caches are known")
+    return own(*args, **kwargs)
+
+
+def knows_its_layers(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Appends to what any layer of the library's cache holds, and asks none of them."""
+    cache = cache_of(kwargs)
+    if type(cache) is not DynamicCache:
+        return own(*args, **kwargs)
+    classes = [type(layer) for layer in cache.layers]
+    for layer in cache.layers:
+        layer.__class__ = DynamicLayer
+    output = own(*args, **kwargs)
+    for layer, its in zip(cache.layers, classes, strict=False):
+        layer.__class__ = its
+    return output
+
+
+def keeps_its_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    state["cache"] = cache_of(kwargs)
+    return own(*args, **kwargs)

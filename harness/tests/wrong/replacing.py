@@ -1,0 +1,80 @@
+"""Replacing and reverting themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from policies import replace_module
+from policies.replace import Replaced, Replacement
+
+from ..tiny import Undoing, Worst
+
+
+def configured(model: nn.Module) -> Replacement:
+    """Leaves a field of its own in the configuration."""
+    handle = replace_module(model)
+    model.config.fused = True
+    return handle
+
+
+def seeded(model: nn.Module) -> Replacement:
+    torch.manual_seed(0)
+    return replace_module(model)
+
+
+def loses_attribute(layer: nn.Module) -> None:
+    del layer.hidden_size
+
+
+def unpicklable(layer: nn.Module) -> None:
+    own = layer.forward
+    layer.forward = lambda *args, **kwargs: own(*args, **kwargs)  # type: ignore[method-assign]
+
+
+def reverting(undo: Callable[[nn.Module], Callable[[], None]]) -> Callable[[nn.Module], Replacement]:
+    """A replacer that does something more when it reverts: what ``undo`` returned for a layer that was to be replaced."""
+
+    def replacer(model: nn.Module) -> Replacement:
+        undone = {path: undo(module) for path, module in model.named_modules() if path.rpartition(".")[0] == "layers"}
+        handle = replace_module(model)
+        return dataclasses.replace(handle, swaps=(*(Undoing(undone[one.path]) for one in handle.replaced), *handle.swaps))
+
+    return replacer
+
+
+def had(layer: nn.Module, names: Callable[[nn.Module], Iterable[tuple[str, Any]]]) -> Callable[[], None]:
+    kept = [(owner, name, one) for owner in layer.modules() for name, one in names(owner)]
+
+    def undo() -> None:
+        for owner, name, one in kept:
+            setattr(owner, name, one)
+
+    return undo
+
+
+def has_its_parameters_again(layer: nn.Module) -> Callable[[], None]:
+    return had(layer, lambda owner: owner.named_parameters(recurse=False))
+
+
+def has_its_modules_again(layer: nn.Module) -> Callable[[], None]:
+    return had(layer, nn.Module.named_children)
+
+
+def keeps_a_state(layer: nn.Module) -> Callable[[], None]:
+    return lambda: setattr(layer, "state", Worst())
+
+
+def reverts_nothing(model: nn.Module) -> Replacement:
+    return dataclasses.replace(replace_module(model), swaps=())
+
+
+def counts_twice(model: nn.Module) -> Replacement:
+    """Says that it replaced what was replaced already, or had to be refused."""
+    handle = replace_module(model)
+    replaced = handle.replaced or tuple(Replaced(one.path, one.layer_class, "Policy") for one in handle.left)
+    return dataclasses.replace(handle, replaced=replaced)

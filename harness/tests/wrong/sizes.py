@@ -1,0 +1,49 @@
+"""Kernels with a bound."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..tiny import Forward
+
+
+def sized_by_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    if hidden.numel() > state.setdefault("room", hidden.numel()):
+        raise RuntimeError("the workspace is too small")
+    return own(hidden, *args, **kwargs)
+
+
+def bounded_table(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """What is behind the end of a table of 2,048 positions is at its last."""
+    output = own(*args, **kwargs)
+    return torch.cat((output[:, :2048], output[:, 2047:2048].expand_as(output[:, 2048:])), dim=1)
+
+
+def one_grid(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """A block for each head of each row, and rows that no block is left for stay zero."""
+    output = own(*args, **kwargs)
+    blocks = 65_535 // state["layer"].self_attn.config.num_attention_heads
+    return torch.cat((output[:blocks], output[blocks:] * 0))
+
+
+def four_slots(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """There are four places for what is kept of a layer; the fifth layer takes the last."""
+    output = own(*args, **kwargs)
+    return output if state["layer"].self_attn.layer_idx < 4 else output.roll(1, dims=-1)
+
+
+def whole_blocks(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    output = own(hidden, *args, **kwargs)
+    return output if hidden.shape[1] < 32 else output[:, : hidden.shape[1] // 32 * 32]
+
+
+def whole_rows(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    output = own(hidden, *args, **kwargs)
+    return output if len(hidden) < 8 else output[: len(hidden) // 8 * 8]
+
+
+def bounded_batch(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    output = own(hidden, *args, **kwargs)
+    return output if len(hidden) <= 64 else torch.cat((output[:64], output[64:] * 0))
