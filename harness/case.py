@@ -9,6 +9,7 @@ Where one choice depends on another, the case derives it (hidden size = heads x 
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -155,6 +156,16 @@ class Case(ABC):
     speaks_transformers: ClassVar[bool] = False
     """Whether its models take transformers' keyword arguments (``use_cache``, ``return_dict``, ``output_attentions`` ...)
     and return its outputs."""
+    written: ClassVar[bool] = True
+    """Whether its class stands in a file, rather than being made here of one that does."""
+
+    def changed(self, *before: type, **facts: Any) -> Case:
+        """A copy, with ``facts`` instead of what its class says, and with methods of the classes that come ``before`` it."""
+        other, kind = copy.copy(self), type(self)
+        for name in ("strategy", *facts):
+            vars(other).pop(name, None)
+        other.__class__ = type(kind.__name__, (*before, kind), {**facts, "written": False})
+        return other
 
     @property
     def made_with(self) -> tuple[Any, ...]:
@@ -204,8 +215,7 @@ class Case(ABC):
 
     def changed_layers(self) -> tuple[Refusal, ...]:
         """The same for a policy from outside, whose replacement may do as well what a changed original does."""
-        refusals = type(self).refusals(self)  # those of its class: an instance is given these in their place
-        return tuple(replace(one, example=one.example or self.simplest) for one in refusals)
+        return tuple(replace(one, example=one.example or self.simplest) for one in self.refusals())
 
     def workloads_on(self, device: str) -> tuple[Workload, ...]:
         """What is timed on a device of this type, the most telling first."""

@@ -16,8 +16,6 @@ from .evidence.gather import Evidence, gather
 from .numerics import EXACT_TOLERANCE
 from .profiles import Profile
 from .properties import Property
-from .properties.captured import CAPTURED
-from .properties.rounding import ROUNDING
 from .rounding.calibration import multiple
 from .rounding.statistic import FLOOR
 from .search import Found, search
@@ -83,12 +81,10 @@ def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
         return ("unavailable", "; ".join(found.not_asked.values())) if found.not_asked else ("vacuous", "no example was run")
     if not prop.once and found.replaced == 0:
         return "vacuous", "no layer was replaced in any example"
-    if prop in ROUNDING and not found.budgets_used:
-        return "vacuous", "in no example did the original run in this dtype with a result to compare"
-    if prop is CAPTURED and not found.replays:
-        return "vacuous", "no call was replayed from a graph"
-    if not found.refusals and prop.name == "refusal":
-        return "vacuous", "no model that has to be refused was tried"
+    if prop.shown_by is not None:
+        evidence, lacking = prop.shown_by
+        if not getattr(found, evidence):
+            return "vacuous", lacking
     left_out = "; ".join(f"{what} ({why})" for what, why in found.not_asked.items())
     return "held", left_out and f"not asked: {left_out}"
 
@@ -123,17 +119,16 @@ def _failure(found: Found, prop: Property, case: Case, replacer: Replacer | None
 
 
 def _budget(found: Found, prop: Property, case: Case, policy: str) -> ErrorBudget | None:
-    if not found.budgets_used:
+    if prop.lower is None or not found.budgets_used:
         return None
-    dtype = prop.name.rpartition(" ")[2]
     return ErrorBudget(
         case=case.name,
         policy=policy,
-        dtype=dtype,
+        dtype=prop.lower,
         examples=len(found.budgets_used),
         used_median=median(found.budgets_used),
         used_worst=max(found.budgets_used),
-        multiple=multiple(dtype),
+        multiple=multiple(prop.lower),
         floor=FLOOR,
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,14 +19,12 @@ def placed(case: Case, device: str) -> Case:
     """``case`` with its models and inputs on ``device``; itself where they are there."""
     if device == case.device:
         return case
-    moved = copy.copy(case)
-    moved.__class__ = type(type(case).__name__, (_Placed, type(case)), {"device": device})
-    return moved
+    return case.changed(_Placed, device=device)
 
 
 def kind_of(case: Case) -> type[Case]:
-    """The class of ``case`` as it stands in its file, wherever the case was placed."""
-    return next(one for one in type(case).__mro__ if issubclass(one, Case) and not issubclass(one, _Placed))
+    """The class of ``case`` as it stands in its file, wherever the case was placed and whatever was changed."""
+    return next(one for one in type(case).__mro__ if issubclass(one, Case) and one.written)
 
 
 @contextlib.contextmanager
@@ -42,6 +39,8 @@ def giving_back(device: str) -> Iterator[None]:
 
 
 class _Placed(Case):
+    written = False
+
     def build(self, example: Example, **overrides: Any) -> nn.Module:
         return super().build(example, **overrides).to(self.device)  # type: ignore[safe-super]
 

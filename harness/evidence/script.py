@@ -220,8 +220,7 @@ def _written_out(prop: Property, case: Case, example: Example, plan: str) -> str
 
 def _carried_along(prop: Property, case: Case, example: Example, plan: str) -> str:
     """A script that holds the source of the property and of the case."""
-    rounds = prop.name.startswith("rounding")
-    bundle = Bundle({("harness.rounding.calibration", "multiple"): _multiples()} if rounds else None)
+    bundle = Bundle({("harness.rounding.calibration", "multiple"): _multiples()} if prop.lower is not None else None)
     bundle.imports |= {"import functools", "import logging", "import runpy", "import sys", "import torch"}
     bundle.imports |= {"import warnings"}
     kind = kind_of(case)

@@ -6,7 +6,6 @@ the search goes on. What is left in the end is what the replacement holds for, a
 
 from __future__ import annotations
 
-import copy
 import traceback
 from dataclasses import dataclass, field, replace
 
@@ -78,19 +77,9 @@ class Domain:
     """Why nothing was changed even in the simplest model."""
 
 
-def narrowed(case: Case, axes: tuple[Axis, ...]) -> Case:
-    """``case`` with other axes."""
-    other = copy.copy(case)
-    vars(other).pop("strategy", None)
-    vars(other).update(axes=axes)
-    return other
-
-
 def as_one(case: Case) -> Case:
     """``case`` for replacements that take the model as a whole."""
-    other = copy.copy(case)
-    vars(other).update(layered=False, expected=lambda example: 1)
-    return other
+    return case.changed(layered=False, expected=lambda self, example: 1)
 
 
 def explore(prop: Property, case: Case, replacer: Replacer, *, examples: int, seed: int) -> Domain:
@@ -99,7 +88,7 @@ def explore(prop: Property, case: Case, replacer: Replacer, *, examples: int, se
     axes = case.axes
     with quiet():
         while len(domain.limits) < MOST_LIMITS:
-            inside = domain.inside = narrowed(case, axes)
+            inside = domain.inside = case.changed(axes=axes)
             failing = _first_failing(prop, inside, replacer, examples, seed, domain)
             if failing is None:
                 return domain

@@ -21,7 +21,7 @@ from ..numerics import EXACT_TOLERANCE, gap
 from ..properties.equality import MODEL_EQUALITY
 from ..search import quiet
 from . import generic_scripts
-from .domain import Limit, explore, narrowed
+from .domain import Limit, explore
 from .report import Defect, Judged
 from .words import example_words, some
 
@@ -149,9 +149,8 @@ class _Judging:
 def called_as_pipelines_do(case: Case) -> Case:
     """``case`` with sample and timestep given by position, and nothing given that is None."""
     axes = tuple(Axis(axis.name, (False,)) if axis.name == "positional" else axis for axis in case.axes)
-    other = narrowed(case, axes)
 
-    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    def run(self: Case, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
         kwargs = {name: value for name, value in inputs.kwargs.items() if value is not None and name != "positional"}
         if kwargs["return_dict"]:
             del kwargs["return_dict"]
@@ -160,8 +159,7 @@ def called_as_pipelines_do(case: Case) -> Case:
         result: Any = model(kwargs.pop("sample"), kwargs.pop("timestep"), **kwargs)
         return {"sample": result.sample if "return_dict" not in kwargs else result[0]}
 
-    vars(other).update(run=run)
-    return other
+    return case.changed(axes=axes, run=run)
 
 
 def misread(policy: Any, attention: Any) -> tuple[str, float | None] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 from ..case import Case
@@ -16,7 +15,5 @@ def subject(row: Row, entries: tuple[CaseEntry, ...]) -> Case:
     """The row's case, kept to the values that the row allows."""
     if ":" in row.case:
         return DerivedCase(derive(row.case))
-    case = copy.copy(next(entry for entry in entries if entry.name == row.case).load())
-    axes = tuple(replace(axis, values=row.only.get(axis.name, axis.values)) for axis in case.axes)
-    vars(case).update(axes=axes)
-    return case
+    case = next(entry for entry in entries if entry.name == row.case).load()
+    return case.changed(axes=tuple(replace(axis, values=row.only.get(axis.name, axis.values)) for axis in case.axes))

@@ -35,6 +35,9 @@ class Property:
 
     ``share`` of a profile's examples are spent on it, and ``least`` of them however dear the case: a single example says
     more of the draw than of the property. ``once``: it does not depend on the example and runs once.
+
+    ``shown_by``: which field of ``Evidence`` may not be empty before it may be said to hold, and what is said where it is.
+    ``lower``: the lower dtype whose error budget is judged.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Property:
     share: float = 1.0
     least: int = 3
     once: bool = False
+    shown_by: tuple[str, str] | None = None
+    lower: str | None = None
 
     @property
     def dtype(self) -> torch.dtype:

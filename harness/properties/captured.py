@@ -57,4 +57,5 @@ CAPTURED = Property(
     applies=whole_models,
     share=0.03,
     least=len(IN_TURN),
+    shown_by=("replays", "no call was replayed from a graph"),
 )

@@ -75,4 +75,5 @@ REFUSAL = Property(
     applies=lambda case: bool(case.refusals()),
     exact=False,
     once=True,
+    shown_by=("refusals", "no model that has to be refused was tried"),
 )

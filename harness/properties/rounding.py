@@ -60,6 +60,8 @@ ROUNDING = tuple(
         exact=False,
         share=0.15,
         least=14,
+        shown_by=("budgets_used", "in no example did the original run in this dtype with a result to compare"),
+        lower=dtype,
     )
     for dtype in DTYPES
 )

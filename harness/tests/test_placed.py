@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -55,6 +57,9 @@ def test_a_case_stays_itself_where_it_is_and_knows_its_kind_elsewhere() -> None:
 def test_what_is_validated_on_a_device_has_its_models_there_and_verdicts_of_their_own() -> None:
     subject = Subject("mine.py", Contents("Mine", (), None), known="cases.bert:BertCase", device="meta")
     assert devices(subject.case.build(subject.case.simplest)) == {"meta"}
+    refusing = dataclasses.replace(subject, refused=(("layers", 2, "two layers"),))
+    assert len(refusing.case.refusals()) == len(subject.case.refusals()) + 1
+    assert devices(*(one.build() for one in refusing.case.refusals())) == {"meta"}
     request = Request(path="mine.py", device="cuda")
     done = Validation(policy="Mine", file="mine.py", subjects={"bert": subject})
     done.verdicts.append(Verdict(

@@ -29,14 +29,12 @@ def refused_by(policy: type[DSPolicy], case: Case) -> Refused:
 def without(case: Case, refused: Refused) -> Case:
     """``case`` as it is asked of a policy from outside: the values of ``refused`` are not among its axes any more, but among its
     refusals."""
-    whole = case.changed_layers
     own = tuple(
         Refusal(name=f"{name}={value}", feature=feature, build=partial(case.build, case.simplest.with_value(name, value)))
         for name, value, feature in refused
     )
-    # A case's facts are those of its class elsewhere; here an instance has its own.
-    vars(case).update(axes=tuple(_remaining(axis, refused) for axis in case.axes), refusals=lambda: (*whole(), *own))
-    return case
+    axes = tuple(_remaining(axis, refused) for axis in case.axes)
+    return case.changed(axes=axes, refusals=lambda self: (*case.changed_layers(), *own))
 
 
 def _remaining(axis: Axis, refused: Refused) -> Axis:
