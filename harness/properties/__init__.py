@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from ..suggest import suggestion
 from .accounting import ACCOUNTING
+from .backward_memory import BACKWARD_MEMORY
 from .base import Property
 from .broken import BROKEN
 from .cache import CACHE
@@ -71,6 +72,7 @@ PROPERTIES: tuple[Property, ...] = (
     POISON,
     GRADIENTS,
     TRAINING,
+    BACKWARD_MEMORY,
     TRANSFORMED,
     COMPILED,
     CAPTURED,

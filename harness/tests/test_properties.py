@@ -59,6 +59,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "hands off": tiny.around(weights.writes_weights),
     "uninitialised memory": tiny.around(numbers.reads_new_memory),
     "gradients": tiny.around(training.cuts_gradients),
+    "backward memory": tiny.around(training.keeps_its_output),
     "training step": tiny.edited(weights.stale_copy),
     "torch.compile": tiny.edited(weights.stale_copy),
     "revert": replacing.reverts_nothing,
@@ -137,6 +138,18 @@ def test_what_is_kept_of_every_length_is_noticed_and_what_is_kept_of_some_is_not
 )
 def test_what_is_passed_over_in_steps_or_backwards_alone_is_noticed(prop: str, wrong: Callable[..., Any], words: str) -> None:
     assert words in str(first_failure(BY_NAME[prop], tiny.around(wrong), count=60))
+
+
+@pytest.mark.parametrize(
+    ("replacer", "words"),
+    [
+        (tiny.around(training.keeps_its_output), "stay alive when nobody holds the output"),
+        (tiny.around(training.keeps_scores), " bytes are kept for a backward pass where the original keeps "),
+        (tiny.edited(training.checkpoints_nothing), "in training with checkpointing, "),
+    ],
+)
+def test_what_is_kept_for_a_backward_pass_too_long_or_too_much_of_is_noticed(replacer: Callable[..., Any], words: str) -> None:
+    assert words in str(first_failure(BY_NAME["backward memory"], replacer, count=20))
 
 
 def test_a_library_that_saves_shows_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,3 +50,21 @@ def saves_for_one_pass(own: Forward, state: dict[str, Any], *args: Any, **kwargs
         passes = itertools.count(1)
         output.register_hook(lambda gradient: gradient * next(passes))
     return output
+
+
+def keeps_its_output(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """And with it all that a backward pass through it would need."""
+    state["output"] = own(*args, **kwargs)
+    return state["output"]
+
+
+def keeps_scores(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    scores = torch.softmax(hidden @ hidden.transpose(1, 2), dim=-1)
+    return own(hidden, *args, **kwargs) + 0 * (scores @ hidden)
+
+
+def checkpoints_nothing(layer: nn.Module) -> None:
+    """Is called by its forward alone, whatever its class does around it."""
+    kind: Any = type(layer)
+    layer.__class__ = other = type(kind.__name__, (kind,), {"__call__": nn.Module.__call__})  # around which it was before 5.24
+    other.forward = getattr(kind.forward, "__wrapped__", kind.forward)  # and since then

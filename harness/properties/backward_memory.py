@@ -1,0 +1,107 @@
+"""What a call with gradients keeps for its backward pass: how many bytes, and for how long."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..trial import Disagreement, OriginalFailed, Trial, original_side
+from .base import Property, held_tensors, living
+from .sizes import that_runs
+
+TOKENS = 300
+"""Enough that scores of all queries and keys would be the largest of what is kept."""
+MORE = 1.25
+"""What a replacement may keep, by what the original does: another way to compute the same keeps a tensor more or less."""
+SWITCHES = ("activation_checkpointing_enable", "gradient_checkpointing_enable", "enable_gradient_checkpointing")
+"""What models of transformers, since 5.24 and before, and of diffusers have by which a backward pass computes again what it
+needs."""
+
+
+class _Held:
+    """One tensor that a backward pass needs, without its own graph: that would be a circle, which nobody lets go of."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()
+
+
+@dataclass
+class _Kept:
+    """What one call kept: bytes by storage, parameters and buffers left out, and who holds each tensor now."""
+
+    model: nn.Module
+    sizes: dict[int, int] = field(default_factory=dict)
+    holders: list[weakref.ref[_Held]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.own = {one.untyped_storage().data_ptr() for one in held_tensors(self.model).values()}
+
+    def pack(self, tensor: Tensor) -> _Held:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self.own:
+            self.sizes[storage.data_ptr()] = storage.nbytes()
+        held = _Held(tensor)
+        self.holders.append(weakref.ref(held))
+        return held
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.sizes.values())
+
+    @property
+    def alive(self) -> int:
+        """How many are held yet."""
+        if any(one() is not None for one in self.holders):
+            gc.collect()
+        return sum(one() is not None for one in self.holders)
+
+
+def _kept_by(trial: Trial, model: nn.Module) -> _Kept:
+    """What a call of ``model`` keeps, whose outputs nobody holds any more."""
+    kept, inputs = _Kept(model), trial.fresh_inputs()
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda held: held.tensor):
+        living(trial.case.run(model, inputs), inputs.valid)
+    return kept
+
+
+def _no_more(trial: Trial, how: str) -> None:
+    with original_side("with gradients"):
+        most = _kept_by(trial, trial.original).bytes
+    kept = _kept_by(trial, trial.replaced.model)
+    if kept.bytes > MORE * most:
+        raise Disagreement(f"{how}{kept.bytes} bytes are kept for a backward pass where the original keeps {most}")
+    if kept.alive:
+        raise Disagreement(
+            f"{how}{kept.alive} of {len(kept.holders)} tensors that a backward pass needs stay alive when nobody holds the output"
+        )
+
+
+def _backward_memory(trial: Trial) -> None:
+    if trial.case.layered:
+        trial = that_runs((trial.vary(tokens=TOKENS, batch=1),), trial)
+    _no_more(trial, "")
+    switch = next((one for one in SWITCHES if hasattr(trial.original, one)), None)
+    if switch is None:
+        return
+    try:
+        with original_side():
+            getattr(trial.original.train(), switch)()
+    except OriginalFailed as failure:
+        trial.evidence.leave_out("checkpointing", failure)
+        return
+    getattr(trial.replaced.model.train(), switch)()
+    _no_more(trial, "in training with checkpointing, ")
+
+
+BACKWARD_MEMORY = Property(
+    name="backward memory",
+    statement=f"With gradients, and in training with checkpointing, a call keeps no more than {MORE} times the bytes for its "
+    "backward pass that the original's keeps, and none when nobody holds its output.",
+    check=_backward_memory,
+    exact=False,
+    share=0.02,
+)
