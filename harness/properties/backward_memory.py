@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..trial import Disagreement, OriginalFailed, Trial, original_side
 from .base import Property, held_tensors, living
 from .sizes import that_runs
+from .training import for_inference
 
 TOKENS = 300
 """Enough that scores of all queries and keys would be the largest of what is kept."""
@@ -85,7 +86,7 @@ def _backward_memory(trial: Trial) -> None:
         trial = that_runs((trial.vary(tokens=TOKENS, batch=1),), trial)
     _no_more(trial, "")
     switch = next((one for one in SWITCHES if hasattr(trial.original, one)), None)
-    if switch is None:
+    if switch is None or for_inference(trial.replaced.model):
         return
     try:
         with original_side():

@@ -234,7 +234,7 @@ def _training(trial: Trial) -> None:
     """A training step with dropout between two calls in eval mode, the same on both sides."""
     model = trial.replaced.model
     trial.run_replaced(model, trial.fresh_inputs())
-    if any(state.execution is Plan.PACKED for state in fused_states(model)):
+    if for_inference(model):
         _refused(trial, model)
         return
     with original_side("in training mode"):
@@ -245,6 +245,11 @@ def _training(trial: Trial) -> None:
     expected = trial.run_original(trial.inputs)
     actual = trial.run_replaced(model, trial.fresh_inputs())
     same_outputs(trial, expected, actual, trial.inputs.valid, "after a training step")
+
+
+def for_inference(model: nn.Module) -> bool:
+    """Whether the plan of ``model`` is for inference alone."""
+    return any(state.execution is Plan.PACKED for state in fused_states(model))
 
 
 def _refused(trial: Trial, model: nn.Module) -> None:
