@@ -43,8 +43,9 @@ ROUNDS = 4
 """Of so many calls, until no new graph was captured in one."""
 MANY = 264
 """Calls that a service has made in its first seconds, and tokens of an answer: more than 256, for which rings have room."""
-LENGTHS, LAST = 160, 16
-"""Different lengths of calls, more than a bounded cache has room for; and how many of them, the shortest, are looked at."""
+LENGTHS, LAST = range(193, 33, -1), 16
+"""Different lengths of calls, more than a bounded cache has room for; and how many of them, the shortest, are looked at, which
+are of no other example: what a process has kept of an earlier call it keeps no second time."""
 PLAIN = (Tensor, nn.Parameter)
 """Of other tensors not all have a memory that can be asked for, those of a compiler for one."""
 
@@ -163,21 +164,22 @@ def _same_form(trial: Trial) -> None:
 
 
 def _new_lengths(trial: Trial) -> None:
-    """A call of each length, down to one token. What is kept of a length for the next call of the same is dropped at last for
+    """A call of each length. What is kept of a length for the next call of the same is dropped at last for
     that of another, which is shorter; what is kept of every length is more after each call."""
-    trial = that_runs((trial.vary(tokens=LENGTHS, batch=1, layers=1),), trial)
-    model, most = trial.replaced.model, trial.example["tokens"]
-    held = []
+    trial = that_runs((trial.vary(tokens=LENGTHS[0], batch=1, layers=1),), trial)
+    if trial.example["tokens"] != LENGTHS[0]:
+        return
+    model, held = trial.replaced.model, []
     gc.freeze()
     try:
-        for tokens in range(most, 0, -1):
+        for tokens in LENGTHS:
             trial.run_replaced(model, other_inputs(trial, tokens, tokens=tokens, batch=1))
-            if tokens <= LAST:
+            if tokens in LENGTHS[-LAST:]:
                 held.append(_new_bytes())
     finally:
         gc.unfreeze()
     grown = sum(before < after for before, after in pairwise(held))
-    if most == LENGTHS and grown >= LAST - 2:  # one of the lengths may have been there before
+    if grown == LAST - 1:
         raise Disagreement(f"something is kept of every length, {(held[-1] - held[0]) // (LAST - 1)} bytes of each")
 
 
