@@ -16,8 +16,8 @@ from .training import for_inference
 
 TOKENS = 300
 """Enough that scores of all queries and keys would be the largest of what is kept."""
-MORE = 1.25
-"""What a replacement may keep, by what the original does: another way to compute the same keeps a tensor more or less."""
+MORE = 1.5
+"""What a replacement may keep, by what the original does: another way to compute the same keeps a tensor or two more."""
 SWITCHES = ("activation_checkpointing_enable", "gradient_checkpointing_enable", "enable_gradient_checkpointing")
 """What models of transformers, since 5.24 and before, and of diffusers have by which a backward pass computes again what it
 needs."""
