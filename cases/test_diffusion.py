@@ -55,7 +55,7 @@ def _agrees(case: Case, drawn: Example) -> None:
     original = case.build(drawn).double()
     replaced = copy.deepcopy(original)
     handle = replace_module(replaced)
-    inputs = Inputs(kwargs=cast(case.inputs(drawn).kwargs, torch.float64))
+    inputs = cast(case.inputs(drawn), torch.float64)
     with exact_mode():
         expected = case.run(original, inputs)
         result = case.run(replaced, inputs)

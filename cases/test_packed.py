@@ -21,7 +21,6 @@ from cases.gpt2 import GPT2Case
 from cases.llama import LlamaCase
 from harness.bench.columns import SDPA, original_columns, planned_column
 from harness.bench.gate import show_equal
-from harness.case import Inputs
 from harness.check import check_property
 from harness.exact import exact_mode
 from harness.plans import by_plan
@@ -189,7 +188,7 @@ def test_a_model_that_moves_to_another_dtype_runs_plain() -> None:
     model, _ = ready(case)
     model.double()
     assert "packed, 0 of 6 weights" in repr(model)
-    inputs = Inputs(kwargs=cast(case.inputs(case.simplest).kwargs, torch.float64), valid=None)
+    inputs = cast(case.inputs(case.simplest), torch.float64)
     assert output(case, model, inputs).dtype is torch.float64
 
 

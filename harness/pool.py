@@ -30,6 +30,11 @@ PRELOAD = "harness.preload"
 """What the clean process imports."""
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else psutil.cpu_count() or 1
+
+
 class Lost(Exception):
     """A task that gave no result. Says why, in one line that goes on from what was done: "... ended its process"."""
 

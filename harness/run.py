@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Protocol
@@ -83,10 +82,10 @@ def _check(journal: Journal, entries: tuple[CaseEntry, ...], watcher: Watcher, w
 
 def processes_on(device: str) -> int:
     """How many check at a time: one a core, as far as the memory of a GPU goes."""
+    from .pool import cores
     from .timing.opening import open_device
 
-    cores = len(os.sched_getaffinity(0))
-    return cores if device == "cpu" else max(1, min(cores, open_device(device).free_bytes() // BYTES_A_WORKER))
+    return cores() if device == "cpu" else max(1, min(cores(), open_device(device).free_bytes() // BYTES_A_WORKER))
 
 
 def _unavailable(entry: CaseEntry, seed: int) -> Verdict:

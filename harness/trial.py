@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,7 @@ class Handle(Protocol):
 
 
 Replacer = Callable[[nn.Module], Handle]
+T = TypeVar("T")
 
 
 class Disagreement(AssertionError):
@@ -204,9 +205,7 @@ class Trial:
     def inputs_of(self, example: Example) -> Inputs:
         """The inputs of ``example``, which differs from this trial's in seed and input axes at most."""
         inputs = self.case.inputs(self._numbered(example))
-        if self.dtype is torch.float32:
-            return inputs
-        return Inputs(kwargs=cast(inputs.kwargs, self.dtype), valid=inputs.valid)
+        return inputs if self.dtype is torch.float32 else cast(inputs, self.dtype)
 
     @cached_property
     def expected_outputs(self) -> dict[str, Tensor]:
@@ -215,6 +214,15 @@ class Trial:
     def run_original(self, inputs: Inputs) -> dict[str, Tensor]:
         with original_side():
             return self.case.run(self.original, inputs)
+
+    def asked(self, what: str, ask: Callable[[], T]) -> T | None:
+        """What an original gives when it is asked; None where it cannot, which the evidence says of ``what``."""
+        try:
+            with original_side():
+                return ask()
+        except OriginalFailed as failure:
+            self.evidence.leave_out(what, failure)
+            return None
 
     def copy(self) -> nn.Module:
         """A bit-identical copy of the original that shares no storage with it."""
@@ -313,17 +321,26 @@ def _known(values: dict[str, Value], example: Example) -> dict[str, Value]:
     return {name: value for name, value in values.items() if name in example.values}
 
 
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    """``value`` with each float tensor, however deep, as ``dtype``; additive masks get that dtype's smallest number."""
-    if isinstance(value, Tensor):
-        if not value.is_floating_point():
-            return value
-        lowest = value == torch.finfo(value.dtype).min
-        if value.dtype == torch.float64:
-            lowest |= value == torch.finfo(torch.float32).min  # a mask of float32 that was made in exact mode
-        return value.to(dtype).masked_fill(lowest, torch.finfo(dtype).min)
-    if isinstance(value, dict):
-        return {key: cast(one, dtype) for key, one in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(cast(one, dtype) for one in value)
-    return value
+def cast(value: T, dtype: torch.dtype) -> T:
+    """``value`` (inputs, or what they hold) with each float tensor, however deep, as ``dtype``."""
+    made: Any = value
+    if isinstance(value, Inputs):
+        made = Inputs(kwargs=cast(value.kwargs, dtype), valid=value.valid)
+    elif isinstance(value, Tensor):
+        made = _cast(value, dtype)
+    elif isinstance(value, dict):
+        made = {key: cast(one, dtype) for key, one in value.items()}
+    elif isinstance(value, tuple | list):
+        made = type(value)(cast(one, dtype) for one in value)
+    result: T = made
+    return result
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """An additive mask gets the smallest number of ``dtype``."""
+    if not tensor.is_floating_point():
+        return tensor
+    lowest = tensor == torch.finfo(tensor.dtype).min
+    if tensor.dtype == torch.float64:
+        lowest |= tensor == torch.finfo(torch.float32).min  # a mask of float32 that was made in exact mode
+    return tensor.to(dtype).masked_fill(lowest, torch.finfo(dtype).min)

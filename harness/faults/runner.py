@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..interrupts import heed
-from ..pool import Lost, in_parallel, processes
+from ..pool import Lost, cores, in_parallel, processes
 from ..profiles import PROFILES, Profile
 from ..registry import CaseEntry
 from .report import CaseReport, FaultReport
@@ -87,7 +86,7 @@ def _names(faults: tuple[str, ...]) -> tuple[str, ...]:
 
 def _in_parallel(parts: list[Part], workers: int | None) -> Iterator[tuple[Part, CaseReport | Lost]]:
     """Each part with its report, or with why there is none, as they finish."""
-    count = min(workers or len(os.sched_getaffinity(0)), len(parts))
+    count = min(workers or cores(), len(parts))
     if count == 0:
         return
     with processes(count) as pool:

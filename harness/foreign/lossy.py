@@ -81,7 +81,7 @@ def _rounded(trial: Trial, given: Inputs, inputs: bool) -> dict[str, Tensor]:
     """Outputs in float64 of the original with every linear weight, and input where asked, moved by one random rounding."""
     model = copy.deepcopy(trial.original).double()
     generator = torch.Generator().manual_seed(trial.example.seed)
-    wide = Inputs(kwargs=cast(given.kwargs, torch.float64), valid=given.valid)
+    wide = cast(given, torch.float64)
     with exact_mode():
         for module in model.modules():
             if isinstance(module, nn.Linear):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..trial import Disagreement, OriginalFailed, Trial, original_side
+from ..trial import Disagreement, Trial, original_side
 from .base import Property, held_tensors, living
 from .sizes import that_runs
 from .training import for_inference
@@ -88,14 +88,14 @@ def _backward_memory(trial: Trial) -> None:
     switch = next((one for one in SWITCHES if hasattr(trial.original, one)), None)
     if switch is None or for_inference(trial.replaced.model):
         return
-    try:
-        with original_side():
-            getattr(trial.original.train(), switch)()
-    except OriginalFailed as failure:
-        trial.evidence.leave_out("checkpointing", failure)
-        return
-    getattr(trial.replaced.model.train(), switch)()
-    _no_more(trial, "in training with checkpointing, ")
+
+    def switched_on(model: nn.Module) -> nn.Module:
+        getattr(model.train(), switch)()
+        return model
+
+    if trial.asked("checkpointing", lambda: switched_on(trial.original)) is not None:
+        switched_on(trial.replaced.model)
+        _no_more(trial, "in training with checkpointing, ")
 
 
 BACKWARD_MEMORY = Property(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Inputs
-from ..trial import OriginalFailed, Trial, fused_path, original_side, replacement_side
+from ..trial import Trial, fused_path, original_side, replacement_side
 from .base import Property, cached, relation_holds, same_outputs
 from .inputs import other_inputs
 
@@ -140,11 +140,8 @@ def _as_a_tree(trial: Trial, kwargs: dict[str, Any], cache: Any) -> None:
     what = f"{BRANCHES} tokens at once behind a cache, each with its own mask"
     ids = other_inputs(trial, 1, **{**trial.example.values, "tokens": BRANCHES}).kwargs["input_ids"]
     call = {**extended(kwargs, ids), **_tree(trial, kwargs)}
-    try:
-        with original_side():
-            expected = trial.original(**call, past_key_values=copy.deepcopy(cache)).last_hidden_state
-    except OriginalFailed as failure:
-        trial.evidence.leave_out(what, failure)
+    expected = trial.asked(what, lambda: trial.original(**call, past_key_values=copy.deepcopy(cache)).last_hidden_state)
+    if expected is None:
         return
     with replacement_side(what):
         actual = trial.replaced.model(**call, past_key_values=copy.deepcopy(cache)).last_hidden_state

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..case import Inputs
 from ..exact import exact_mode
 from ..trial import Disagreement, Trial, cast
 from .base import Property, same_outputs
@@ -28,7 +27,7 @@ def _moves(trial: Trial) -> None:
         _runs_in(trial, model, half)
     original, model = original.to(torch.float64), model.to(torch.float64)
     same_state(original, model, f"moved to {half} and float64", strides=False)
-    inputs = _as(trial, torch.float64)
+    inputs = cast(trial.fresh_inputs(), torch.float64)
     with exact_mode():
         expected = trial.case.run(original, inputs)
         actual = trial.run_replaced(model, inputs)
@@ -38,7 +37,7 @@ def _moves(trial: Trial) -> None:
 def _original_runs_in(trial: Trial, original: nn.Module, dtype: torch.dtype) -> bool:
     """Not every original does: diffusers' eager attention in float32 takes no mask in half precision."""
     try:
-        trial.case.run(original, _as(trial, dtype))
+        trial.case.run(original, cast(trial.fresh_inputs(), dtype))
     except RuntimeError:
         return False
     return True
@@ -46,14 +45,9 @@ def _original_runs_in(trial: Trial, original: nn.Module, dtype: torch.dtype) -> 
 
 def _runs_in(trial: Trial, model: Any, dtype: torch.dtype) -> None:
     """The replaced model answers in the dtype that it is in. How exactly, the rounding tier judges."""
-    for name, output in trial.run_replaced(model, _as(trial, dtype)).items():
+    for name, output in trial.run_replaced(model, cast(trial.fresh_inputs(), dtype)).items():
         if isinstance(output, Tensor) and output.dtype != dtype:
             raise Disagreement(f"moved to {dtype}, the replaced model's {name} is {output.dtype}")
-
-
-def _as(trial: Trial, dtype: torch.dtype) -> Inputs:
-    inputs = trial.fresh_inputs()
-    return Inputs(kwargs=cast(inputs.kwargs, dtype), valid=inputs.valid)
 
 
 MOVES = Property(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Axis, Case, Inputs
-from ..trial import OriginalFailed, Trial, Vacuous
+from ..trial import Trial, Vacuous
 from .base import Property, same_outputs
 from .cache import OUTPUT, decoded_alike, in_chunks, with_cache
 from .equality import layers_alike
@@ -87,13 +87,8 @@ def that_runs(sized: Iterable[Trial], otherwise: Trial) -> Trial:
 def _runs(trial: Trial, otherwise: Trial) -> bool:
     """Whether its original runs; where it does not, the evidence says what of ``trial``, other than of ``otherwise``, was not
     asked for."""
-    try:
-        _ = trial.expected_outputs
-    except OriginalFailed as failure:
-        other = [f"{name}={value}" for name, value in trial.example.values.items() if otherwise.example[name] != value]
-        trial.evidence.leave_out(", ".join(other), failure)
-        return False
-    return True
+    other = [f"{name}={value}" for name, value in trial.example.values.items() if otherwise.example[name] != value]
+    return trial.asked(", ".join(other), lambda: trial.expected_outputs) is not None
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ def _gradients(trial: Trial) -> None:
     what = f"{how}with {len(frozen)} parameters frozen {'before' if early else 'after'} the replacement"
     _same_parameters(*_both(run, original, model, inputs), what)
     _under_autocast(trial, run, model, inputs, what)
-    inputs = Inputs(kwargs=cast(inputs.kwargs, torch.float64), valid=inputs.valid)
+    inputs = cast(inputs, torch.float64)
     with exact_mode():
         found = {what: _both(run, original.double(), model.double(), inputs)}
         if run == trial.case.run:
@@ -90,12 +90,9 @@ def _under_autocast(trial: Trial, run: Run, model: nn.Module, inputs: Inputs, wh
         with torch.autocast(trial.case.device, dtype=torch.bfloat16):
             return run(model, inputs)
 
-    try:
-        with original_side():
-            mine = _backward(lower, trial.original, inputs)
-    except OriginalFailed as failure:
+    mine = trial.asked("under autocast", lambda: _backward(lower, trial.original, inputs))
+    if mine is None:
         trial.original.zero_grad()  # what it has added up by then
-        trial.evidence.leave_out("under autocast", failure)
         return
     _same_parameters(mine, _backward(lower, model, inputs), f"under autocast, {what}")
 

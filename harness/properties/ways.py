@@ -146,7 +146,7 @@ def beside_another_thread(trial: Trial, dtype: str) -> Judged:
 
         def second() -> dict[str, Tensor]:
             with exact_mode() if own is torch.float64 else mode():
-                return trial.case.run(model, Inputs(kwargs=cast(others.kwargs, own), valid=others.valid))
+                return trial.case.run(model, cast(others, own))
 
         calls = [interrupted(layers, lambda: trial.case.run(model, inputs), second, chosen)[0] for _ in range(STOPS)]
         return {f"{name} of call {number}": output for number, one in enumerate(calls, 1) for name, output in one.items()}

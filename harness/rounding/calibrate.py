@@ -163,8 +163,7 @@ def _measure_one(case: Case, example: Example, dtype: str, index: int, seen: See
 
 def inputs_in(case: Case, example: Example, dtype: str) -> Inputs:
     """The inputs of ``example``, newly made, in ``dtype``."""
-    inputs = case.inputs(example)
-    return Inputs(kwargs=cast(inputs.kwargs, DTYPES[dtype]), valid=inputs.valid)
+    return cast(case.inputs(example), DTYPES[dtype])
 
 
 def _fitted(seen: Seen, seed: int) -> Multiple:

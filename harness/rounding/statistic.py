@@ -136,7 +136,7 @@ def _exact_outputs(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Outputs in float64 of ``model``, and of ``model`` with each parameter moved by about one rounding."""
     wide = copy.deepcopy(model).double()
-    wide_inputs = Inputs(kwargs=cast(inputs.kwargs, torch.float64), valid=inputs.valid)
+    wide_inputs = cast(inputs, torch.float64)
     generator = torch.Generator().manual_seed(example.seed)
     with original_side("in float64"), exact_mode():
         exact = run(wide, wide_inputs)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any
 import psutil
 from pebble import ProcessPool
 
-from ..pool import Lost, in_parallel, processes, run_one
+from ..pool import Lost, cores, in_parallel, processes, run_one
 
 MEMORY = 4 * 2**30
 """Bytes that somebody else's code is given where nobody says."""
@@ -54,7 +53,7 @@ class Isolated:
 @contextlib.contextmanager
 def isolated(limits: Limits, *, fresh: bool) -> Iterator[Isolated]:
     """A pool whose processes are gone at the end. ``fresh`` gives each task one of its own."""
-    with processes(limits.workers or len(os.sched_getaffinity(0)), fresh=fresh, memory=limits.memory) as pool:
+    with processes(limits.workers or cores(), fresh=fresh, memory=limits.memory) as pool:
         yield Isolated(pool, limits)
 
 
