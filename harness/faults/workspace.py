@@ -89,6 +89,16 @@ def _kept(honest: Any) -> Any:
     return wrong
 
 
+def _kept_output(honest: Any) -> Any:
+    kept: weakref.WeakKeyDictionary[FusedAttention, Tensor] = weakref.WeakKeyDictionary()
+
+    def wrong(self: FusedAttention, *given: Any) -> Tensor:
+        kept[self] = honest(self, *given)
+        return kept[self]
+
+    return wrong
+
+
 def _kept_of_each_length(honest: Any) -> Any:
     kept: dict[tuple[int, int], Tensor] = {}
 
@@ -188,6 +198,14 @@ WORKSPACE = (
         "What a call was given stays in memory when the call is over.",
         (FusedAttention, "_finish", _kept),
         expects=("flat memory",),
+    ),
+    miscomputing(
+        "F60 its output",
+        "F60",
+        "apex #1999",
+        "The last output stays until the next one, and with it all that a backward pass through it needs.",
+        (FusedAttention, "_finish", _kept_output),
+        expects=("backward memory",),
     ),
     miscomputing(
         "F60 of each length",
