@@ -7,7 +7,6 @@ from typing import Any
 from policies.anatomy import (
     MLP,
     Attention,
-    Causality,
     LayerAnatomy,
     Norm,
     NormKind,
@@ -36,7 +35,6 @@ class CoherePolicy(AnatomyPolicy):
         for name, value in _PLAIN.items():
             if getattr(own.config, name) != value:
                 raise layer.refuse(f"{name}={getattr(own.config, name)!r}")
-        causal = own.is_causal and own.config._attn_implementation == "sdpa"
         key = layer.linear("self_attn.k_proj")
         kv_heads = key.weight.shape[0] // own.head_dim
         return LayerAnatomy(
@@ -47,7 +45,7 @@ class CoherePolicy(AnatomyPolicy):
                 kv_heads=kv_heads,
                 head_size=own.head_dim,
                 scale=own.scaling,
-                causality=Causality.IF_NO_MASK if causal else Causality.NEVER,
+                causality=layer.causality(own),
                 module=own,
                 cache_index=own.layer_idx,
                 rotary=Rotary(style=RotaryStyle.EVERY_TWO, size=None),

@@ -7,7 +7,6 @@ from typing import Any
 from policies.anatomy import (
     MLP,
     Attention,
-    Causality,
     LayerAnatomy,
     Norm,
     NormKind,
@@ -30,7 +29,6 @@ class MistralPolicy(AnatomyPolicy):
     def read(cls, layer: Any) -> LayerAnatomy:
         own = layer.transformers_attention("self_attn", f"{_MODELING}:MistralAttention")
         layer.module("mlp", f"{_MODELING}:MistralMLP")
-        causal = own.is_causal and own.config._attn_implementation == "sdpa"
         key = layer.linear("self_attn.k_proj")
         kv_heads = key.weight.shape[0] // own.head_dim
         return LayerAnatomy(
@@ -41,7 +39,7 @@ class MistralPolicy(AnatomyPolicy):
                 kv_heads=kv_heads,
                 head_size=own.head_dim,
                 scale=own.scaling,
-                causality=Causality.IF_NO_MASK if causal else Causality.NEVER,
+                causality=layer.causality(own),
                 module=own,
                 cache_index=own.layer_idx,
                 rotary=Rotary(style=RotaryStyle.HALF, size=None),

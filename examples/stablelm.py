@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from policies.anatomy import MLP, Attention, Causality, LayerAnatomy, NormPosition, Rotary, RotaryStyle, SplitQKV
+from policies.anatomy import MLP, Attention, LayerAnatomy, NormPosition, Rotary, RotaryStyle, SplitQKV
 from policies.base import AnatomyPolicy
 from policies.calls import HF_IGNORED, CallConvention, RotarySource
 
@@ -27,7 +27,6 @@ class StableLmPolicy(AnatomyPolicy):
         for name, value in _PLAIN.items():
             if getattr(own.config, name) != value:
                 raise layer.refuse(f"{name}={getattr(own.config, name)!r}")
-        causal = own.is_causal and own.config._attn_implementation == "sdpa"
         key = layer.linear("self_attn.k_proj")
         kv_heads = key.weight.shape[0] // own.head_dim
         return LayerAnatomy(
@@ -38,7 +37,7 @@ class StableLmPolicy(AnatomyPolicy):
                 kv_heads=kv_heads,
                 head_size=own.head_dim,
                 scale=own.scaling,
-                causality=Causality.IF_NO_MASK if causal else Causality.NEVER,
+                causality=layer.causality(own),
                 module=own,
                 cache_index=own.layer_idx,
                 rotary=Rotary(style=RotaryStyle.HALF, size=own.rotary_ndims),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .anatomy import MLP, Attention, Causality, LayerAnatomy, NormPosition, SplitQKV
+from .anatomy import MLP, Attention, LayerAnatomy, NormPosition, SplitQKV
 from .base import AnatomyPolicy
 from .calls import HF_IGNORED, CallConvention
 
@@ -50,7 +50,6 @@ def _attention(layer: Any, path: str, kind: str) -> Attention:
     layer.constant(f"{path}.is_cross_attention", kind == "CrossAttention")
     own = layer.transformers_attention(f"{path}.self", *_classes(kind))
     layer.module(f"{path}.output", *_classes("SelfOutput"))
-    causal = own.is_causal and own.config._attn_implementation == "sdpa"
     return Attention(
         qkv=SplitQKV(
             query=layer.linear(f"{path}.self.query"),
@@ -62,7 +61,7 @@ def _attention(layer: Any, path: str, kind: str) -> Attention:
         kv_heads=own.num_attention_heads,
         head_size=own.attention_head_size,
         scale=own.scaling,
-        causality=Causality.IF_NO_MASK if causal else Causality.NEVER,
+        causality=layer.causality(own),
         module=own,
         cache_index=own.layer_idx,
     )

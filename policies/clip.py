@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .anatomy import MLP, Attention, Causality, LayerAnatomy, NormPosition, SplitQKV
+from .anatomy import MLP, Attention, LayerAnatomy, NormPosition, SplitQKV
 from .base import AnatomyPolicy
 from .calls import HF_IGNORED, CallConvention
 
@@ -34,7 +34,6 @@ class HFCLIPLayerPolicy(AnatomyPolicy):
 
 def _attention(layer: Any) -> Attention:
     own = layer.transformers_attention("self_attn", f"{_MODELING}:CLIPAttention")
-    causal = own.is_causal and own.config._attn_implementation == "sdpa"
     return Attention(
         qkv=SplitQKV(
             query=layer.linear("self_attn.q_proj"),
@@ -46,6 +45,6 @@ def _attention(layer: Any) -> Attention:
         kv_heads=own.num_heads,
         head_size=own.head_dim,
         scale=own.scale,
-        causality=Causality.IF_NO_MASK if causal else Causality.NEVER,
+        causality=layer.causality(own),
         module=own,
     )

@@ -46,7 +46,7 @@ def _attention(layer: Any, path: str, qkv: FusedQKV | SplitCrossQKV) -> Attentio
         kv_heads=own.num_heads,
         head_size=own.head_dim,
         scale=_scale(own),
-        causality=_causality(own),
+        causality=_causality(layer, own),
         module=own,
         cache_index=own.layer_idx,
     )
@@ -62,9 +62,8 @@ def _scale(own: Any) -> float:
     return (scale if own.scale_attn_weights else 1.0) / (own.layer_idx + 1 if own.scale_attn_by_inverse_layer_idx else 1)
 
 
-def _causality(own: Any) -> Causality:
+def _causality(layer: Any, own: Any) -> Causality:
     """Eager attention of transformers 5.0 has a causal buffer of its own, and passes over the flag."""
-    by_sdpa = own.config._attn_implementation == "sdpa"
-    if not by_sdpa and hasattr(own, "bias"):
+    if hasattr(own, "bias") and own.config._attn_implementation != "sdpa":
         return Causality.NEVER if own.is_cross_attention else Causality.ALWAYS
-    return Causality.IF_NO_MASK if by_sdpa and own.is_causal else Causality.NEVER
+    return layer.causality(own)

@@ -7,7 +7,6 @@ from typing import Any
 from .anatomy import (
     MLP,
     Attention,
-    Causality,
     FusedQKV,
     LayerAnatomy,
     NormPosition,
@@ -48,7 +47,6 @@ def _attention(layer: Any) -> Attention:
     own = layer.transformers_attention("attention", f"{_MODELING}:GPTNeoXAttention")
     linear = layer.linear("attention.query_key_value")
     heads = linear.weight.shape[0] // (3 * own.head_size)
-    causal = own.is_causal and own.config._attn_implementation == "sdpa"
     return Attention(
         qkv=FusedQKV(linear=linear, layout=QKVLayout.INTERLEAVED),
         out=layer.linear("attention.dense"),
@@ -56,7 +54,7 @@ def _attention(layer: Any) -> Attention:
         kv_heads=heads,
         head_size=own.head_size,
         scale=own.scaling,
-        causality=Causality.IF_NO_MASK if causal else Causality.NEVER,
+        causality=layer.causality(own),
         module=own,
         cache_index=own.layer_idx,
         rotary=Rotary(style=RotaryStyle.HALF, size=own.rotary_ndims),

@@ -43,7 +43,6 @@ class HFGPTJLayerPolicy(AnatomyPolicy):
 def _attention(layer: Any) -> Attention:
     check = layer.transformers_attention if _HANDED_DOWN else layer.module
     own = check("attn", f"{_MODELING}:GPTJAttention")
-    causal = _HANDED_DOWN and own.is_causal and own.config._attn_implementation == "sdpa"
     return Attention(
         qkv=SplitQKV(query=layer.linear("attn.q_proj"), key=layer.linear("attn.k_proj"), value=layer.linear("attn.v_proj")),
         out=layer.linear("attn.out_proj"),
@@ -51,7 +50,7 @@ def _attention(layer: Any) -> Attention:
         kv_heads=own.num_attention_heads,
         head_size=own.head_dim,
         scale=own.scaling if _HANDED_DOWN else 1.0 / own.scale_attn,
-        causality=Causality.IF_NO_MASK if causal else Causality.NEVER,
+        causality=layer.causality(own) if _HANDED_DOWN else Causality.NEVER,
         module=own,
         cache_index=own.layer_idx,
         rotary=Rotary(style=RotaryStyle.EVERY_TWO, size=_rotary_size(layer, own)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .anatomy import MLP, Attention, Causality, LayerAnatomy, NormPosition, Rotary, RotaryStyle, SplitQKV
+from .anatomy import MLP, Attention, LayerAnatomy, NormPosition, Rotary, RotaryStyle, SplitQKV
 from .base import AnatomyPolicy
 from .calls import HF_IGNORED, CallConvention, RotarySource
 
@@ -37,7 +37,6 @@ def _attention(layer: Any) -> Attention:
     own = layer.transformers_attention("self_attn", f"{_MODELING}:LlamaAttention")
     key = layer.linear("self_attn.k_proj")
     kv_heads = key.weight.shape[0] // own.head_dim
-    causal = own.is_causal and own.config._attn_implementation == "sdpa"
     return Attention(
         qkv=SplitQKV(query=layer.linear("self_attn.q_proj"), key=key, value=layer.linear("self_attn.v_proj")),
         out=layer.linear("self_attn.o_proj"),
@@ -45,7 +44,7 @@ def _attention(layer: Any) -> Attention:
         kv_heads=kv_heads,
         head_size=own.head_dim,
         scale=own.scaling,
-        causality=Causality.IF_NO_MASK if causal else Causality.NEVER,
+        causality=layer.causality(own),
         module=own,
         cache_index=own.layer_idx,
         rotary=Rotary(style=RotaryStyle.HALF, size=own.head_dim),

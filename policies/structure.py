@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from .anatomy import Activation, ActivationKind, Linear, Norm, NormKind
+from .anatomy import Activation, ActivationKind, Causality, Linear, Norm, NormKind
 from .swap import UnsupportedLayer, qualified_name
 
 if TYPE_CHECKING:
@@ -158,6 +158,11 @@ class Structure:
         if implementation not in ("eager", "sdpa"):
             raise self.refuse(f"attention implementation {implementation!r} (eager and sdpa are supported)")
         return found
+
+    def causality(self, attention: Any) -> Causality:
+        """Of transformers' ``attention``, which tells sdpa of its flag, and eager attention nothing."""
+        by_sdpa = attention.config._attn_implementation == "sdpa"
+        return Causality.IF_NO_MASK if by_sdpa and attention.is_causal else Causality.NEVER
 
     def nothing_patched(self) -> None:
         """Raise where the layer or a module in it has a forward of its own instead of its class's."""

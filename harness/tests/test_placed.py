@@ -21,8 +21,8 @@ from harness.profiles import depth
 from harness.properties import BY_NAME
 from harness.registry import CaseEntry, choose
 from harness.validation.file import Contents
+from harness.validation.subject import Subject
 from harness.validation.validate import Request, Validation, record
-from harness.validation.work import Subject
 from harness.workers import Task, run_task
 from policies.replace import Replacement
 from reports.record import Verdict

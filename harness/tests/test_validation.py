@@ -16,9 +16,10 @@ from harness.validation import work
 from harness.validation.derivation import Derivation
 from harness.validation.file import Contents
 from harness.validation.isolation import Limits
+from harness.validation.subject import Subject
 from harness.validation.validate import Request, Validation, record, validate
 from harness.validation.verdict import NO_FLOAT64, block
-from harness.validation.work import Subject, Task, judge, time
+from harness.validation.work import Task, judge, time
 from reports.record import Failure, Verdict
 from reports.tests import synthetic
 

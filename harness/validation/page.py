@@ -139,8 +139,6 @@ def _checks(found: Found, refuses: bool) -> list[str]:
             "    if getattr(own.config, name) != value:",
             '        raise layer.refuse(f"{name}={getattr(own.config, name)!r}")',
         ]
-    if found.causal_flag:
-        lines.append('causal = own.is_causal and own.config._attn_implementation == "sdpa"')
     if found.query:
         lines.append(f"key = {_linear(found, found.key)}")
         lines.append("kv_heads = key.weight.shape[0] // " + _head_size(found))
@@ -185,7 +183,7 @@ def _attention_lines(found: Found, choices: Choices) -> list[str]:
         f"kv_heads={kv_heads},",
         f"head_size={size},",
         f"scale={f'own.{found.scale}' if found.scale else f'{size} ** -0.5'},",
-        f"causality={_causality(found)},",
+        f"causality={'layer.causality(own)' if found.causal_flag else 'Causality.NEVER'},",
         "module=own,",
     ]
     if found.cache_index:
@@ -199,12 +197,6 @@ def _attention_lines(found: Found, choices: Choices) -> list[str]:
         if norm is not None:
             lines.append(f"{name}={_norm(norm, name)},")
     return lines
-
-
-def _causality(found: Found) -> str:
-    if not found.causal_flag:
-        return "Causality.NEVER"
-    return "Causality.IF_NO_MASK if causal else Causality.NEVER"
 
 
 def _mlp_lines(found: Found) -> list[str]:

@@ -25,6 +25,7 @@ from . import work
 from .file import Contents, UnusableFile, look
 from .isolation import Isolated, Limits, isolated
 from .models import NotDerivable
+from .subject import Known, Subject, subjects_in
 
 FAULT_PARTS = 2
 """Tasks into which the faults are divided."""
@@ -43,7 +44,7 @@ class Request:
     faults: float = 4.0
     limits: Limits = field(default_factory=Limits)
     properties: tuple[str, ...] | None = None
-    known: work.Known = ()
+    known: Known = ()
     """Cases that somebody wrote for layers."""
     device: str = "cpu"
 
@@ -55,7 +56,7 @@ class Validation:
 
     policy: str
     file: str
-    subjects: dict[str, work.Subject] = field(default_factory=dict)
+    subjects: dict[str, Subject] = field(default_factory=dict)
     unjudged: tuple[str, ...] = ()
     verdicts: list[Verdict] = field(default_factory=list)
     coverage: list[Coverage] = field(default_factory=list)
@@ -104,7 +105,7 @@ class _Stages:
         statement = (
             "The layers that the policy replaces have a case: one beside it, one that is known, or one derived from a model."
         )
-        found = self._stage("case", statement, work.subjects_in, self._path, contents, self.request.known, self.request.device)
+        found = self._stage("case", statement, subjects_in, self._path, contents, self.request.known, self.request.device)
         if found is None:
             return
         self.done.subjects, self.done.unjudged = dict(found.subjects), found.unjudged
@@ -125,7 +126,7 @@ class _Stages:
         statement = "The file imports and holds the policy that is meant."
         return self._stage("file", statement, look, self._path, self.request.name)
 
-    def _reading(self, name: str, subject: work.Subject) -> str | None:
+    def _reading(self, name: str, subject: Subject) -> str | None:
         """Judge reading; why nothing further can be judged, or None."""
         statement = "The policy matches a layer, reads it (or refuses it by name) and changes nothing."
         try:
@@ -141,7 +142,7 @@ class _Stages:
         raised = failure is not None and failure.traceback is not None and not failure.off_simplest
         return "reading raises on the simplest layer" if raised else None
 
-    def _fit(self, name: str, subject: work.Subject) -> work.Subject:
+    def _fit(self, name: str, subject: Subject) -> Subject:
         """``subject`` without what its policy refuses."""
         try:
             subject = replace(subject, refused=self.pool.run(work.fit, subject))
@@ -150,7 +151,7 @@ class _Stages:
         self.done.subjects[name] = subject
         return subject
 
-    def _properties(self, case: str, subject: work.Subject, why_not: str | None) -> None:
+    def _properties(self, case: str, subject: Subject, why_not: str | None) -> None:
         from ..check import Checked
         from ..faults.exam import LEAST_SHARE
         from ..properties import BY_NAME
@@ -191,7 +192,7 @@ class _Stages:
                     _verdict(self.done, self.request, "coverage", "What was drawn is counted.", f"counting {loss}", case=case)
                 )
 
-    def _exam(self, subject: work.Subject) -> None:
+    def _exam(self, subject: Subject) -> None:
         """Seed faults into a policy that holds: how well could errors in it be seen?"""
         seconds = self.request.faults
         if seconds <= 0 or self.done.failed:
@@ -203,7 +204,7 @@ class _Stages:
             else:
                 self.done.faults += result
 
-    def _time(self, subject: work.Subject) -> None:
+    def _time(self, subject: Subject) -> None:
         if self.request.budget <= 0:
             self.done.untimed = "not asked for"
         elif self.done.failed:
@@ -216,7 +217,7 @@ class _Stages:
             except Lost as loss:
                 self.done.untimed = f"timing {loss}"
 
-    def _task(self, subject: work.Subject, prop: str) -> work.Task:
+    def _task(self, subject: Subject, prop: str) -> work.Task:
         return work.Task(subject, prop, self.request.profile, self.request.seed)
 
     def _stage(self, name: str, statement: str, function: Callable[..., Any], *args: Any) -> Any:
