@@ -7,43 +7,40 @@ epsilon, a scale, the dropout that is left on to sample from a model), and none 
 
 from __future__ import annotations
 
-import copy
-import functools
-import itertools
 import random
-import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from ..numerics import alive
 from ..trial import Trial, Vacuous, fused_path, original_side, replacement_side
 from .base import Property, living, same_outputs
 from .cache import with_cache
-from .hooks import scaled
+from .set_later import (
+    Change,
+    Kind,
+    a_parametrization,
+    an_adapter,
+    another_class,
+    circular_padding,
+    flipped_flags,
+    free_u,
+    new_bias,
+    other_configuration,
+    other_counts,
+    other_functions,
+    other_implementation,
+    scaled_numbers,
+    training_mode,
+)
 from .sizes import decoded
 
-Undo = Callable[[], object]
-Change = Callable[[nn.Module], Undo]
-"""Sets something on a module, of the original or of the replaced model, and returns how to take it back."""
-Kind = Callable[[nn.Module], list[tuple[str, Change]]]
-"""Changes of one kind that can be made to a module, each with its words."""
 STEPWISE = 64
 """Bit of an example's seed."""
 TRIES = 4
 """Changes of a kind that are tried until one makes a difference."""
-FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
-"""What is called and has no class of its own to inherit from."""
-FREE_U = {"s1": 0.9, "s2": 0.2, "b1": 1.5, "b2": 1.6}
-"""Its factors, as they are recommended for Stable Diffusion 1."""
-FACTOR = 1.25
-"""By which a parametrization makes a weight another."""
-DROPPED = 0.5
-"""The share of elements that a dropout takes where one is left on."""
 
 
 @dataclass(frozen=True)
@@ -120,238 +117,36 @@ def _equal(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, others[name]) for name, tensor in some.items())
 
 
-def _proposed(trial: Trial) -> Iterator[Iterable[Later]]:
+def _proposed(trial: Trial) -> Iterator[list[Later]]:
     """Changes of one kind after another; of the configuration or mode of layers one. The parts of a whole model are not asked
     about their mode: they drop by themselves, other elements where an image lies otherwise in memory."""
     chosen = random.Random(trial.example.seed)
-    kinds: list[tuple[Kind, ...]]
+    kinds: tuple[Kind, ...] = scaled_numbers, other_counts, flipped_flags, another_class
     if trial.case.layered:
-        kinds = [(_numbers,), (_counts,), (_flags,), (_class,), (chosen.choice((_configured, _mode)),)]
+        kinds = *kinds, chosen.choice((other_configuration, training_mode))
     else:
-        kinds = [(_configured,), (_numbers,), (_counts,), (_flags,), (_padding,), (_freed,), (_class,)]
-    for some in (*kinds, (_functions,), (chosen.choice((_implementation, _bias, _adapter, _parametrized)),)):
-        yield itertools.chain.from_iterable(_of_kind(kind, trial) for kind in some)
+        kinds = other_configuration, *kinds, circular_padding, free_u
+    put_there = chosen.choice((other_implementation, new_bias, an_adapter, a_parametrization))
+    for kind in (*kinds, other_functions, put_there):
+        yield _of_kind(kind, trial)
 
 
 def _of_kind(kind: Kind, trial: Trial) -> list[Later]:
     """Some changes of a kind to one of the layers, in any order: each of another class of parts or in another way, because most
     of a model's parts are of few classes."""
     chosen = random.Random(trial.example.seed)
-    layer = "" if kind is _implementation else chosen.choice(trial.replaced.replaced).path
+    layer = "" if kind is other_implementation else chosen.choice(trial.replaced.replaced).path
     parts = [(f"{layer}.{name}".strip("."), part) for name, part in trial.original.get_submodule(layer).named_modules()]
     chosen.shuffle(parts)
-    proposed = [(type(part), path, *one) for path, part in parts if path != layer or kind is not _class for one in kind(part)]
-    found = [*{(cls, what): (path, what, change) for cls, path, what, change in proposed}.values()]
-    configured = kind is _configured
-    if configured:  # which parts share, and most of which has no part in a call: all of it is proposed
-        found = [*{what: (path, what, change) for path, what, change in found}.values()]
-    some = chosen.sample(found, len(found) if configured else min(len(found), TRIES))
-    return [Later(path, f"{what} of {path or 'the model'}", change, must_matter=configured) for path, what, change in some]
-
-
-def _numbers(part: nn.Module) -> list[tuple[str, Change]]:
-    return [(name, _to(name, value * 1.5 + 0.125)) for name, value in _set_on(part) if type(value) is float]
-
-
-def _counts(part: nn.Module) -> list[tuple[str, Change]]:
-    """Numbers of heads, sizes: where the original can run with others, it computes something else."""
-    return [
-        (f"{name} = {count}", _to(name, count))
-        for name, value in _set_on(part)
-        if type(value) is int
-        for count in (2 * value, value // 2, value + 1)
-        if count != value
+    proposed = [
+        (type(part), path, *one) for path, part in parts if path != layer or kind is not another_class for one in kind(part)
     ]
-
-
-def _configured(part: nn.Module) -> list[tuple[str, Change]]:
-    """What a part may read of its configuration when it is called. Whole numbers, from which rotary positions are computed anew
-    and for good, are left alone."""
-    found = [(name, value) for name, value in getattr(getattr(part, "config", None), "__dict__", {}).items() if name[0] != "_"]
-    flags = [(name, not value) for name, value in found if type(value) is bool]
-    numbers = [(name, 1.5 * value + 0.125) for name, value in found if type(value) is float]
-    return [(f"config.{name} = {value}", _on_config(name, value)) for name, value in flags + numbers]
-
-
-def _on_config(name: str, value: Any) -> Change:
-    def change(part: nn.Module) -> Undo:
-        return _to(name, value)(part.config)  # type: ignore[arg-type]
-
-    return change
-
-
-def _implementation(part: nn.Module) -> list[tuple[str, Change]]:
-    """The implementation of attention, of a whole model."""
-    others = {"sdpa": "eager", "eager": "sdpa"}
-    other = others.get(getattr(getattr(part, "config", None), "_attn_implementation", ""))
-    if other is None or not hasattr(part, "set_attn_implementation"):
-        return []
-    return [(f"the attention's implementation {other}", _by_name(other))]
-
-
-def _by_name(implementation: str) -> Change:
-    def change(part: nn.Module) -> Undo:
-        model: Any = part
-        before = model.config._attn_implementation
-        model.set_attn_implementation(implementation)
-        return functools.partial(model.set_attn_implementation, before)
-
-    return change
-
-
-def _flags(part: nn.Module) -> list[tuple[str, Change]]:
-    return [(name, _to(name, not value)) for name, value in _set_on(part) if type(value) is bool]
-
-
-def _functions(part: nn.Module) -> list[tuple[str, Change]]:
-    """What a part calls and is no part of its own: the processor of an attention, the activation of an MLP."""
-    found = [(name, value) for name, value in vars(part).items() if not name.startswith("_") and callable(value)]
-    others = [(f"another {name}", _to(name, _scaling(value))) for name, value in found if not isinstance(value, type)]
-    objects = [(name, value) for name, value in found if not isinstance(value, FUNCTIONS)]
-    return others + [(f"{name} of a subclass", _to(name, _of_a_subclass(value))) for name, value in objects]
-
-
-def _scaling(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *args, **kwargs: scaled(function(*args, **kwargs))
-
-
-def _of_a_subclass(function: Callable[..., Any]) -> Callable[..., Any]:
-    """As somebody changes what a library's processor does: by a class that inherits from its own."""
-
-    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return scaled(function(*args, **kwargs))
-
-    other = copy.copy(function)
-    other.__class__ = type(type(function).__name__, (type(function),), {"__call__": call})
-    return other
-
-
-def _padding(part: nn.Module) -> list[tuple[str, Change]]:
-    """As images that tile are made."""
-    return [("padding_mode", _to("padding_mode", "circular"))] if isinstance(part, nn.Conv2d) else []
-
-
-def _freed(part: nn.Module) -> list[tuple[str, Change]]:
-    """FreeU, whose factors stand on no block until somebody asks for it."""
-    return [("FreeU", _with_free_u)] if hasattr(part, "enable_freeu") else []
-
-
-def _with_free_u(part: Any) -> Undo:
-    before = [{name: vars(block)[name] for name in FREE_U if name in vars(block)} for block in part.up_blocks]
-    part.enable_freeu(**FREE_U)
-
-    def undo() -> None:
-        for block, values in zip(part.up_blocks, before, strict=True):
-            for name in FREE_U:
-                vars(block).pop(name)
-            vars(block).update(values)
-
-    return undo
-
-
-def _set_on(part: nn.Module) -> list[tuple[str, Any]]:
-    return [(name, value) for name, value in vars(part).items() if not name.startswith("_") and name != "training"]
-
-
-def _to(name: str, value: Any) -> Change:
-    def change(part: nn.Module) -> Undo:
-        before = getattr(part, name)
-        setattr(part, name, value)
-        return lambda: setattr(part, name, before)
-
-    return change
-
-
-def _class(part: nn.Module) -> list[tuple[str, Change]]:
-    return [("the class", _of_another_class)]
-
-
-def _of_another_class(part: nn.Module) -> Undo:
-    """As this project replaces layers, and others cast or adapt them: a subclass of its own class, whose forward differs."""
-    own = type(part)
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return scaled(own.forward(self, *args, **kwargs))
-
-    part.__class__ = type(f"Scaled{own.__name__}", (own,), {"forward": forward})
-
-    def undo() -> None:
-        part.__class__ = own
-
-    return undo
-
-
-def _bias(part: nn.Module) -> list[tuple[str, Change]]:
-    """Where a part has none, and takes one."""
-    weight = part._parameters.get("weight")
-    if weight is None or "bias" not in part._parameters or part.bias is not None:
-        return []
-    values = weight.detach().flatten(1).sum(1) if weight.dim() > 1 else 1 - weight.detach()
-    return [("a bias", _to("bias", nn.Parameter(values)))]
-
-
-class _Adapted(nn.Module):
-    """As adapters are put around a linear: with its weight and bias, and a forward that adds to what it computes."""
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base = base
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("base"), name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return scaled(self.base(*args, **kwargs))
-
-
-def _adapter(part: nn.Module) -> list[tuple[str, Change]]:
-    leaves = [name for name, child in part.named_children() if child._parameters and not child._modules]
-    return [(f"an adapter around {name}", _adapting(name)) for name in leaves]
-
-
-def _adapting(name: str) -> Change:
-    return lambda part: _to(name, _Adapted(part.get_submodule(name)))(part)
-
-
-class _Scaled(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return FACTOR * weight
-
-
-def _parametrized(part: nn.Module) -> list[tuple[str, Change]]:
-    return [("a parametrization", _with_parametrization)] if part._parameters.get("weight") is not None else []
-
-
-def _with_parametrization(part: nn.Module) -> Undo:
-    parametrize.register_parametrization(part, "weight", _Scaled())
-    return lambda: parametrize.remove_parametrizations(part, "weight", leave_parametrized=False)
-
-
-def _mode(part: nn.Module) -> list[tuple[str, Change]]:
-    return [("training mode", _in_training)] if _shares_dropped(part) else []
-
-
-def _shares_dropped(part: nn.Module) -> list[str]:
-    """Names of the numbers on ``part`` that say how much it drops in training."""
-    if isinstance(part, nn.Dropout):
-        return ["p"]
-    return [name for name, value in _set_on(part) if type(value) is float and "dropout" in name]
-
-
-def _in_training(part: nn.Module) -> Undo:
-    """As whoever samples from a model leaves its dropouts on."""
-    undo = [_to(name, DROPPED)(part) for name in _shares_dropped(part)]
-    part.train()
-
-    def undo_all() -> None:
-        part.eval()
-        for one in undo:
-            one()
-
-    return undo_all
+    found = [*{(cls, what): (path, what, change) for cls, path, what, change in proposed}.values()]
+    whole = kind is other_configuration
+    if whole:  # which parts share, and most of which has no part in a call: all of it is proposed
+        found = [*{what: (path, what, change) for path, what, change in found}.values()]
+    some = chosen.sample(found, len(found) if whole else min(len(found), TRIES))
+    return [Later(path, f"{what} of {path or 'the model'}", change, must_matter=whole) for path, what, change in some]
 
 
 SETTINGS = Property(
