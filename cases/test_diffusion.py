@@ -20,7 +20,7 @@ from harness.case import Case, Example, Inputs
 from harness.exact import exact_mode
 from harness.properties import BY_NAME
 from harness.properties.memory import bytes_held
-from harness.properties.settings import FREE_U
+from harness.properties.set_later import FREE_U
 from harness.search import tell
 from harness.trial import cast
 from policies.replace import replace_module
@@ -351,6 +351,44 @@ def test_a_moved_model_keeps_nothing_of_the_weights_that_it_had() -> None:
     UNET.run(replaced, inputs)
     held = bytes_held(replaced)
     assert bytes_held(replaced.to("meta")) < held / 10
+
+
+def _image_adapter(unet: Any, width: int) -> dict[str, dict[str, Tensor]]:
+    """Weights of an IP-Adapter for images embedded in ``width`` numbers, as its files have them."""
+    text = unet.config.cross_attention_dim
+    crossing = [unet.get_submodule(name.rpartition(".")[0]) for name in unet.attn_processors if "attn2" in name]
+    sizes = {f"{2 * place + 1}.to_{one}_ip.weight": its.inner_dim for place, its in enumerate(crossing) for one in "kv"}
+    projection = {"proj.weight": (4 * text, width), "proj.bias": (4 * text,), "norm.weight": (text,), "norm.bias": (text,)}
+    return {
+        "image_proj": {name: torch.randn(size) for name, size in projection.items()},
+        "ip_adapter": {name: torch.randn(size, text) for name, size in sizes.items()},
+    }
+
+
+@pytest.mark.parametrize("plan", ["auto", "plain", "packed"])
+def test_an_image_adapter_loaded_after_the_replacement_is_heeded_and_so_is_its_scale(plan: str) -> None:
+    one = example(UNET, blocks="CD")
+    torch.manual_seed(one.seed)
+    original: Any = UNET.build(one)
+    replaced: Any = copy.deepcopy(original)
+    replace_module(replaced, plan=plan)
+    kwargs = UNET.inputs(one).kwargs
+    given: dict[str, Any] = {name: kwargs[name] for name in ("sample", "timestep", "encoder_hidden_states")}
+    plain = original(**given).sample
+    weights = _image_adapter(original, 10)
+    for model in (original, replaced):
+        model(**given)
+        model._load_ip_adapter_weights([weights], low_cpu_mem_usage=False)
+    given["added_cond_kwargs"] = {"image_embeds": [torch.randn(len(kwargs["sample"]), 1, 10)]}
+    seen = [plain]
+    for scale in (1.0, 0.4):
+        for model in (original, replaced):
+            for processor in model.attn_processors.values():
+                if hasattr(processor, "scale"):
+                    processor.scale = [scale]
+        seen.append(original(**given).sample)
+        assert_close({"sample": replaced(**given).sample}, {"sample": seen[-1]}, 1e-5)
+    assert len({float(sample.sum()) for sample in seen}) == 3
 
 
 def test_factors_that_are_read_when_a_model_is_replaced_and_not_when_they_are_set_are_noticed() -> None:
