@@ -3,8 +3,7 @@
 plain   public torch operators only: any device, any dtype, differentiable
 onednn  on a CPU, outside autograd, in float32 and bfloat16: oneDNN's linear with the activation or the residual sum as a
         post-operation, on the layer's own weights, which lie by rows in memory where that is faster (see
-        ``fused.onednn.wants_rows``), and attention in bfloat16 as two products where those are (see ``fused.products``);
-        every other call runs plain
+        ``fused.onednn.wants_rows``); every other call runs plain
 packed  as onednn, with Transformer layers' weights held in oneDNN's own layout and nowhere else. Fastest, for inference
         only: anything but a call in float32 or bfloat16 on a CPU outside autograd first gives the layer its plain weights
         back, which takes a copy; training raises. On Intel's processors one token at a time in float32 reads a plain weight

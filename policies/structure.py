@@ -8,7 +8,7 @@ and names the path where it found something else.
 from __future__ import annotations
 
 from functools import partial
-from types import MethodType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -165,10 +165,11 @@ class Structure:
         return Causality.IF_NO_MASK if by_sdpa and attention.is_causal else Causality.NEVER
 
     def nothing_patched(self) -> None:
-        """Raise where the layer or a module in it has a forward of its own instead of its class's."""
+        """Raise where the layer or a module in it has a forward, or another function, of its own instead of its class's."""
         for path, module in self.layer.named_modules():
-            if patched(module):
-                raise self.refuse(f"a forward of its own on {path or 'the layer'}, not its class's")
+            name = overridden(module)
+            if name is not None:
+                raise self.refuse(f"a {name} of its own on {path or 'the layer'}, not its class's")
 
     def constant(self, path: str, value: bool | float) -> None:
         """Raise where what is set at ``path``, if anything is, is not the ``value`` that the parts go by."""
@@ -232,6 +233,15 @@ def patched(module: nn.Module) -> bool:
     outputs it has recorded; that one is no other."""
     own = vars(module).get("forward")
     return own is not None and getattr(own, "__func__", None) is not type(module).forward
+
+
+def overridden(module: nn.Module) -> str | None:
+    """The name of a function of its class that ``module`` has one of its own instead of, or None."""
+    for name, own in vars(module).items():
+        function = getattr(type(module), name, None)
+        if isinstance(function, FunctionType) and getattr(own, "__func__", None) is not function:
+            return name
+    return None
 
 
 def _is_narrow(dtype: torch.dtype) -> bool:

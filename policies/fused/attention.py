@@ -19,7 +19,7 @@ from .masks import resolve, spread_if_blind
 from .norm import normalise
 from .packed import Packer
 from .positions import rotate
-from .products import scaled_dot_product_attention
+from .sdpa import scaled_dot_product_attention
 
 Cut = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Queries (B, H, T, E) and keys (B, K, T, E) out of a tensor that has them both."""
@@ -52,7 +52,6 @@ class FusedAttention:
         ours: tuple[Tensor, ...] = (),
     ) -> None:
         self.attention = attention
-        self.products = plan is not Plan.PLAIN
         self.grouped = attention.heads != attention.kv_heads
         linears = attention.qkv.linears
         self.out = Projection.of(attention.out, plan, packer)
@@ -204,8 +203,6 @@ class FusedAttention:
             is_causal=causal,
             scale=attention.scale,
             enable_gqa=self.grouped,
-            products=self.products,
-            blind=call.mask is not None,  # a layer's own causality, window or bias leaves each query itself
         )
         context = context.transpose(1, 2).flatten(-2)
         emit(f"{attention.out.name}:input", context)

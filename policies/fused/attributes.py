@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules import module as _global
 
-from ..structure import patched
+from ..structure import overridden
 
 _CONFIGURATIONS = ("config", "_internal_dict")
 """What libraries call the attribute that holds a module's configuration; diffusers reads it at calls."""
@@ -44,7 +44,8 @@ class AttributeWatch:
         self._formed = [form() for form in self._forms]
         self._inside = [module for module in every if not any(module is one for one in modules)]
         self._hooks = [getattr(module, name) for module in self._inside for name in HOOKS]
-        self._own_forward = next((module for module in self._inside if patched(module)), None)
+        own = [(overridden(module), type(module).__name__) for module in self._inside]
+        self._overridden = next((f"a {function} of its own on {name}" for function, name in own if function is not None), None)
 
     def moved(self) -> bool:
         """True where a tensor lies elsewhere than it did. Where none does, all the memory that was there is still held, because
@@ -66,14 +67,14 @@ class AttributeWatch:
         return [*map(next, map(reversed, self._owners), repeat(None))]
 
     def hooked(self) -> str | None:
-        """Why hooks, or forwards put on instances, keep a graph from standing for the modules, or None. To be asked of what has
+        """Why hooks, or functions put on instances, keep a graph from standing for the modules, or None. To be asked of what has
         not ``changed``. Hooks of ``modules`` themselves do not keep it: they run around the graph."""
         if hooked_everywhere():
             return "a hook on all modules"
         if any(self._hooks):
             hooked = next(one for one in self._inside if any(getattr(one, name) for name in HOOKS))
             return f"a hook on {type(hooked).__name__}"
-        return None if self._own_forward is None else f"a forward of its own on {type(self._own_forward).__name__}"
+        return self._overridden
 
     def restore(self) -> None:
         """Undo what was set, added or deleted since."""

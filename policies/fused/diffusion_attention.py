@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from ..anatomy import Linear
 from ..plans import Plan
+from ..structure import overridden
 from ..swap import qualified_name
 from .linear import Projection, can_pack, held_by_nobody_else, pack, unpack
-from .products import scaled_dot_product_attention
+from .sdpa import scaled_dot_product_attention
 from .swapped import Swapped, apply, differentiated, is_plain, linear
 from .transforms import compiling, not_plain
 from .watch import inner_hooks
@@ -82,6 +83,9 @@ class FusedAttention(Swapped):
         strange = not_plain(hidden)
         if strange is not None:
             return strange
+        own = None if compiling() else overridden(self)
+        if own is not None:
+            return f"a {own} of its own"
         processor = self.processor
         if qualified_name(type(processor)) not in (_SDPA, _EAGER):
             return f"processor {type(processor).__name__}"
@@ -140,8 +144,7 @@ class FusedAttention(Swapped):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self._fused_project(hidden, encoder)
         )
         scale = self.scale if qualified_name(type(self.processor)) == _EAGER else None
-        products = self._fused_state.execution is not Plan.PLAIN
-        context = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale, products=products)
+        context = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
         result = apply(self.to_out[0], context.transpose(1, 2).flatten(2).to(query.dtype), self._fused_state.execution)
         result = self.to_out[1](result)
         if image is not None:

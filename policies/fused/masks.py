@@ -43,9 +43,13 @@ def resolve(
         mask = allowed if mask is None else _restrict(mask, allowed)
     if bias is not None:
         return _add_bias(bias.to(query.dtype), mask, query.dtype), False
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.to(query.dtype)
-    return mask, False
+    return (None if mask is None else _as_taken(mask, query.dtype)), False
+
+
+def _as_taken(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """``mask`` as it may stand beside scores of ``dtype``. One of float32 stays so: half precision would lose digits of it, and
+    make its smallest number minus infinity, by which a query that sees nothing sees otherwise."""
+    return mask if mask.dtype in (torch.bool, torch.float32) else mask.to(dtype)
 
 
 def spread_if_blind(query: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,9 +71,12 @@ def _own_mask(attention: Attention, queries: int, keys: int, device: torch.devic
 
 
 def _restrict(mask: Tensor, allowed: Tensor) -> Tensor:
+    """``mask`` where the layer allows. Forbidden by both is more than forbidden by one, which tells where all is forbidden:
+    GPT-Neo puts the smallest number of float32 in place of a score, and adds the mask to it."""
     if mask.dtype == torch.bool:
         return mask & allowed
-    return mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
+    wide = mask.to(torch.promote_types(mask.dtype, torch.float32))
+    return wide + torch.zeros_like(allowed, dtype=wide.dtype).masked_fill(~allowed, torch.finfo(wide.dtype).min)
 
 
 def _add_bias(bias: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -77,4 +84,4 @@ def _add_bias(bias: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:
         return bias
     if mask.dtype == torch.bool:
         return bias.masked_fill(~mask, torch.finfo(dtype).min)
-    return bias + mask.to(dtype)
+    return bias + _as_taken(mask, dtype)

@@ -19,8 +19,9 @@ def rotate(rotary: Rotary, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     turned, rest = (x, None) if size == x.shape[-1] else (x[..., :size], x[..., size:])
     if x.shape[-2] > 1 and not x.is_cuda:
         turned = turned.contiguous()  # as the quarter turn is: operands that lie alike are multiplied and added in half the time
-    # Angles may be of a wider dtype than what they turn.
-    turned = torch.addcmul(turned * cos, _quarter_turn(rotary.style, turned), sin).to(x.dtype)
+    turned = torch.addcmul(turned * cos, _quarter_turn(rotary.style, turned), sin)
+    # Angles may be of a wider dtype than what they turn; under autocast, where they always are, a cache holds that.
+    turned = turned if torch.is_autocast_enabled(x.device.type) else turned.to(x.dtype)
     return turned if rest is None else torch.cat((turned, rest), dim=-1)
 
 

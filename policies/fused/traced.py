@@ -19,7 +19,6 @@ from .activations import KERNELS
 _PUBLIC = {
     ("gelu", "none"): KERNELS[ActivationKind.GELU],
     ("gelu", "tanh"): KERNELS[ActivationKind.GELU_TANH],
-    ("relu", ""): KERNELS[ActivationKind.RELU],
     ("swish", ""): KERNELS[ActivationKind.SILU],
 }
 _LIBRARY = torch.library.Library("replace_policy_harness", "DEF")

@@ -19,6 +19,7 @@ from torch.nn.modules import module as torch_module
 
 from ..structure import patched
 from .packed import PackedParameter
+from .transforms import compiling
 
 
 class Watch:
@@ -34,8 +35,10 @@ class Watch:
         watched = layer.parameters() if placed is None else placed
         self._placed = tuple(watched)
         self._at = self._addresses()
-        self._config = next((m.config for m in self.modules if hasattr(m, "config")), None)
-        self._configured: dict[str, Any] = {} if self._config is None else vars(self._config)
+        self._configured = [module for module in self.modules if hasattr(module, "config")]
+        self._configurations = [module.config for module in self._configured]
+        self._config = next(iter(self._configurations), None)
+        self._settings: dict[str, Any] = {} if self._config is None else vars(self._config)
         self._implementation = self._asked_for()
 
     def stale(self) -> bool:
@@ -49,19 +52,20 @@ class Watch:
         return [None if type(one) is PackedParameter else one.data_ptr() for one in self._placed]
 
     def exchanged(self) -> bool:
-        """True where a submodule or parameter is another object. This much a compiler can trace, and guards on."""
+        """True where a submodule, parameter or configuration is another object. This much a compiler can trace, and guards on."""
         members = chain.from_iterable([own.values() for own in self._owners])
         return (
             [*map(len, self._owners)] != self._sizes
             or not all(map(is_, members, self._members))
+            or not all(map(is_, [module.config for module in self._configured], self._configurations))
             or self._asked_for() != self._implementation
         )
 
     def _asked_for(self) -> Any:
         """The attention implementation that the configuration names. To ask it costs as much as all else here together:
         where it keeps the answer under the name that transformers has for it, that is read."""
-        if _KEPT in self._configured:
-            return self._configured[_KEPT]
+        if _KEPT in self._settings:
+            return self._settings[_KEPT]
         return getattr(self._config, "_attn_implementation", None)
 
 
@@ -84,21 +88,27 @@ class Settings:
         of_each = {id(module.config): module for module in self._configured}.values()
         self._fields = [(module, _plain_in(module.config)) for module in of_each]
         self._set_to = self._now(layer)
+        self._sizes = self._how_much(layer)
 
     def changed(self, layer: nn.Module) -> bool:
-        """True where anything is set to another value, or a module is of another class. A compiler can trace it."""
-        if [*map(type, self._modules)] != self._classes:
+        """True where anything is set to another value, or a module is of another class. A compiler can trace it, but for how much
+        is set: a function of a module's own, in the place of its class's, is one more."""
+        if [*map(type, self._modules)] != self._classes or (not compiling() and self._how_much(layer) != self._sizes):
             return True
         now = self._now(layer)
         return not (all(map(is_, now, self._set_to)) or all(map(_same, now, self._set_to)))
 
+    def _how_much(self, layer: nn.Module) -> list[int]:
+        """How much is set on the layer, but for what is derived from it and kept in it, and on each module inside."""
+        own = vars(layer)
+        return [len(own) - ("_fused_state" in own), *(len(vars(one)) for one in self._modules)]
+
     def _now(self, layer: nn.Module) -> list[Any]:
         own = [getattr(layer, name, None) for name in self._own]
         inner = [getattr(module, name, None) for module, name in self._inner]
-        configurations = [module.config for module in self._configured]
         found = [(vars(module.config), names) for module, names in self._fields]
         fields = [values.get(name) for values, names in found for name in names]
-        return own + inner + configurations + fields + [len(values) for values, _ in found]
+        return own + inner + fields + [len(values) for values, _ in found]
 
 
 def _same(now: Any, before: Any) -> bool:
