@@ -29,7 +29,7 @@ class GPTNeoXCase(common.TransformersCase):
         common.IMPLEMENTATION,
         common.HEADS,
         common.HEAD_SIZES,
-        Axis("rotary_factor", (1.0, 0.5)),
+        Axis("rotary_factor", (1.0, 0.5, 0.25)),
         ROPE,
         common.INNER,
         common.ACTIVATIONS,
@@ -70,7 +70,7 @@ class GPTNeoXCase(common.TransformersCase):
     def config_kwargs(self, example: Example) -> dict[str, Any]:
         size = example["head_size"]
         # A factor that leaves an odd number of rotated elements is refused by the original itself.
-        factor = example["rotary_factor"] if size % 4 == 0 else 1.0
+        factor = example["rotary_factor"] if size * example["rotary_factor"] % 2 == 0 else 1.0
         return {
             "hidden_size": example["heads"] * size,
             "num_attention_heads": example["heads"],

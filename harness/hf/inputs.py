@@ -49,7 +49,7 @@ MOST_SKIPPED = 3
 """Positions that a row leaves out at most."""
 ROW_POSITIONS = Axis("positions", (COUNTED, "of each row"))
 """Where each row's tokens stand: counted by the model, or told, as for a batch that is padded."""
-SOURCE_TOKENS = Axis("source_tokens", (2, 1, 5), claimed=False)
+SOURCE_TOKENS = Axis("source_tokens", (2, 1, 5), claimed=False, large=(9, 65), largest=(1500,))
 """Of encoder states, for cross-attention."""
 PADDING = Axis("padding", ("none", "right", "left", "interior"))
 MASK = Axis("mask", ("none", "2d", "4d float", "4d bool", "4d prefix"))

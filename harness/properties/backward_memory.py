@@ -12,15 +12,12 @@ from torch import Tensor, nn
 from ..trial import Disagreement, Trial, original_side
 from .base import Property, held_tensors, living
 from .sizes import that_runs
-from .training import for_inference
+from .training import can_checkpoint, checkpointing, for_inference
 
 TOKENS = 300
 """Enough that scores of all queries and keys would be the largest of what is kept."""
 MORE = 1.5
 """What a replacement may keep, by what the original does: another way to compute the same keeps a tensor or two more."""
-SWITCHES = ("activation_checkpointing_enable", "gradient_checkpointing_enable", "enable_gradient_checkpointing")
-"""What models of transformers, since 5.24 and before, and of diffusers have by which a backward pass computes again what it
-needs."""
 
 
 class _Held:
@@ -85,16 +82,10 @@ def _backward_memory(trial: Trial) -> None:
     if trial.case.layered:
         trial = that_runs((trial.vary(tokens=TOKENS, batch=1),), trial)
     _no_more(trial, "")
-    switch = next((one for one in SWITCHES if hasattr(trial.original, one)), None)
-    if switch is None or for_inference(trial.replaced.model):
+    if for_inference(trial.replaced.model) or not can_checkpoint(trial.original):
         return
-
-    def switched_on(model: nn.Module) -> nn.Module:
-        getattr(model.train(), switch)()
-        return model
-
-    if trial.asked("checkpointing", lambda: switched_on(trial.original)) is not None:
-        switched_on(trial.replaced.model)
+    if trial.asked("checkpointing", lambda: checkpointing(trial.original)) is not None:
+        checkpointing(trial.replaced.model)
         _no_more(trial, "in training with checkpointing, ")
 
 

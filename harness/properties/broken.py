@@ -41,15 +41,18 @@ def _operators(trial: Trial) -> int:
 
 
 def _break(trial: Trial, model: nn.Module, layers: list[nn.Module], at: int) -> None:
-    """A call with other values that runs out of memory before operator ``at``. A replacement may do something about it."""
+    """A call with other values that before operator ``at`` runs out of memory, about which a replacement may do something, or is
+    interrupted."""
 
-    def no_memory() -> None:
+    def stop() -> None:
+        if at % 2:
+            raise KeyboardInterrupt
         raise torch.OutOfMemoryError("no memory is left, as far as this call is told")
 
     try:
-        with watched(layers, Stopped(at, no_memory)):
+        with watched(layers, Stopped(at, stop)):
             trial.case.run(model, other_inputs(trial, 1))
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, KeyboardInterrupt):
         return
     except Exception as problem:
         raise Disagreement(f"what was raised in a layer comes out as {type(problem).__name__}: {problem}") from problem
@@ -57,7 +60,8 @@ def _break(trial: Trial, model: nn.Module, layers: list[nn.Module], at: int) -> 
 
 BROKEN = Property(
     name="after an error",
-    statement="When a call has ended with an error inside a layer, its first one too, the next gives what the original gives.",
+    statement="When a call has ended with an error or an interrupt inside a layer, its first one too, the next gives what the "
+    "original gives.",
     check=_broken_off,
     share=0.03,
 )

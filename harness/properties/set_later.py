@@ -105,6 +105,21 @@ def _of_a_subclass(function: Callable[..., Any]) -> Callable[..., Any]:
     return other
 
 
+def own_method(part: nn.Module) -> list[tuple[str, Change]]:
+    """A function of its class other than ``forward``, put on a part: a helper that somebody wraps."""
+    kinds = [kind for kind in type(part).__mro__ if not kind.__module__.startswith("torch.")]
+    names = {name for kind in kinds for name, one in vars(kind).items() if isinstance(one, types.FunctionType)}
+    return [(f"a {name} of its own", _own(name)) for name in sorted(names) if name != "forward" and not name.startswith("__")]
+
+
+def _own(name: str) -> Change:
+    def change(part: nn.Module) -> Undo:
+        setattr(part, name, _scaling(getattr(part, name)))
+        return lambda: delattr(part, name)
+
+    return change
+
+
 def circular_padding(part: nn.Module) -> list[tuple[str, Change]]:
     """As images that tile are made."""
     return [("padding_mode", _to("padding_mode", "circular"))] if isinstance(part, nn.Conv2d) else []

@@ -32,6 +32,7 @@ from .set_later import (
     other_counts,
     other_functions,
     other_implementation,
+    own_method,
     scaled_numbers,
     training_mode,
 )
@@ -123,7 +124,7 @@ def _proposed(trial: Trial) -> Iterator[list[Later]]:
     chosen = random.Random(trial.example.seed)
     kinds: tuple[Kind, ...] = scaled_numbers, other_counts, flipped_flags, another_class
     if trial.case.layered:
-        kinds = *kinds, chosen.choice((other_configuration, training_mode))
+        kinds = *kinds, chosen.choice((other_configuration, training_mode, own_method))
     else:
         kinds = other_configuration, *kinds, circular_padding, free_u
     put_there = chosen.choice((other_implementation, new_bias, an_adapter, a_parametrization))
@@ -142,8 +143,8 @@ def _of_kind(kind: Kind, trial: Trial) -> list[Later]:
         (type(part), path, *one) for path, part in parts if path != layer or kind is not another_class for one in kind(part)
     ]
     found = [*{(cls, what): (path, what, change) for cls, path, what, change in proposed}.values()]
-    whole = kind is other_configuration
-    if whole:  # which parts share, and most of which has no part in a call: all of it is proposed
+    whole = kind in (other_configuration, own_method)
+    if whole:  # most of which has no part in a call, and what parts share is set once: all of it is proposed
         found = [*{what: (path, what, change) for path, what, change in found}.values()]
     some = chosen.sample(found, len(found) if whole else min(len(found), TRIES))
     return [Later(path, f"{what} of {path or 'the model'}", change, must_matter=whole) for path, what, change in some]

@@ -27,6 +27,9 @@ from .lifecycle import same_state
 
 RATE = 0.1
 """Of learning: a step that a float32 result shows."""
+SWITCHES = ("activation_checkpointing_enable", "gradient_checkpointing_enable", "enable_gradient_checkpointing")
+"""What models of transformers, since 5.24 and before, and of diffusers have by which a backward pass computes again what it
+needs."""
 Gradients = dict[str, Tensor | None]
 Run = Callable[[nn.Module, Inputs], dict[str, Tensor]]
 
@@ -176,12 +179,19 @@ def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
         seen = output if inputs.valid is None else output[inputs.valid]
         weights = torch.linspace(-1.0, 2.0, seen.numel(), dtype=seen.dtype, device=seen.device).reshape(seen.shape)
         total = (seen * weights).sum()
+        given = tree_flatten_with_path(inputs.kwargs)[0]
+        leaves = {f"the input{keystr(path)}": one for path, one in given if isinstance(one, Tensor) and one.requires_grad}
+        learning = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        asked = (
+            ()
+            if not total.requires_grad
+            else torch.autograd.grad(total, [*leaves.values(), *learning.values()], retain_graph=True, allow_unused=True)
+        )
         if total.requires_grad:
             total.backward(retain_graph=True)
             total.backward()
-    given = tree_flatten_with_path(inputs.kwargs)[0]
-    wanted = {f"the input{keystr(path)}": one.grad for path, one in given if isinstance(one, Tensor) and one.requires_grad}
-    found = wanted | {name: parameter.grad for name, parameter in model.named_parameters()}
+    found = {name: one.grad for name, one in (leaves | dict(model.named_parameters())).items()}
+    found |= {f"{name}, asked for": one for name, one in zip(leaves | learning, asked, strict=False)}
     model.zero_grad()
     return found
 
@@ -228,12 +238,17 @@ def _same_gradients(trial: Trial, mine: Gradients, its: Gradients, largest: floa
 
 
 def _training(trial: Trial) -> None:
-    """A training step with dropout between two calls in eval mode, the same on both sides."""
+    """A training step with dropout, in lower dtypes as often with checkpointing, between two calls in eval mode, the same on both
+    sides."""
     model = trial.replaced.model
     trial.run_replaced(model, trial.fresh_inputs())
     if for_inference(model):
         _refused(trial, model)
         return
+    # What is computed again on the way back is out of exact mode.
+    checkpoints = trial.dtype is not torch.float64 and trial.example.seed % 2 == 1 and can_checkpoint(trial.original)
+    if checkpoints and trial.asked("checkpointing", lambda: checkpointing(trial.original)) is not None:
+        checkpointing(model)
     with original_side("in training mode"):
         _step(trial, trial.original)
     _step(trial, model)
@@ -242,6 +257,16 @@ def _training(trial: Trial) -> None:
     expected = trial.run_original(trial.inputs)
     actual = trial.run_replaced(model, trial.fresh_inputs())
     same_outputs(trial, expected, actual, trial.inputs.valid, "after a training step")
+
+
+def can_checkpoint(model: nn.Module) -> bool:
+    return any(hasattr(model, switch) for switch in SWITCHES)
+
+
+def checkpointing(model: nn.Module) -> nn.Module:
+    """``model`` in training mode, with checkpointing."""
+    getattr(model.train(), next(switch for switch in SWITCHES if hasattr(model, switch)))()
+    return model
 
 
 def for_inference(model: nn.Module) -> bool:

@@ -37,6 +37,8 @@ from .weights import CHANGES, change_weights
 
 ATTENUATION = 1 / 16
 """A power of two: no bit of a weight is lost."""
+AUTOCAST_FLOAT16 = 64
+"""Bit of an example's seed."""
 Way = Callable[[Trial, str], Judged]
 """A way to call the models of a trial in a dtype."""
 
@@ -179,10 +181,11 @@ def _attenuate(trial: Trial) -> None:
 
 
 def under_autocast(trial: Trial, dtype: str) -> Judged:
-    """A call under autocast to bfloat16. A replacement may leave it to the original."""
+    """A call under autocast to half precision of either kind. A replacement may leave it to the original."""
+    half = torch.float16 if trial.example.seed & AUTOCAST_FLOAT16 else torch.bfloat16
 
     def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        with torch.autocast(trial.case.device, torch.bfloat16):
+        with torch.autocast(trial.case.device, half):
             return trial.case.run(model, inputs)
 
     return _named(judged(trial, dtype, run, trial.fresh_inputs(), fused=False), "under autocast")

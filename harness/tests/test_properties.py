@@ -23,7 +23,7 @@ from harness.properties import BY_NAME, PROPERTIES, Property
 from harness.properties.rounding import ROUNDING
 from harness.search import quiet
 from harness.trial import Disagreement, Trial, Vacuous
-from policies import replace_module
+from policies import replace_module, structure
 from policies.fused import layer as fused_layer
 
 from . import tiny
@@ -239,6 +239,12 @@ def test_what_no_original_can_do_is_not_judged() -> None:
 def test_hooks_that_are_passed_over_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_layer, "inner_hooks", lambda modules: None)
     assert isinstance(first_failure(BY_NAME["hooks"], replace_module, count=20), Disagreement)
+
+
+def test_functions_of_a_part_s_own_that_are_passed_over_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    bloom = next(entry for entry in CASES if entry.name == "bloom").load()
+    monkeypatch.setattr(structure, "overridden", lambda module: None)
+    assert outcomes(("settings",), bloom, replace_module) == {"settings": "failed"}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -73,7 +73,7 @@ def _first_guess(config_class: type, layer: str) -> Derivation:
         axes.append(Axis("hidden_factor", (0, 1, 2, 3), claimed=False, large=(0, 32, 50), largest=(2100, 4100)))
     axes += [axis for role, axis in _BY_ROLE.items() if role in fields and role != "heads"]
     if "rope" in fields and "partial_rotary_factor" in _source(layer):
-        axes.append(Axis("rotary_share", (1.0, 0.5), claimed=False))
+        axes.append(Axis("rotary_share", (1.0, 0.5, 0.25), claimed=False))
     if "activation" in fields:
         usual = default.get(fields["activation"][0])
         rest = (one for one in hf.ACTIVATIONS.values if one != usual)
