@@ -200,9 +200,11 @@ class Structure:
             raise self.refuse(f"parameters of dtype {', '.join(sorted(map(str, dtypes)))}")
 
     def heads_agree(self, anatomy: LayerAnatomy) -> None:
-        """Raise unless projections have as many features as the heads that were read make them give and take. An original may
-        get by with one of the numbers and never look at the others."""
+        """Raise unless scores have one scale, and projections as many features as the heads that were read make them give and
+        take. An original may get by with one of the numbers and never look at the others."""
         for block in filter(None, (anatomy.attention, anatomy.cross_attention)):
+            if not isinstance(block.scale, int | float):
+                raise self.refuse(f"a scale that is a {type(block.scale).__name__}, and no number")
             for linear, asked in block.features:
                 found = linear.features
                 if len(found) != 2 or any(its not in (one, -1) for one, its in zip(found, asked, strict=True)):
