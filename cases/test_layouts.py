@@ -21,6 +21,7 @@ from cases.vae import VAECase
 from harness.case import Case
 from policies.fused import onednn
 from policies.fused.linear import Projection
+from policies.fused.memory import in_strides
 
 GPT2 = GPT2Case()
 
@@ -143,3 +144,57 @@ def test_a_model_with_weights_by_rows_can_be_saved(tmp_path: Path) -> None:
     model = GPT2.build(GPT2.simplest).bfloat16()
     policies.replace_module(model).model.save_pretrained(tmp_path)
     assert torch.equal(conv1d(type(model).from_pretrained(tmp_path)), conv1d(model))
+
+
+def for_inpainting(unet: Any) -> Tensor:
+    """A first convolution of nine channels, as inpainting has it; its values."""
+    channels = unet.conv_in.weight.shape[0]
+    unet.conv_in = nn.Conv2d(9, channels, 3, padding=1)
+    return unet.conv_in.weight.detach().clone()
+
+
+def test_a_convolution_that_came_later_is_saved_and_reverted_as_it_is(tmp_path: Path) -> None:
+    unet: Any = UNetCase().build(UNetCase().simplest)
+    handle = policies.replace_module(unet)
+    values = for_inpainting(unet)
+    unet.register_to_config(in_channels=9)
+    unet.save_pretrained(tmp_path)
+    assert torch.equal(type(unet).from_pretrained(tmp_path).conv_in.weight, values)
+    assert torch.equal(unet.conv_in.weight, values)
+    handle.revert()
+    assert torch.equal(unet.conv_in.weight, values)
+    assert unet.conv_in.weight.is_contiguous()
+
+
+def test_a_weight_in_another_dtype_has_its_first_strides_after_a_revert() -> None:
+    unet: Any = UNetCase().build(UNetCase().simplest)
+    form = unet.conv_in.weight.stride()
+    handle = policies.replace_module(unet)
+    with mock.patch.object(torch.__future__, "get_overwrite_module_params_on_conversion", return_value=True):
+        unet.double()
+    assert unet.conv_in.weight.stride() != form
+    handle.revert()
+    assert unet.conv_in.weight.stride() == form
+
+
+@pytest.mark.parametrize("case", [UNetCase(), VAECase()], ids=lambda one: one.name)
+def test_a_memory_format_that_is_asked_for_later_stays_after_a_revert(case: Case) -> None:
+    original: Any = case.build(case.simplest)
+    model = copy.deepcopy(original)
+    handle = policies.replace_module(model)
+    for one in (original, model):
+        one.to(memory_format=torch.channels_last)
+    inputs = case.inputs(case.simplest)
+    with torch.no_grad():
+        torch.testing.assert_close(case.run(model, inputs), case.run(original, inputs), rtol=1e-4, atol=1e-5)
+    handle.revert()
+    strides = [[parameter.stride() for parameter in one.parameters()] for one in (original, model)]
+    assert strides[0] == strides[1]
+
+
+@pytest.mark.parametrize("strides", [(0, 3, 1), (8, 3, 1)])
+def test_strides_in_which_values_would_overlap_are_refused(strides: tuple[int, ...]) -> None:
+    values = torch.arange(18.0).view(2, 3, 3)
+    assert torch.equal(in_strides(values, (9, 1, 3)), values)
+    with pytest.raises(ValueError, match="values would overlap"):
+        in_strides(values, strides)

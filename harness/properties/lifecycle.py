@@ -82,7 +82,7 @@ def _wrap_forwards(original: nn.Module, model: nn.Module) -> None:
 
 def _learn(original: nn.Module, other: nn.Module, seed: int) -> None:
     """Change some parameters of both, as training, loading and adapting do: reverting must not bring the old ones back."""
-    change = (_written, _assigned, _exchanged)[seed // 2 % 3]
+    change = (_written, _assigned, _exchanged, _laid_otherwise)[seed // 2 % 4]
     copies = copy.deepcopy(original)
     for name, _ in list(original.named_parameters())[::3]:
         for side in (original, other):
@@ -98,6 +98,14 @@ def _assigned(side: nn.Module, name: str, copies: nn.Module) -> None:
     path, _, leaf = name.rpartition(".")
     own = side.get_parameter(name)
     setattr(side.get_submodule(path), leaf, nn.Parameter(FACTOR * own.detach(), requires_grad=own.requires_grad))
+
+
+def _laid_otherwise(side: nn.Module, name: str, copies: nn.Module) -> None:
+    """Another parameter, whose values lie in memory in another order: the old one's strides are not its own."""
+    _assigned(side, name, copies)
+    new = side.get_parameter(name)
+    if new.dim() > 1:
+        new.data = new.data.transpose(0, -1).contiguous().transpose(0, -1)
 
 
 def _exchanged(side: nn.Module, name: str, copies: nn.Module) -> None:

@@ -9,7 +9,7 @@ image of one pixel, and a batch of one behind several attentions over pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,12 +19,9 @@ FormatRule = Callable[[Any, bool, int], bool]
 is."""
 
 
-def original_gives_channels_last(
-    model: nn.Module, strides: Mapping[str, tuple[int, ...]], prefix: str, image: Tensor, rule: FormatRule
-) -> bool:
-    """Whether the original of ``model`` returns channels_last for ``image``. ``strides`` are those of the weights
-    that the replacement laid out anew, by name after ``prefix``."""
-    relaid = f"{prefix}conv_out.weight" in strides
+def original_gives_channels_last(model: nn.Module, image: Tensor, rule: FormatRule) -> bool:
+    """Whether the original of ``model`` returns channels_last for ``image``."""
+    relaid = getattr(model.conv_out, "fused_laid_out", False)
     if not relaid and suggests_channels_last(model.conv_out.weight):  # type: ignore[arg-type, union-attr]
         return True
     return rule(model, suggests_channels_last(image), image.shape[0])

@@ -29,10 +29,8 @@ from .diffusion_blocks import (
     FusedGEGLU,
     FusedGroupNorm,
     FusedTransformer2D,
-    convert_to_channels_last,
 )
 from .graphs import Graphed
-from .memory import in_strides
 from .swapped import Swapped, restore_class, swapped_class
 from .watch import Watch
 
@@ -73,7 +71,6 @@ class DiffusionState:
         self.execution = execution
         self.backend = backend
         self.shared = shared
-        self.strides: dict[str, tuple[int, ...]] = {}
         self._start()
 
     def _start(self) -> None:
@@ -84,7 +81,7 @@ class DiffusionState:
         self._made: CaptureBackend | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("policy", "backend", "shared", "strides", "execution")}
+        return {name: getattr(self, name) for name in ("policy", "backend", "shared", "execution")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A copy counts its own calls, derives its own caches, and belongs to the model that was copied with it, if one was."""
@@ -132,9 +129,7 @@ class DiffusionState:
             if isinstance(module, Swapped):  # a part may have been copied and put back
                 module.__dict__["_fused_state"] = self
             if isinstance(module, FusedConv2d):
-                before = convert_to_channels_last(module)
-                if before is not None:
-                    self.strides[f"{name}.weight"] = before
+                module.fused_lay_out()
             elif isinstance(module, FusedAttention):
                 module._fused_name = name
                 module.fused_bind()
@@ -146,14 +141,11 @@ class DiffusionState:
             for module in self.root.modules():
                 if isinstance(module, FusedAttention):
                     module.fused_unbind()
-            for name, parameter in self.root.named_parameters():
-                strides = self.strides.get(name)
-                if strides not in (None, parameter.stride()):
-                    parameter.data = in_strides(parameter.data, strides)
+                elif isinstance(module, FusedConv2d):
+                    module.fused_give_back()
         self._start_caches()
 
     def _start_caches(self) -> None:
-        self.strides = {}
         self.watch = None
         self.graphs = {}
 
@@ -213,6 +205,12 @@ class FusedRoot(Swapped):
         # What is watched would keep the parameters that were here until the next call.
         self._fused_state.watch = None
         return super()._apply(fn, recurse)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """As the original; a memory format that is asked for is the one that ``revert`` gives back."""
+        if kwargs.get("memory_format") is not None:
+            self.fused.unbind()
+        return super().to(*args, **kwargs)
 
     def extra_repr(self) -> str:
         return f"replaced by {self._fused_policy.__name__}, plan: {self.fused.plan}"

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from .boundary import suggests_channels_last
-from .memory import alone, may_move
+from .memory import alone, in_strides, may_move
 from .swapped import Swapped, apply, differentiated, linear
 from .transforms import compiling, transforming
 
@@ -33,6 +33,39 @@ microseconds of torch's kernel and by channels, B by C by sides: 33 and 74 at 2 
 
 class FusedConv2d(Swapped):
     """Mixin before ``nn.Conv2d``."""
+
+    _fused_before: tuple[Tensor, tuple[int, ...]] | None = None
+    """The weight that was laid out, and the strides that it had: another one may have come in its place."""
+
+    @property
+    def fused_laid_out(self) -> bool:
+        return self._fused_before is not None and self._fused_before[0] is self.weight
+
+    def fused_lay_out(self) -> None:
+        """Lay out the weight for channels_last, in place and bit for bit, unless it is so already or must keep its storage."""
+        if not self.fused_laid_out:
+            self.__dict__.pop("_fused_before", None)
+        weight = self.weight
+        if weight.is_contiguous(memory_format=CHANNELS_LAST) or not may_move(weight) or not alone((weight,)):
+            return
+        self.__dict__["_fused_before"] = (weight, weight.stride())
+        weight.data = weight.data.contiguous(memory_format=CHANNELS_LAST)
+
+    def fused_give_back(self) -> None:
+        """Give the weight the strides that it had."""
+        if self._fused_before is not None and self.fused_laid_out:
+            weight, strides = self._fused_before
+            weight.data = in_strides(weight.data, strides)
+        self.__dict__.pop("_fused_before", None)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        # The weight may become another object; the strides that it had stay its own.
+        before = self._fused_before if self.fused_laid_out else None
+        self.__dict__.pop("_fused_before", None)
+        result = super()._apply(fn, recurse)
+        if before is not None:
+            self._fused_before = (self.weight, before[1])
+        return result
 
     def forward(self, input: Tensor) -> Tensor:
         if transforming():
@@ -184,14 +217,3 @@ def _of_each_channel(x: Tensor) -> tuple[Tensor, Tensor]:
 
 _HARDLY_ANY = 1e-20
 """Added to a variance: where both are 0, the kernel gives 0 for 1 / deviation."""
-
-
-def convert_to_channels_last(conv: FusedConv2d) -> tuple[int, ...] | None:
-    """Lay out the weight for channels_last, in place and bit for bit. Returns the strides it had, or None if it is so
-    already (or must keep its storage)."""
-    weight: Tensor = conv.weight
-    if weight.is_contiguous(memory_format=CHANNELS_LAST) or not may_move(weight) or not alone((weight,)):
-        return None
-    before: tuple[int, ...] = weight.stride()
-    weight.data = weight.data.contiguous(memory_format=CHANNELS_LAST)
-    return before

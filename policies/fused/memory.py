@@ -57,7 +57,18 @@ def _use_count(tensor: Tensor) -> int:
 
 
 def in_strides(values: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """``values`` alone in a storage, with ``strides``, bit for bit."""
+    """``values`` alone in a storage, with ``strides``, bit for bit. Raises ValueError where two values would lie in one place."""
     if values.stride() == strides and values.untyped_storage().nbytes() == values.nbytes:
         return values
+    if _overlap(values.shape, strides):
+        raise ValueError(f"a tensor of {tuple(values.shape)} cannot have strides {strides}: values would overlap")
     return torch.empty_strided(values.shape, strides, dtype=values.dtype, device=values.device).copy_(values)
+
+
+def _overlap(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    reached = 0
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size > 1 and stride <= reached:
+            return True
+        reached += stride * (size - 1)
+    return False

@@ -46,8 +46,7 @@ class FusedUNet(FusedRoot):
         sample = args[0] if args else kwargs["sample"]
         args, kwargs = _with(args, kwargs, 0, "sample", sample.contiguous(memory_format=torch.channels_last))
         result = super().forward(*args, **kwargs)
-        strides = self._fused_state.strides
-        return _with_sample(result, original_gives_channels_last(self, strides, "", sample, unet_keeps_channels_last))
+        return _with_sample(result, original_gives_channels_last(self, sample, unet_keeps_channels_last))
 
 
 def unet_swap(module: nn.Module, policy: type[DSPolicy], *, enable_graph: bool) -> DiffusionSwap:

@@ -46,8 +46,7 @@ class FusedCoder(Swapped):
     def _fused_forward(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The original's, in channels_last, with a result in the original's memory format."""
         result: Tensor = super().forward(sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
-        strides, prefix = self._fused_state.strides, f"{self._fused_role}."
-        channels_last = original_gives_channels_last(self, strides, prefix, sample, coder_keeps_channels_last)
+        channels_last = original_gives_channels_last(self, sample, coder_keeps_channels_last)
         return result if channels_last else result.contiguous()
 
     @property

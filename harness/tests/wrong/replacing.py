@@ -65,6 +65,17 @@ def has_its_modules_again(layer: nn.Module) -> Callable[[], None]:
     return had(layer, nn.Module.named_children)
 
 
+def has_its_strides_again(layer: nn.Module) -> Callable[[], None]:
+    """Whatever has the name of a weight that was here gets that one's."""
+    kept = {name: one.stride() for name, one in layer.named_parameters()}
+
+    def undo() -> None:
+        for name, one in layer.named_parameters():
+            one.data = torch.empty_strided(one.shape, kept[name], dtype=one.dtype).copy_(one.data)
+
+    return undo
+
+
 def keeps_a_state(layer: nn.Module) -> Callable[[], None]:
     return lambda: setattr(layer, "state", Worst())
 
