@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
 
 from harness.case import Case
 from policies.fused.swapped import Swapped
+from policies.replace import replace_module
 
-from .diffusion_pairs import CASES, UNET, VAE, assert_close, pair
+from .diffusion_pairs import CASES, UNET, VAE, assert_close, example, pair
 
 
 @pytest.fixture(autouse=True)
@@ -78,3 +80,44 @@ def test_a_shallow_copy_outlives_the_model_that_it_was_made_from() -> None:
     gc.collect()
     assert_close(UNET.run(twin, inputs), UNET.run(original, inputs), 1e-4)
     assert twin.fused.calls == 1
+
+
+def test_a_convolution_that_was_parametrized_later_stays_so_in_a_copy_and_after_a_revert() -> None:
+    one = example(UNET)
+    original: Any = UNET.build(one)
+    model = copy.deepcopy(original)
+    handle = replace_module(model)
+    for unet in (original, model):
+        parametrizations.weight_norm(unet.conv_in)
+    inputs, expected = UNET.inputs(one), UNET.run(original, UNET.inputs(one))
+    twin = copy.deepcopy(model)
+    assert_close(UNET.run(twin, inputs), expected, 1e-4)
+    with pytest.raises(RuntimeError, match="only supported through state_dict"):
+        pickle.dumps(model)
+    handle.revert()
+    for reverted in (model, copy.deepcopy(model)):
+        assert torch.equal(UNET.run(reverted, inputs)["sample"], expected["sample"])
+        assert not any(name.startswith("_fused") for name in vars(reverted.conv_in))
+    assert isinstance(twin.conv_in, Swapped)
+    parametrize.remove_parametrizations(model.conv_in, "weight")
+    assert type(model.conv_in) is nn.Conv2d
+
+
+def test_a_class_that_somebody_derived_from_a_swapped_one_outlives_a_revert() -> None:
+    original, _, inputs = pair(UNET)
+    model = copy.deepcopy(original)
+    handle = replace_module(model)
+
+    class Doubled(type(model.conv_in)):  # type: ignore[misc]
+        def forward(self, image: Tensor) -> Tensor:
+            return 2 * super().forward(image)
+
+    class Again(Doubled):
+        pass
+
+    model.conv_in.__class__ = Again
+    handle.revert()
+    assert type(model.conv_in) is Again
+    assert not isinstance(model.conv_in, Swapped)
+    original.conv_in.register_forward_hook(lambda module, given, image: 2 * image)
+    assert torch.equal(UNET.run(model, inputs)["sample"], UNET.run(original, inputs)["sample"])

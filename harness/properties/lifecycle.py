@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ..trial import Disagreement, Handle, Trial
 from .base import Property, identical, living
@@ -36,8 +37,15 @@ def same_state(original: nn.Module, other: nn.Module, what: str, *, strides: boo
 def same_classes(original: nn.Module, other: nn.Module, what: str) -> None:
     """Raise unless every module is of the original's class."""
     for (path, mine), (_, its) in zip(original.named_modules(), other.named_modules(), strict=True):
-        if type(mine) is not type(its):
+        if not _same_class(mine, its):
             raise Disagreement(f"{what}: {path or 'model'} is a {type(its).__name__}, not a {type(mine).__name__}")
+
+
+def _same_class(mine: nn.Module, its: nn.Module) -> bool:
+    """torch makes a class of its own of each module that is parametrized."""
+    if parametrize.is_parametrized(mine):
+        return type(its).__bases__ == type(mine).__bases__
+    return type(its) is type(mine)
 
 
 def same_bits(trial: Trial, model: nn.Module, what: str) -> None:
@@ -82,7 +90,7 @@ def _wrap_forwards(original: nn.Module, model: nn.Module) -> None:
 
 def _learn(original: nn.Module, other: nn.Module, seed: int) -> None:
     """Change some parameters of both, as training, loading and adapting do: reverting must not bring the old ones back."""
-    change = (_written, _assigned, _exchanged, _laid_otherwise)[seed // 2 % 4]
+    change = (_written, _assigned, _exchanged, _laid_otherwise, _parametrized)[seed // 2 % 5]
     copies = copy.deepcopy(original)
     for name, _ in list(original.named_parameters())[::3]:
         for side in (original, other):
@@ -106,6 +114,17 @@ def _laid_otherwise(side: nn.Module, name: str, copies: nn.Module) -> None:
     new = side.get_parameter(name)
     if new.dim() > 1:
         new.data = new.data.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def _parametrized(side: nn.Module, name: str, copies: nn.Module) -> None:
+    path, _, leaf = name.rpartition(".")
+    if path:
+        parametrize.register_parametrization(side.get_submodule(path), leaf, _Scaled())
+
+
+class _Scaled(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return FACTOR * values
 
 
 def _exchanged(side: nn.Module, name: str, copies: nn.Module) -> None:

@@ -334,6 +334,7 @@ def test_what_was_decided_before_other_weights_were_loaded_is_noticed(wrong: Cal
         (replacing.has_its_parameters_again, "is not bit for bit the original's"),
         (replacing.has_its_modules_again, "is not bit for bit the original's"),
         (replacing.has_its_strides_again, ", the original ("),
+        (replacing.has_its_classes_again, "is a Linear, not a ParametrizedLinear"),
         (replacing.keeps_a_state, "state is still set on layers.0"),
     ],
 )

@@ -34,38 +34,28 @@ microseconds of torch's kernel and by channels, B by C by sides: 33 and 74 at 2 
 class FusedConv2d(Swapped):
     """Mixin before ``nn.Conv2d``."""
 
-    _fused_before: tuple[Tensor, tuple[int, ...]] | None = None
-    """The weight that was laid out, and the strides that it had: another one may have come in its place."""
+    _fused_before: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    """Shape and strides of the weight before it was laid out."""
 
     @property
     def fused_laid_out(self) -> bool:
-        return self._fused_before is not None and self._fused_before[0] is self.weight
+        return self._fused_before is not None and self._fused_before[0] == self.weight.shape
 
     def fused_lay_out(self) -> None:
         """Lay out the weight for channels_last, in place and bit for bit, unless it is so already or must keep its storage."""
-        if not self.fused_laid_out:
-            self.__dict__.pop("_fused_before", None)
         weight = self.weight
         if weight.is_contiguous(memory_format=CHANNELS_LAST) or not may_move(weight) or not alone((weight,)):
             return
-        self.__dict__["_fused_before"] = (weight, weight.stride())
+        self.__dict__["_fused_before"] = (weight.shape, weight.stride())
         weight.data = weight.data.contiguous(memory_format=CHANNELS_LAST)
 
     def fused_give_back(self) -> None:
-        """Give the weight the strides that it had."""
-        if self._fused_before is not None and self.fused_laid_out:
-            weight, strides = self._fused_before
-            weight.data = in_strides(weight.data, strides)
-        self.__dict__.pop("_fused_before", None)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # The weight may become another object; the strides that it had stay its own.
-        before = self._fused_before if self.fused_laid_out else None
-        self.__dict__.pop("_fused_before", None)
-        result = super()._apply(fn, recurse)
-        if before is not None:
-            self._fused_before = (self.weight, before[1])
-        return result
+        """Give the weight, or what was made of it since (another one, the origin of a parametrized one), the strides that it
+        had. One of another shape or order in memory was never laid out here, and keeps its own."""
+        shape, strides = self.__dict__.pop("_fused_before", (None, ()))
+        for parameter in self.parameters():
+            if parameter.shape == shape and parameter.is_contiguous(memory_format=CHANNELS_LAST):
+                parameter.data = in_strides(parameter.data, strides)
 
     def forward(self, input: Tensor) -> Tensor:
         if transforming():

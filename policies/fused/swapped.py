@@ -6,12 +6,14 @@ looks at itself at every call: where it is not the plain thing that it was made 
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.nn.utils import parametrize
 
 from ..plans import Plan
 from . import onednn
@@ -41,8 +43,19 @@ class Swapped(nn.Module):
             """What the original class behind the mixin has."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        kept = {name: value for name, value in self.__dict__.items() if name not in self._fused_transient}
-        return _rebuild, (self._fused_original, self._fused_mixin), kept
+        if "_fused_original" not in type(self).__dict__:  # a class that was put on top later says itself whether it can be copied
+            return super().__reduce_ex__(protocol)
+        return _rebuild, (self._fused_original, self._fused_mixin), self._fused_kept()
+
+    def _fused_kept(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in self._fused_transient}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Of the same class, and so of one that was put on top later, as a parametrization puts it."""
+        twin = object.__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self._fused_kept(), memo))
+        return twin
 
 
 _CLASSES: dict[tuple[type[nn.Module], type[Swapped]], type[nn.Module]] = {}
@@ -81,12 +94,35 @@ def _calling(forward: Any, original: Any) -> Any:
 
 
 def restore_class(module: nn.Module) -> None:
-    """Undo a swap; a module that is not swapped stays as it is."""
-    original: type[nn.Module] | None = getattr(type(module), "_fused_original", None)
-    if original is not None:
-        for name in [name for name in module.__dict__ if name.startswith("_fused_")]:
-            del module.__dict__[name]
+    """Undo a swap, also below a class that was put on top later; a module that is not swapped stays as it is."""
+    swapped = next((one for one in type(module).__mro__ if "_fused_original" in one.__dict__), None)
+    if swapped is None:
+        return
+    for name in [name for name in module.__dict__ if name.startswith("_fused_")]:
+        del module.__dict__[name]
+    original: type[nn.Module] = swapped.__dict__["_fused_original"]
+    if type(module) is swapped:
         module.__class__ = original
+    elif parametrize.is_parametrized(module) and type(module).__bases__ == (swapped,):
+        _parametrize_again(module, original)
+    else:
+        _exchange_base(type(module), swapped, original)
+
+
+def _parametrize_again(module: nn.Module, original: type[nn.Module]) -> None:
+    """What torch makes of a parametrized module of class ``original``. Its copies, of the same class as it was, stay swapped."""
+    module.__class__ = original
+    parametrize._inject_new_class(module)
+    for name in module.parametrizations:  # type: ignore[union-attr]
+        parametrize._inject_property(module, name)
+
+
+def _exchange_base(cls: type, before: type, after: type) -> None:
+    """Somebody's subclass of ``before`` becomes one of ``after``, and stays the class that it is."""
+    for base in cls.__bases__:
+        if base is not before and issubclass(base, before):
+            _exchange_base(base, before, after)
+    cls.__bases__ = tuple(after if base is before else base for base in cls.__bases__)
 
 
 def is_plain(module: Any, cls: type[nn.Module]) -> bool:
@@ -94,7 +130,7 @@ def is_plain(module: Any, cls: type[nn.Module]) -> bool:
     patched forward."""
     found = type(module)
     return (
-        (found is cls or getattr(found, "_fused_original", None) is cls)
+        (found is cls or found.__dict__.get("_fused_original") is cls)
         and not any(getattr(module, name) for name in HOOKS)
         and not hooked_everywhere()
         and "forward" not in module.__dict__

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from policies import replace_module
 from policies.replace import Replaced, Replacement
@@ -52,7 +53,8 @@ def had(layer: nn.Module, names: Callable[[nn.Module], Iterable[tuple[str, Any]]
 
     def undo() -> None:
         for owner, name, one in kept:
-            setattr(owner, name, one)
+            if not parametrize.is_parametrized(owner, name):
+                setattr(owner, name, one)
 
     return undo
 
@@ -71,9 +73,13 @@ def has_its_strides_again(layer: nn.Module) -> Callable[[], None]:
 
     def undo() -> None:
         for name, one in layer.named_parameters():
-            one.data = torch.empty_strided(one.shape, kept[name], dtype=one.dtype).copy_(one.data)
+            one.data = torch.empty_strided(one.shape, kept.get(name, one.stride()), dtype=one.dtype).copy_(one.data)
 
     return undo
+
+
+def has_its_classes_again(layer: nn.Module) -> Callable[[], None]:
+    return had(layer, lambda owner: [("__class__", type(owner))] if owner is not layer else [])
 
 
 def keeps_a_state(layer: nn.Module) -> Callable[[], None]:
