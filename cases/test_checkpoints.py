@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import torch
+import transformers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import policies
@@ -22,10 +26,20 @@ from harness.case import Case
 from harness.properties.memory import bytes_held
 
 from .saved import llama, save_in_shards, tiny
+from .unet import UNetCase
+from .vae import VAECase
 
 SAVED = [entry for entry in CASES if entry.unavailable is None and not entry.name.startswith("megatron")]
 """Cases whose models have a ``save_pretrained``."""
 FEW = settings(max_examples=6, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+Entries = dict[str, torch.Tensor]
+GPT_NEO = {"num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}
+TOWER = {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 12, "projection_dim": 4}
+CLIP = {
+    "text_config": TOWER | {"vocab_size": 32, "max_position_embeddings": 9},
+    "vision_config": TOWER | {"image_size": 8, "patch_size": 4},
+    "projection_dim": 4,
+}
 HEADED = ("GPT2LMHeadModel", "LlamaForCausalLM", "BertForMaskedLM", "OPTForCausalLM", "BloomForCausalLM", "GPTNeoXForCausalLM")
 
 
@@ -120,6 +134,75 @@ def test_a_base_model_comes_out_of_the_checkpoint_of_one_with_a_head(name: str, 
     actual = policies.load_replaced(lambda: base(model.config, **kwargs), tmp_path)
     same(actual.model, expected)
     assert actual.unused and all(not one.startswith(f"{model.base_model_prefix}.") for one in actual.unused)
+
+
+LOWER = torch.ones(8, 8, dtype=torch.bool).tril()[None, None]
+
+
+def with_causal_masks(path: str) -> Callable[[Entries], Entries]:
+    """As checkpoints of old have them for each layer."""
+    masks = {f"{path.format(layer)}.{name}": one for layer in (0, 1) for name, one in MASKS.items()}
+    return lambda entries: {**entries, **{name: one.clone() for name, one in masks.items()}}
+
+
+MASKS = {"bias": LOWER, "masked_bias": torch.tensor(-1e4)}
+
+
+def with_older_attention(entries: Entries) -> Entries:
+    """Under the names that diffusers' first VAEs have."""
+    older = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    return {functools.reduce(lambda name, one: name.replace(*one), older.items(), name): entries[name] for name in entries}
+
+
+def rewrite(folder: Path, edit: Callable[[Entries], Entries]) -> None:
+    (file,) = folder.glob("*.safetensors")
+    save_file(edit({name: one.clone() for name, one in load_file(file).items()}), file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("model", "edit"),
+    [
+        (lambda: tiny("GPT2LMHeadModel"), with_causal_masks("transformer.h.{}.attn")),
+        (lambda: tiny("GPTNeoForCausalLM", **GPT_NEO), with_causal_masks("transformer.h.{}.attn.attention")),
+        (lambda: tiny("GPTNeoXForCausalLM"), with_causal_masks("gpt_neox.layers.{}.attention")),
+        (lambda: VAECase().build(VAECase().simplest), with_older_attention),
+    ],
+    ids=["gpt2", "gpt_neo", "gpt_neox", "vae"],
+)
+def test_a_checkpoint_of_old_gives_what_loading_and_replacing_gives(model: Any, edit: Any, tmp_path: Path) -> None:
+    saved = model()
+    saved.save_pretrained(tmp_path)
+    rewrite(tmp_path, edit)
+    expected = policies.replace_module(type(saved).from_pretrained(tmp_path).eval())
+    actual = policies.load_replaced(type(saved), tmp_path)
+    assert not actual.unused
+    same(actual.model, expected.model)
+
+
+@pytest.mark.parametrize("name", ["CLIPTextModel", "CLIPVisionModel", "CLIPTextModelWithProjection"])
+def test_one_tower_comes_out_of_the_checkpoint_of_a_whole_clip(name: str, tmp_path: Path) -> None:
+    whole, cls = tiny("CLIPModel", **CLIP), getattr(transformers, name)
+    whole.save_pretrained(tmp_path)
+    actual = policies.load_replaced(cls, tmp_path)
+    same(actual.model, policies.replace_module(cls.from_pretrained(tmp_path).eval()).model)
+    other = "text_model." if "Vision" in name else "vision_model."
+    assert "logit_scale" in actual.unused
+    assert {one for one in load_file(tmp_path / "model.safetensors") if one.startswith(other)} <= set(actual.unused)
+    own = "vision_model." if "Vision" in name else "text_model."
+    rewrite(tmp_path, lambda entries: {**entries, f"{own}encoder.layers.7.extra": torch.zeros(2)})
+    with pytest.raises(policies.CheckpointError, match=rf"{name}: unexpected: {own}encoder.layers.7.extra \(2\)$"):
+        policies.load_replaced(cls, tmp_path)
+
+
+@pytest.mark.parametrize("case", [UNetCase(), VAECase()], ids=lambda case: case.name)
+def test_a_diffusion_model_in_half_precision_is_as_diffusers_gives_it_where_no_dtype_is_asked_for(
+    case: Case, tmp_path: Path
+) -> None:
+    model: Any = case.build(case.simplest).bfloat16()
+    model.save_pretrained(tmp_path)
+    same(
+        policies.load_replaced(type(model), tmp_path).model, policies.replace_module(type(model).from_pretrained(tmp_path)).model
+    )
 
 
 def test_a_tied_head_is_filled_from_the_checkpoint_of_the_base_model(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ __all__ = ["CheckpointError", "Loaded", "load_replaced"]
 @dataclass(frozen=True)
 class Loaded(Replacement):
     """A replacement whose model came from a checkpoint. ``unused`` names its entries that belong to a head which the
-    model does not have."""
+    model does not have, or to other parts of a larger model."""
 
     unused: tuple[str, ...] = ()
 
@@ -52,7 +52,8 @@ def load_replaced(
 
     ``model`` is a class of transformers or diffusers (its ``config.json`` lies beside the weights), a configuration, or a
     function that builds the model. ``checkpoint`` is a folder, a ``.safetensors`` file or a ``.safetensors.index.json``.
-    ``dtype`` is that of the configuration, or else of the checkpoint, where it is not given.
+    ``dtype`` is that of the configuration, or else of the checkpoint, where it is not given; of diffusers' models it is torch's
+    default then, as diffusers has it.
 
     The model, on the CPU and in evaluation mode, is the result's ``model``; the rest is as after ``replace_module``.
     Weights that need no other layout are mapped from their files, which have to stay as they are while it lives. Raises

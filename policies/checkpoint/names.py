@@ -39,7 +39,8 @@ class Place:
 
 @dataclass(frozen=True)
 class Assignment:
-    """``places`` by each of their names; ``unused`` entries belong to the head of which the model is the base."""
+    """``places`` by each of their names; ``unused`` entries belong to a head of which the model is the base, or to other parts
+    of a larger model that it is one of."""
 
     places: dict[str, Place]
     unused: tuple[str, ...]
@@ -53,7 +54,7 @@ def assign(model: nn.Module, stored: Stored) -> Assignment:
     for place in dict.fromkeys(places.values()):
         candidates = [entry for name in place.names for entry in found.get(name, ())]
         problems += _settle(place, candidates)
-    unused = _of_the_head(model, stored, extra)
+    unused = _of_the_head(model, stored, extra) or _of_the_other_parts(model, stored, extra)
     ignored = _ignored(model)
     problems += [
         f"unexpected: {name} {_shape(stored.entries[name].shape)}"
@@ -84,17 +85,20 @@ def _saved(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Tensor]]:
 
 
 def _sort(model: nn.Module, stored: Stored, places: dict[str, Place]) -> tuple[dict[str, list[Entry]], list[str]]:
-    """Entries by the name in the model that they go to, and the names of those that go nowhere."""
-    renamed = _renaming(model)
+    """Entries by the name in the model that they go to, and the names of those that go nowhere. What the model computes itself,
+    as checkpoints of old have it (causal masks), is neither."""
+    renamed = _renaming(model, stored)
     prefix = getattr(model, "base_model_prefix", "")
     found: dict[str, list[Entry]] = {}
     extra: list[str] = []
+    computed = {name for name, _ in model.named_buffers()} - places.keys()
     for name, entry in stored.entries.items():
-        target = next((one for one in _forms(renamed(name), name, prefix) if one in places), None)
-        if target is None:
-            extra.append(name)
-        else:
+        forms = list(_forms(renamed(name), name, prefix))
+        target = next((one for one in forms if one in places), None)
+        if target is not None:
             found.setdefault(target, []).append(entry)
+        elif computed.isdisjoint(forms):
+            extra.append(name)
     return found, extra
 
 
@@ -108,8 +112,13 @@ def _forms(renamed: str, name: str, prefix: str) -> Iterator[str]:
             yield f"{prefix}.{one}"
 
 
-def _renaming(model: nn.Module) -> Callable[[str], str]:
-    """transformers' renamings of old or differently cut checkpoints; conversions of values are not among them."""
+def _renaming(model: nn.Module, stored: Stored) -> Callable[[str], str]:
+    """The library's renamings of old or differently cut checkpoints; conversions of values are not among them."""
+    if hasattr(model, "_fix_state_dict_keys_on_load"):  # of diffusers
+        renamed: dict[str, str] = {name: name for name in stored.entries}
+        model._fix_state_dict_keys_on_load(renamed)  # type: ignore[operator]
+        now = {name: new for new, name in renamed.items()}
+        return lambda name: now.get(name, name)
     if not hasattr(model, "_init_weights"):
         return lambda name: name
     from transformers.conversion_mapping import get_model_conversion_mapping
@@ -155,11 +164,22 @@ def _of_the_head(model: nn.Module, stored: Stored, extra: list[str]) -> tuple[st
     return tuple(name for name in extra if not name.startswith(f"{prefix}."))
 
 
+def _of_the_other_parts(model: nn.Module, stored: Stored, extra: list[str]) -> tuple[str, ...]:
+    """Where the checkpoint's configuration has the model's as a part (the text tower of a CLIP): what lies beside it there."""
+    part = getattr(getattr(model, "config", None), "base_config_key", "")
+    if not part or part not in stored.settings():
+        return ()
+    own = {name.partition(".")[0] for name in stored.entries.keys() - set(extra)}
+    return tuple(name for name in extra if name.partition(".")[0] not in own)
+
+
 def _ignored(model: nn.Module) -> list[re.Pattern[str]]:
     patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
     buffers = [name for name, _ in model.named_buffers()]
     # Checkpoints of old hold these, per layer or at all, where today's models compute them.
     patterns += [rf"(^|\.){one}$" for one in ("rotary_emb\\.inv_freq", "position_ids") if _ends(buffers, one)]
+    if hasattr(model, "_init_weights"):  # a constant, which transformers names for some of its classes that had it
+        patterns.append(r"(^|\.)attn(\.attention)?\.masked_bias$")
     return [re.compile(pattern) for pattern in patterns]
 
 

@@ -25,7 +25,8 @@ builds a model."""
 def build_skeleton(model: Model, stored: Stored, dtype: torch.dtype | None) -> nn.Module:
     """``model`` in evaluation mode, with parameters and saved buffers on the meta device. Raises ``CheckpointError``."""
     config, build = _configured(model, stored)
-    wanted = dtype or getattr(config, "dtype", None) or stored.dtype or torch.get_default_dtype()
+    stated = None if hasattr(model, "load_config") else getattr(config, "dtype", None) or stored.dtype  # diffusers reads neither
+    wanted = dtype or stated or torch.get_default_dtype()
     for one in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))):
         if one is not None:
             one.dtype = wanted

@@ -72,6 +72,13 @@ class Stored:
         found = (DTYPES.get(entry.dtype) for entry in self.entries.values())
         return next((dtype for dtype in found if dtype is not None and dtype.is_floating_point), None)
 
+    def settings(self) -> dict[str, Any]:
+        """The configuration beside the weights; empty where there is none that can be read."""
+        try:
+            return dict(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return {}
+
 
 def open_checkpoint(path: str | Path) -> Stored:
     """The checkpoint in a folder, of one file, or behind an index. Raises ``CheckpointError``."""
