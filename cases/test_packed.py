@@ -108,6 +108,46 @@ def test_touching_a_parameter_gives_it_its_values_back_and_the_next_call_packs_a
     assert packed(model) == names
 
 
+@pytest.mark.parametrize(
+    "transform", [torch.func.grad, torch.func.jacrev, lambda loss: lambda given: torch.func.vjp(loss, given)[0]]
+)
+def test_a_transform_of_a_call_with_packed_parameters_has_their_values(transform: Any) -> None:
+    case = BertCase()
+    original = case.build(case.simplest)
+    model, inputs = ready(case)
+    output(case, model, inputs)
+    assert packed(model)
+
+    def transformed(one: nn.Module) -> Any:
+        def loss(given: dict[str, torch.Tensor]) -> torch.Tensor:
+            result: torch.Tensor = torch.func.functional_call(one, given, (), dict(inputs.kwargs)).last_hidden_state
+            return result.square().sum()
+
+        return transform(loss)(dict(one.named_parameters()))
+
+    torch.testing.assert_close(transformed(model), transformed(original), rtol=0, atol=0)
+
+
+UNASKED = {
+    "torch.tensor": lambda parameter: torch.tensor(parameter),
+    "vmap": lambda parameter: torch.func.vmap(torch.sum)(parameter),
+    "DLPack": lambda parameter: torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(parameter)),
+    "a parameter of it": lambda parameter: nn.Parameter(parameter, requires_grad=False),
+    "an embedding": lambda parameter: nn.Embedding.from_pretrained(parameter).weight,
+}
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct")
+@pytest.mark.parametrize("read", UNASKED)
+def test_what_does_not_ask_for_a_packed_parameters_values_has_them_of_a_detached_one(read: str) -> None:
+    case = GPT2Case()
+    original = case.build(case.simplest)
+    model, _ = ready(case)
+    name = packed(model)[0]
+    expected = UNASKED[read](original.get_parameter(name).detach())
+    assert torch.equal(UNASKED[read](model.get_parameter(name).detach()), expected)
+
+
 def test_values_come_back_bit_for_bit_whatever_they_are() -> None:
     case = BertCase()
     model = case.build(case.simplest)

@@ -36,7 +36,7 @@ from .compiled import CompiledLayer
 from .gate import Gate
 from .graphs import DEFAULT_LIMIT, Graphed
 from .linear import Emit, by_columns, by_rows, could_pack
-from .packed import release_all
+from .packed import release_all, release_wrapped
 from .preallocated import preallocated
 from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
@@ -205,6 +205,7 @@ class FusedLayer(nn.Module):
             return super().forward(*args, **kwargs)
         state.fallbacks[reason] += 1
         with state.gate.inside(lambda: False, lambda: None):
+            release_wrapped(self)
             return super().forward(*args, **kwargs)
 
     def _fused_call(self, state: FusedState, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiling: bool) -> Any:

@@ -4,7 +4,7 @@ While a weight is packed, its parameter stays the object that it was, of the sam
 no memory: its data is one NaN, expanded. Whatever asks more of it than its form (``state_dict``, ``load_state_dict``,
 ``deepcopy``, pickling, ``.to()``, an optimiser, a write in place, the original's own forward) is handed the plain values,
 bit for bit: the parameter takes them back first, and the packed weight is gone. The next call that may packs again. So no
-value is ever held twice by the layer, and none is read or written past it.
+value is ever held twice by the layer, and none is read or written past it, but by what never asks Python (docs/plans.md).
 
 A weight is left plain where somebody else holds its memory too (a ``state_dict`` that is still alive, a view, a NumPy
 array): what is written there must reach the layer.
@@ -148,6 +148,16 @@ def release_all(module: nn.Module) -> None:
     """Give every packed parameter inside ``module`` its values back."""
     for parameter in module.parameters():
         release(parameter)
+
+
+def release_wrapped(module: nn.Module) -> None:
+    """Give the packed parameters their values back that ``module``'s are wrappers of, for a transform of ``torch.func``: it has
+    wrapped them without asking for values."""
+    for parameter in module.parameters():
+        inner: Tensor = parameter
+        while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+            inner = torch._C._functorch.get_unwrapped(inner)
+        release(inner)
 
 
 def held_bytes(module: nn.Module) -> int:
