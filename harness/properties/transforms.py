@@ -84,8 +84,20 @@ def _with_other_weights(run: Run) -> Run:
     return other
 
 
+def _of_its_parameters(run: Run) -> Run:
+    """The parameters themselves are differentiated, which nobody has read before."""
+
+    def differentiated(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        own: Weights = dict(model.named_parameters())
+        outputs: dict[str, Tensor] = torch.func.vjp(lambda weights: call_with(weights, run, model, inputs), own)[0]
+        return outputs
+
+    return differentiated
+
+
 TRANSFORMS: dict[str, Callable[[Run], Run]] = {
     "other weights for one call": _with_other_weights,
+    "derivatives of its own parameters": _of_its_parameters,
     "derivatives in forward mode": tangents,
     "two models in one call": _stacked,
 }
@@ -117,8 +129,8 @@ def _positions(trial: Trial, what: str) -> Tensor | None:
 
 TRANSFORMED = Property(
     name="function transforms",
-    statement="Under torch.func, with other weights for one call, in forward mode and mapped over the weights of two models, "
-    "the replacement gives what the original gives.",
+    statement="Under torch.func, with other weights for one call, differentiated by its own, in forward mode and mapped over the "
+    "weights of two models, the replacement gives what the original gives.",
     check=_transforms,
     share=0.05,
 )

@@ -17,11 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_in_torch_dispatch
 from cases import CASES
 from harness.case import Case
 from harness.faults.bank import find_faults
+from harness.plans import by_plan
 from harness.properties import BY_NAME, threads
 from harness.properties.threads import interrupted
 from harness.search import search
 from harness.trial import Handle, Vacuous
 from policies import replace_module
+from policies.fused import layer
 from policies.fused.layer import FusedState
 from policies.fused.linear import Projection
 
@@ -164,4 +166,10 @@ def test_a_tangent_that_gets_lost_is_found_by_function_transforms(case: Any) -> 
 def test_other_weights_for_one_call_that_are_ignored_are_found() -> None:
     with mock.patch.object(FusedState, "stale", return_value=False):
         found = outcomes(("function transforms",), LLAMA, replace_module)
+    assert found == {"function transforms": "failed"}
+
+
+def test_parameters_whose_values_a_transform_does_not_reach_are_found() -> None:
+    with by_plan("packed") as replacer, mock.patch.object(layer, "release_wrapped"):
+        found = outcomes(("function transforms",), LLAMA, replacer)
     assert found == {"function transforms": "failed"}
