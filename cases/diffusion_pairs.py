@@ -53,10 +53,14 @@ def edits() -> dict[str, Any]:
         for parameter in model.parameters():
             parameter.mul_(0.9)
 
+    def elsewhere(model: Any) -> None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data * 0.9
+
     def there_and_back(model: Any) -> None:
         model.double().float()
 
     def contiguous(model: Any) -> None:
         model.to(memory_format=torch.contiguous_format)
 
-    return {one.__name__: one for one in (exchange, assign, load, in_place, there_and_back, contiguous)}
+    return {one.__name__: one for one in (exchange, assign, load, in_place, elsewhere, there_and_back, contiguous)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import shutil
 import weakref
@@ -11,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from harness.case import Case
 from harness.placed import placed
@@ -171,6 +173,34 @@ def test_what_is_raised_while_compiling_is_a_reason_not_to_capture() -> None:
     core, call = _core_and_call(BertCase(), "cpu")
     with pytest.raises(NotCapturableError, match=r"^cannot be compiled: .*nothing of this name"):
         CompiledLayer(core, "nothing of this name")(*call)
+
+
+def test_a_compiled_layer_follows_its_weights_to_other_memory() -> None:
+    case = BertCase()
+    model: Any = case.build(case.simplest)
+    original = model.encoder.layer[0]
+    layer = copy.deepcopy(original)
+    replace_module(layer)
+    hidden = torch.randn(1, 3, layer.attention.self.query.in_features)
+    compiled: Any = torch.compile(layer, backend="eager", fullgraph=True)
+    compiled(hidden)
+    moved = 1.3 * parameters_to_vector(original.parameters())
+    for one in (original, layer):
+        vector_to_parameters(moved.clone(), one.parameters())
+    torch.testing.assert_close(compiled(hidden), original(hidden))
+
+
+def test_a_layer_whose_activation_is_a_partial_function_is_one_graph() -> None:
+    """A compiler does not trace the identity of one."""
+    case = BertCase()
+    model: Any = case.build(case.simplest)
+    for layer in model.encoder.layer:
+        layer.intermediate.intermediate_act_fn = nn.GELU(approximate="tanh")
+        layer.intermediate.intermediate_act_fn.act = functools.partial(nn.functional.gelu, approximate="tanh")
+    replace_module(model, plan="plain")
+    layer = model.encoder.layer[0]
+    hidden = torch.randn(1, 3, layer.attention.self.query.in_features)
+    torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(hidden), layer(hidden))
 
 
 @NEEDS_GPU

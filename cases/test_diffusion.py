@@ -21,6 +21,7 @@ from harness.exact import exact_mode
 from harness.properties import BY_NAME
 from harness.properties.memory import bytes_held
 from harness.properties.set_later import FREE_U
+from harness.properties.transforms import call_with
 from harness.search import tell
 from harness.trial import cast
 from policies.replace import replace_module
@@ -151,7 +152,10 @@ def test_a_policy_derived_from_one_of_these_is_the_one_that_a_model_and_its_copy
 @pytest.mark.parametrize("weights", ["contiguous", "channels_last"])
 def test_an_image_comes_back_in_the_originals_memory_format(case: Case, batch: int, given_as: str, weights: str) -> None:
     original, replaced, inputs = pair(case, batch=batch, format=given_as, weights=weights)
-    assert case.run(replaced, inputs)["sample"].stride() == case.run(original, inputs)["sample"].stride()
+    expected = case.run(original, inputs)["sample"].stride()
+    assert case.run(replaced, inputs)["sample"].stride() == expected
+    assert case.run(torch.compile(replaced, backend="eager"), inputs)["sample"].stride() == expected
+    assert case.run(replaced.train(), inputs)["sample"].stride() == expected
 
 
 def test_saved_files_are_the_originals(tmp_path: Path) -> None:
@@ -310,10 +314,26 @@ def test_deepspeeds_surface(policy: Any, case: Case) -> None:
         policy().apply(nn.Linear(2, 2))
 
 
-def test_a_compiled_replacement_computes_the_same() -> None:
-    original, replaced, inputs = pair(UNET)
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+def test_a_compiled_replacement_computes_the_same_whatever_becomes_of_its_weights(case: Case) -> None:
+    original, replaced, inputs = pair(case)
+    torch.compiler.reset()
     compiled = torch.compile(replaced, backend="eager")
-    assert_close(UNET.run(compiled, inputs), UNET.run(original, inputs), 1e-4)
+    assert_close(case.run(compiled, inputs), case.run(original, inputs), 1e-4)
+    for edit in edits().values():
+        edit(original)
+        edit(replaced)
+        assert_close(case.run(compiled, inputs), case.run(original, inputs), 1e-4)
+    torch.compiler.reset()
+
+
+def test_a_compiled_call_with_other_weights_for_its_parameters_uses_these() -> None:
+    original, replaced, inputs = pair(UNET)
+    torch.compiler.reset()
+    weights = {name: 1.3 * one for name, one in original.named_parameters()}
+    expected = call_with(weights, UNET.run, original, inputs)
+    assert_close(torch.compile(call_with, backend="eager")(weights, UNET.run, replaced, inputs), expected, 1e-4)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)

@@ -41,8 +41,8 @@ def _same(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: st
 
 COMPILED = Property(
     name="torch.compile",
-    statement="A compiled replacement computes the same, also when its weights are changed in place, assigned anew or in "
-    "modules put in the old ones' places.",
+    statement="A compiled replacement computes the same, also when its weights are changed in place, by new memory, "
+    "assigned anew or in modules put in the old ones' places.",
     check=_compiled,
     applies=layered,
     exact=False,

@@ -22,6 +22,12 @@ def _in_place(side: nn.Module) -> None:
         parameter.copy_(parameter.roll(1))
 
 
+def _elsewhere(side: nn.Module) -> None:
+    """As ``torch.nn.utils.vector_to_parameters`` does, and offloading."""
+    for parameter in side.parameters():
+        parameter.data = parameter.data.roll(1)
+
+
 def _assigned(side: nn.Module) -> None:
     for owner in side.modules():
         for name, parameter in list(owner.named_parameters(recurse=False)):
@@ -39,6 +45,7 @@ def _in_new_modules(side: nn.Module) -> None:
 
 CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "changed in place": _in_place,
+    "changed by new memory": _elsewhere,
     "assigned anew": _assigned,
     "in modules put in the old ones' places": _in_new_modules,
     "changed in place again": _in_place,  # once what was strided is not, and can be joined

@@ -267,6 +267,11 @@ def test_a_replacement_that_saves_what_backward_needs_of_one_call_alone_is_notic
     assert ", of two calls: gradient of " in str(problem)
 
 
+def test_a_compiled_layer_that_knows_where_its_weights_were_is_noticed() -> None:
+    problem = first_failure(BY_NAME["torch.compile"], tiny.edited(weights.keeps_its_memory), count=2)
+    assert ", compiled, its weights then changed by new memory" in str(problem)
+
+
 def test_what_goes_wrong_from_the_seventeenth_decoded_token_on_is_noticed() -> None:
     problem = first_failure(BY_NAME["many calls"], tiny.around(memories.sixteen_places), count=1)
     assert "264 tokens decoded one by one" in str(problem)

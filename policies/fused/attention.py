@@ -27,7 +27,8 @@ Cut = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(slots=True, kw_only=True, eq=False)  # frozen would cost a microsecond a call
 class AttentionCall:
-    """What one call brings to an attention block. ``cos`` and ``sin`` are (B or 1, 1, T, R)."""
+    """What one call brings to an attention block. ``cos`` and ``sin`` are (B or 1, 1, T, R). ``apart``: joined projections run
+    each by itself."""
 
     mask: Tensor | None = None
     cache: Any = None
@@ -36,6 +37,7 @@ class AttentionCall:
     alibi: Tensor | None = None
     causal: bool | None = None
     extra: dict[str, Any] | None = None
+    apart: bool = False
 
 
 class FusedAttention:
@@ -133,7 +135,7 @@ class FusedAttention:
             fused = self.single[qkv.linear.name](x, emit)
             return self._interleaved(fused, call) if qkv.layout is QKVLayout.INTERLEAVED else self._blocked(fused, call)
         assert isinstance(qkv, SplitQKV)
-        if self.packed is None or not self.packed.runs(x) or (torch.is_grad_enabled() and _learning(qkv.linears)):
+        if call.apart or self.packed is None or not self.packed.runs(x) or (torch.is_grad_enabled() and _learning(qkv.linears)):
             query, key, value = (self._heads(self.single[linear.name](x, emit)) for linear in qkv.linears)
             return *self._apart(query, key, call), value
         fused = self.packed(x, emit)

@@ -183,7 +183,7 @@ class FusedAttention(Swapped):
         if differentiated(*(one for module in modules for one in (module.weight, module.bias))):
             return None
         if compiling():
-            return self._fused_packed
+            return None  # what is compiled would not ask again whether it is stale
         if self._fused_packed is not None and self._fused_packed.stale(self):
             with torch.inference_mode(False), torch.no_grad():
                 self.fused_bind()

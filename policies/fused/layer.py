@@ -219,6 +219,8 @@ class FusedLayer(nn.Module):
             state.calls += 1
         core = state.core
         core.emit = state.emit
+        # What is compiled asks no more where a parameter's values are, which are given another place by ``parameter.data = ...``.
+        arguments.call.apart = compiling
         graph = None if compiling else state.graph
         if graph is not None and arguments.call.cache is not None:
             index = core.attention.attention.cache_index

@@ -20,19 +20,20 @@ class FusedUNet(FusedRoot):
     """Mixin before ``UNet2DConditionModel``. Shapes: sample (B, C, Y, X), timestep a number, () or (B,)."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        original = super().forward
-        state = self.fused
         sample = args[0] if args else kwargs.get("sample")
-        if not isinstance(sample, Tensor) or sample.dim() != 4 or compiling():
-            return original(*args, **kwargs)
+        if not isinstance(sample, Tensor) or sample.dim() != 4:
+            return super().forward(*args, **kwargs)
+        if compiling():
+            return self._fused_as_given(sample, args, kwargs)
+        state = self.fused
         strange = not_plain(sample)
         if strange is not None:
             state.fallbacks[strange] += 1
-            return original(*args, **kwargs)
+            return self._fused_as_given(sample, args, kwargs)
         if self.training:
             state.refresh()
             state.fallbacks["training mode"] += 1
-            return original(*args, **kwargs)
+            return self._fused_as_given(sample, args, kwargs)
         eagerly = self._fused_forward
         run = state.graph("forward", self, eagerly, sample)
         if run is not eagerly:
@@ -42,9 +43,14 @@ class FusedUNet(FusedRoot):
         return result
 
     def _fused_forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The original's, in channels_last, with a result in the original's memory format."""
+        """The original's, in channels_last."""
         sample = args[0] if args else kwargs["sample"]
-        args, kwargs = _with(args, kwargs, 0, "sample", sample.contiguous(memory_format=torch.channels_last))
+        return self._fused_as_given(
+            sample, *_with(args, kwargs, 0, "sample", sample.contiguous(memory_format=torch.channels_last))
+        )
+
+    def _fused_as_given(self, sample: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The original's, with a result in the memory format that the original gives for ``sample``: weights are in another."""
         result = super().forward(*args, **kwargs)
         return _with_sample(result, original_gives_channels_last(self, sample, unet_keeps_channels_last))
 

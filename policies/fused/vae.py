@@ -25,27 +25,33 @@ class FusedCoder(Swapped):
     """Mixin before diffusers' ``Encoder`` and ``Decoder``: images (B, C, Y, X) to latents and back."""
 
     def forward(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        original = super().forward
         state = self._fused_state
-        if sample.dim() != 4 or compiling():
-            return original(sample, *args, **kwargs)
+        if sample.dim() != 4:
+            outside: Tensor = super().forward(sample, *args, **kwargs)
+            return outside
+        if compiling():
+            return self._fused_as_given(sample, sample, *args, **kwargs)
         strange = not_plain(sample)
         if strange is not None:
             state.fallbacks[strange] += 1
-            return original(sample, *args, **kwargs)
+            return self._fused_as_given(sample, sample, *args, **kwargs)
         if self.training:
             if not state.detached:
                 state.refresh()
             state.fallbacks["training mode"] += 1
-            return original(sample, *args, **kwargs)
+            return self._fused_as_given(sample, sample, *args, **kwargs)
         run = self._fused_forward if state.detached else state.graph(self._fused_role, self, self._fused_forward, sample)
         result: Tensor = run(sample, *args, **kwargs)
         state.calls += 1
         return result
 
     def _fused_forward(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The original's, in channels_last, with a result in the original's memory format."""
-        result: Tensor = super().forward(sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
+        """The original's, in channels_last."""
+        return self._fused_as_given(sample, sample.contiguous(memory_format=torch.channels_last), *args, **kwargs)
+
+    def _fused_as_given(self, sample: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The original's, with a result in the memory format that the original gives for ``sample``: weights are in another."""
+        result: Tensor = super().forward(*args, **kwargs)
         channels_last = original_gives_channels_last(self, sample, coder_keeps_channels_last)
         return result if channels_last else result.contiguous()
 

@@ -7,6 +7,7 @@ streaming through the caches between two calls of a layer, each object that is l
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterable
 from itertools import chain
@@ -112,7 +113,9 @@ class Settings:
 
 
 def _same(now: Any, before: Any) -> bool:
-    """What a compiler of dynamic shapes traces is no number's identity, but its value."""
+    """What a compiler of dynamic shapes traces is no number's identity, but its value; of a partial function none traces it."""
+    if type(now) is functools.partial and type(before) is functools.partial:
+        return bool(now.func is before.func and now.args == before.args and now.keywords == before.keywords)
     return now is before or (type(now) is type(before) and bool(now == before))
 
 

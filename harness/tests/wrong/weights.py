@@ -93,6 +93,12 @@ def stale_copy(layer: nn.Module) -> None:
     core.mlp.down = dataclasses.replace(core.mlp.down, stored=core.mlp.down.stored.detach().clone())
 
 
+def keeps_its_memory(layer: nn.Module) -> None:
+    """It sees what is written there, and not that a parameter has other memory."""
+    core = layer.fused.core  # type: ignore[union-attr]
+    core.mlp.down = dataclasses.replace(core.mlp.down, stored=core.mlp.down.stored.detach())
+
+
 def keeps_a_copy(layer: nn.Module) -> None:
     layer.spare = layer.mlp.down_proj.weight.detach().clone()  # type: ignore[union-attr, assignment]
 
