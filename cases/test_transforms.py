@@ -154,6 +154,17 @@ def test_a_packed_model_cannot_be_traced_and_says_what_can() -> None:
         torch.jit.trace(Of(replaced, lambda one, x: one(input_ids=x).last_hidden_state), IDS)
 
 
+@PLANS
+def test_a_call_made_while_another_thread_exports_is_a_call_like_any_other(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That, too, torch says of every thread's calls."""
+    model, replaced = two(plan)
+    replaced(IDS)
+    monkeypatch.setattr(torch.compiler, "_is_exporting_flag", True)
+    with torch.no_grad():
+        torch.testing.assert_close(replaced(IDS).last_hidden_state, model(IDS).last_hidden_state)
+    assert replaced.layers[0].fused.calls == 2
+
+
 def test_a_call_made_while_another_thread_compiles_is_a_call_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch says of every thread's calls that they are being compiled for as long as one thread compiles anything."""
     _, replaced = two("auto")

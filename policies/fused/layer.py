@@ -40,7 +40,7 @@ from .packed import release_all, release_wrapped
 from .preallocated import preallocated
 from .returned import form_of, in_form
 from .transformer import FusedTransformerLayer, silent
-from .transforms import compiling, not_plain, tracing
+from .transforms import compiling, exporting, not_plain, tracing
 from .watch import Settings, Watch, inner_hooks
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class FusedLayer(nn.Module):
     def _fused_forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         compiled = compiling()
         if self._fused_plan is Plan.PACKED:
-            if torch.compiler.is_exporting():
+            if exporting():
                 raise PlanUnavailable("plan packed cannot be exported: its weights are no tensors; replace with plan='auto'")
             if compiled:
                 return self._fused_untraced(args, kwargs)
@@ -191,7 +191,7 @@ class FusedLayer(nn.Module):
             with state.gate.inside(functools.partial(state.stale, self), functools.partial(state.bind, self)):
                 return self._fused_call(state, args, kwargs, compiling=False)
         if state.edited(self) if compiled else state.stale(self):
-            if torch.compiler.is_exporting():
+            if exporting():
                 state = state.of_export(self)
             else:
                 state.bind(self)

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812  (the name everybody knows)
 
 from ..anatomy import ActivationKind
 from .activations import KERNELS
+from .transforms import exporting
 
 _PUBLIC = {
     ("gelu", "none"): KERNELS[ActivationKind.GELU],
@@ -28,7 +29,7 @@ _LIBRARY.define("linear_add(Tensor x, Tensor weight, Tensor? bias, Tensor residu
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, attribute: str, algorithm: str) -> Tensor:
     """The linear with the activation that oneDNN calls ``attribute`` and ``algorithm``; ``none`` for none."""
-    if torch.compiler.is_exporting():
+    if exporting():
         out = F.linear(x, weight, bias)
         return out if attribute == "none" else _PUBLIC[attribute, algorithm](out)
     fused: Tensor = torch.ops.replace_policy_harness.linear(x, weight, bias, attribute, algorithm)
@@ -37,7 +38,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, attribute: str, algor
 
 def linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
     """The linear plus ``residual``."""
-    if torch.compiler.is_exporting():
+    if exporting():
         return residual + F.linear(x, weight, bias)
     fused: Tensor = torch.ops.replace_policy_harness.linear_add(x, weight, bias, residual)
     return fused

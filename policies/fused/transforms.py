@@ -19,12 +19,21 @@ TRANSFORM = "a function transform"
 TRACE = "a trace for TorchScript"
 _innermost = torch._C._functorch.peek_interpreter_stack
 _tracing_state = torch._C._get_tracing_state
+_mode = torch._C._get_dispatch_mode
+_KEYS = torch._C._TorchDispatchModeKey
+_OF_EXPORTERS = (_KEYS.FAKE, _KEYS.PROXY, _KEYS.FUNCTIONAL)
 
 
 def compiling() -> bool:
     """Whether this call is traced by a compiler, or exported. ``torch.compiler.is_compiling()`` is true of every thread's calls
     for as long as one of them compiles."""
-    return torch.compiler.is_dynamo_compiling() or torch.compiler.is_exporting()
+    return torch.compiler.is_dynamo_compiling() or exporting()
+
+
+def exporting() -> bool:
+    """Whether this call is exported. ``torch.compiler.is_exporting()`` is true of every thread's calls, too; an exporter's own are
+    compiled, or made inside the modes of its thread that take the place of values."""
+    return torch.compiler.is_exporting() and (torch.compiler.is_dynamo_compiling() or any(map(_mode, _OF_EXPORTERS)))
 
 
 def tracing() -> bool:
