@@ -18,6 +18,7 @@ from policies.fused.swapped import Swapped
 from policies.replace import replace_module
 
 from .diffusion_pairs import CASES, UNET, VAE, assert_close, example, pair
+from .replicas import replica
 
 
 @pytest.fixture(autouse=True)
@@ -37,6 +38,14 @@ def test_copies_and_pickles_are_replaced_too_and_stand_alone(case: Case, copied:
     assert_close(case.run(twin, inputs), case.run(original, inputs), 1e-4)
     assert (twin.fused.calls, replaced.fused.calls) == (1, 0)
     assert twin.fused is not replaced.fused
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+def test_a_replica_computes_with_its_own_weights(case: Case) -> None:
+    original, replaced, inputs = pair(case)
+    case.run(replaced, inputs)
+    assert_close(case.run(replica(replaced, 1.3), inputs), case.run(replica(original, 1.3), inputs), 1e-4)
+    assert_close(case.run(replaced, inputs), case.run(original, inputs), 1e-4)
 
 
 def assert_same_images(mine: Tensor, its: Tensor) -> None:

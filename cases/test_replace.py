@@ -23,6 +23,8 @@ from harness.registry import CaseEntry
 from policies.fused import onednn
 from policies.plans import PlanUnavailable
 
+from .replicas import replica
+
 CASES: tuple[Case, ...] = (BertCase(), GPT2Case(), LlamaCase())
 
 
@@ -212,6 +214,37 @@ def test_a_plan_for_inference_trains_by_the_public_operators() -> None:
     (output,) = case.run(model, case.inputs(case.simplest)).values()
     output.sum().backward()
     assert all(p.grad is not None for p in model.layers.parameters())
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_replica_computes_with_its_own_weights(case: Case) -> None:
+    original = case.build(case.simplest)
+    replaced = copy.deepcopy(original)
+    policies.replace_module(replaced)
+    inputs = case.inputs(case.simplest)
+    with torch.no_grad():
+        for scale in (1.3, 0.7):
+            result, expected = (case.run(replica(one, scale), inputs) for one in (replaced, original))
+            torch.testing.assert_close(result["last_hidden_state"], expected["last_hidden_state"], rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_made_of_anothers_attributes_computes_with_its_own() -> None:
+    original: Any = model_of(BertCase())
+    replaced = copy.deepcopy(original)
+    policies.replace_module(replaced)
+    hidden = torch.randn(1, 3, original.encoder.layer[0].attention.self.query.in_features)
+
+    def another(layer: nn.Module) -> Any:
+        made = type(layer).__new__(type(layer))
+        made.__dict__.update(layer.__dict__)
+        made._modules = {**layer._modules, "output": copy.deepcopy(original.encoder.layer[0].output)}
+        for parameter in made.output.parameters():
+            parameter.mul_(1.3)
+        return made
+
+    with torch.no_grad():
+        expected, result = (another(one.encoder.layer[0])(hidden) for one in (original, replaced))
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_attention_implementation_that_is_set_later_is_followed() -> None:

@@ -10,6 +10,7 @@ At the boundary a caller notices nothing of it (``boundary``).
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -94,10 +95,16 @@ class DiffusionState:
         """True for the state of a part that was copied, or kept, without its model."""
         return self.owner is None or self.owner() is None
 
-    def belong_to(self, root: nn.Module) -> None:
-        """Take ``root`` for the model, unless there is one."""
+    def of(self, root: nn.Module) -> DiffusionState:
+        """The state of ``root``: this one, unless that is another model's, from which ``root`` was copied attribute by
+        attribute."""
         if self.detached:
             self.owner = weakref.ref(root)
+        if self.root is root:
+            return self
+        another = copy.copy(self)
+        another.owner = weakref.ref(root)
+        return another
 
     @property
     def root(self) -> nn.Module:
@@ -194,12 +201,12 @@ class FusedRoot(Swapped):
 
     @property
     def fused(self) -> DiffusionState:
-        self._fused_state.belong_to(self)  # of a shallow copy, that from which it was made may be gone
-        return self._fused_state
+        self.__dict__["_fused_state"] = state = self._fused_state.of(self)
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._fused_state.belong_to(self)
+        self.__dict__["_fused_state"] = self._fused_state.of(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # What is watched would keep the parameters that were here until the next call.

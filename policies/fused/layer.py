@@ -19,6 +19,7 @@ import copy
 import functools
 import inspect
 import threading
+import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -54,6 +55,7 @@ class FusedState:
     """What one replacement derived from its layer, and what has happened to it."""
 
     def __init__(self, layer: FusedLayer, policy: type[AnatomyPolicy], execution: Plan, *, shared: frozenset[str]) -> None:
+        self.owner = weakref.ref(layer)
         self.policy = policy
         self.execution = execution
         self.shared = shared
@@ -157,8 +159,9 @@ class FusedLayer(nn.Module):
 
     @property
     def fused(self) -> FusedState:
-        """The state derived from this layer; made when first needed (a copy starts without one)."""
-        if self._fused_state is None:
+        """The state derived from this layer; made when first needed (a copy starts without one, or with another layer's, where
+        attributes were copied one by one, as for a replica)."""
+        if self._fused_state is None or self._fused_state.owner() is not self:
             self._fused_make_state()
             assert self._fused_state is not None
         return self._fused_state
@@ -166,7 +169,7 @@ class FusedLayer(nn.Module):
     @torch.compiler.disable
     def _fused_make_state(self) -> None:
         with _MAKING:
-            if self._fused_state is None:
+            if self._fused_state is None or self._fused_state.owner() is not self:
                 self._fused_state = FusedState(self, self._fused_policy, self._fused_plan, shared=self._fused_shared)
 
     @torch.compiler.disable

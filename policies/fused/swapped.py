@@ -75,7 +75,7 @@ def _make_class(original: type[nn.Module], mixin: type[Swapped]) -> type[nn.Modu
         "__module__": original.__module__,
         "__qualname__": f"Fused{original.__qualname__}",
         "__doc__": f"{original.__name__}, replaced in place.",
-        "__new__": lambda cls, *args, **kwargs: original(*args, **kwargs),
+        "__init__": _initialising(original),
         "_fused_original": original,
         "_fused_mixin": mixin,
     }
@@ -83,6 +83,17 @@ def _make_class(original: type[nn.Module], mixin: type[Swapped]) -> type[nn.Modu
     if forward is not None:
         namespace["forward"] = functools.wraps(original.forward)(_calling(forward, original.forward))
     return type(original.__name__, (mixin, original), namespace)
+
+
+def _initialising(original: type[nn.Module]) -> Any:
+    """For who calls the swapped class. Who makes an instance of it and fills it by himself (a replica) does not come here."""
+
+    @functools.wraps(original.__init__)
+    def initialise(self: Any, *args: Any, **kwargs: Any) -> None:
+        self.__class__ = original
+        original.__init__(self, *args, **kwargs)
+
+    return initialise
 
 
 def _calling(forward: Any, original: Any) -> Any:

@@ -31,7 +31,7 @@ def compiling() -> bool:
 
 
 def exporting() -> bool:
-    """Whether this call is exported. ``torch.compiler.is_exporting()`` is true of every thread's calls, too; an exporter's own are
+    """Whether this call is exported. ``torch.compiler.is_exporting()`` is true of every thread's calls, too; the exporter's are
     compiled, or made inside the modes of its thread that take the place of values."""
     return torch.compiler.is_exporting() and (torch.compiler.is_dynamo_compiling() or any(map(_mode, _OF_EXPORTERS)))
 

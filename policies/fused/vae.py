@@ -40,7 +40,8 @@ class FusedCoder(Swapped):
                 state.refresh()
             state.fallbacks["training mode"] += 1
             return self._fused_as_given(sample, sample, *args, **kwargs)
-        run = self._fused_forward if state.detached else state.graph(self._fused_role, self, self._fused_forward, sample)
+        alone = state.detached or getattr(state.root, self._fused_role, None) is not self
+        run = self._fused_forward if alone else state.graph(self._fused_role, self, self._fused_forward, sample)
         result: Tensor = run(sample, *args, **kwargs)
         state.calls += 1
         return result
