@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import pickle
 import shutil
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -173,6 +174,53 @@ def test_what_is_raised_while_compiling_is_a_reason_not_to_capture() -> None:
     core, call = _core_and_call(BertCase(), "cpu")
     with pytest.raises(NotCapturableError, match=r"^cannot be compiled: .*nothing of this name"):
         CompiledLayer(core, "nothing of this name")(*call)
+
+
+def _epsilon(layer: Any) -> Any:
+    layer.output.LayerNorm.eps = 1e-3
+    return layer
+
+
+def _assigned(layer: nn.Module) -> nn.Module:
+    layer.load_state_dict({name: 1.3 * one for name, one in layer.state_dict().items()}, assign=True)
+    return layer
+
+
+BETWEEN: dict[str, Callable[[Any], Any]] = {
+    "moved": lambda layer: layer.double(),
+    "copied": copy.deepcopy,
+    "pickled": lambda layer: pickle.loads(pickle.dumps(layer)),
+    "assigned": _assigned,
+    "set": _epsilon,
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+def test_a_layer_that_nobody_has_called_since_is_one_graph_and_can_be_exported(between: str) -> None:
+    case = BertCase()
+    model: Any = case.build(case.simplest)
+    original = model.encoder.layer[0]
+    layer = copy.deepcopy(original)
+    replace_module(layer)
+    hidden = torch.randn(1, 3, original.attention.self.query.in_features, dtype=[None, torch.float64][between == "moved"])
+    expected = BETWEEN[between](original)(hidden)
+    for how in ("compiled", "exported"):
+        torch.compiler.reset()
+        twin = BETWEEN[between](copy.deepcopy(layer))
+        if how == "compiled":
+            called: Any = torch.compile(twin, backend="eager", fullgraph=True)
+        else:
+            called = torch.export.export(twin, (hidden,)).module()
+        torch.testing.assert_close(called(hidden), expected)
+
+
+@pytest.mark.parametrize("between", ["moved", "copied", "pickled"])
+def test_a_layer_that_was_moved_or_copied_is_still_fused_where_it_is_compiled_next(between: str) -> None:
+    case = BertCase()
+    model: Any = case.build(case.simplest)
+    layer = model.encoder.layer[0]
+    replace_module(layer)
+    assert BETWEEN[between](layer)._fused_looked_at
 
 
 def test_a_compiled_layer_follows_its_weights_to_other_memory() -> None:

@@ -97,6 +97,10 @@ class FusedState:
         self.watch = Watch(layer, None if all_of_them else self.core.attention.joined)
         self.settings = Settings(layer, self.watch.modules, configured=self.policy.call.configured)
 
+    def still_read(self, layer: FusedLayer) -> bool:
+        """True where no more than parameters of ``layer`` were exchanged."""
+        return self.watch.same_modules(layer) and not self.settings.changed(layer)
+
     def of_export(self, layer: FusedLayer) -> FusedState:
         """For one call of an exporter, which has put tensors without values in the places of parameters. Values decide how some
         policies read, so that what was read before has to hold."""
@@ -161,15 +165,20 @@ class FusedLayer(nn.Module):
     def fused(self) -> FusedState:
         """The state derived from this layer; made when first needed (a copy starts without one, or with another layer's, where
         attributes were copied one by one, as for a replica)."""
-        if self._fused_state is None or self._fused_state.owner() is not self:
+        if not self._fused_looked_at:
             self._fused_make_state()
-            assert self._fused_state is not None
+        assert self._fused_state is not None
         return self._fused_state
+
+    @property
+    def _fused_looked_at(self) -> bool:
+        """Whether there is a state, of this very layer."""
+        return self._fused_state is not None and self._fused_state.owner() is self
 
     @torch.compiler.disable
     def _fused_make_state(self) -> None:
         with _MAKING:
-            if self._fused_state is None or self._fused_state.owner() is not self:
+            if not self._fused_looked_at:
                 self._fused_state = FusedState(self, self._fused_policy, self._fused_plan, shared=self._fused_shared)
 
     @torch.compiler.disable
@@ -189,13 +198,17 @@ class FusedLayer(nn.Module):
         strange = not_plain(args[0] if args else next(iter(kwargs.values()), None))
         if strange is not None:
             return self._fused_strange(strange, args, kwargs)
+        if compiled and not self._fused_looked_at:
+            return super().forward(*args, **kwargs)  # nobody can look at values that are being traced
         state = self.fused
         if self._fused_plan is Plan.PACKED:
             with state.gate.inside(functools.partial(state.stale, self), functools.partial(state.bind, self)):
                 return self._fused_call(state, args, kwargs, compiling=False)
         if state.edited(self) if compiled else state.stale(self):
-            if exporting():
+            if exporting() and state.still_read(self):
                 state = state.of_export(self)
+            elif compiled:
+                return super().forward(*args, **kwargs)
             else:
                 state.bind(self)
         return self._fused_call(state, args, kwargs, compiling=compiled)
@@ -255,7 +268,20 @@ class FusedLayer(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         # Moving a layer gives each parameter a storage of its own; a packed weight left behind would be a second copy.
         self._fused_state = None
-        return super()._apply(fn, recurse)
+        moved = super()._apply(fn, recurse)
+        self._fused_look()
+        return moved
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._fused_look()
+
+    def _fused_look(self) -> None:
+        """Make the state now, where there are values to look at: a compiler, which may be the next to come, cannot. Weights are
+        packed when they are first needed."""
+        there = all(type(one) is nn.Parameter and not one.is_meta for one in self.parameters())
+        if there and self._fused_plan is not Plan.PACKED:
+            self._fused_make_state()
 
     def extra_repr(self) -> str:
         return f"replaced by {self._fused_policy.__name__}, plan: {self.fused.plan}"

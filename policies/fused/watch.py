@@ -62,6 +62,12 @@ class Watch:
             or self._asked_for() != self._implementation
         )
 
+    def same_modules(self, layer: nn.Module) -> bool:
+        """True where no submodule was exchanged, nor the attention implementation."""
+        now = [module for module in layer.modules() if module is not layer]
+        same = len(now) == len(self.modules) and all(map(is_, now, self.modules))
+        return same and bool(self._asked_for() == self._implementation)
+
     def _asked_for(self) -> Any:
         """The attention implementation that the configuration names. To ask it costs as much as all else here together:
         where it keeps the answer under the name that transformers has for it, that is read."""
