@@ -42,6 +42,7 @@ BROKEN_OFF = """
 import os, signal
 from harness.interrupts import end_at_once, heed
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in the background ignores it
 end_at_once()
 {then}
 try:
