@@ -1,6 +1,9 @@
 """What every process that checks needs; the clean process that they are forked from imports it once."""
 
 from importlib import import_module
+from threading import RLock
+
+from tqdm import tqdm
 
 from harness.search import quiet
 
@@ -15,3 +18,7 @@ NEEDED = (
 
 with quiet():  # libraries tell whoever imports them what they miss
     PRELOADED = tuple(map(import_module, NEEDED))
+
+# By itself the first bar takes a semaphore of the system, shown or not (torch.fx has one), which a process that is stopped
+# leaves behind.
+tqdm.set_lock(RLock())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 from cases import CASES
 from harness import workers
@@ -62,6 +63,17 @@ def test_an_interrupt_ends_a_command_at_once_until_there_is_something_to_put_in_
     """Libraries that are just being imported do not stand one."""
     done = subprocess.run([sys.executable, "-c", BROKEN_OFF.format(then=then)], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip(), done.stderr.strip().splitlines()[-1]) == (status, out, err)
+
+
+def lock_of_a_bar(_: int) -> str:
+    list(tqdm((), disable=True))
+    return type(tqdm.get_lock()).__name__
+
+
+def test_a_progress_bar_in_a_worker_takes_no_semaphore_of_the_system() -> None:
+    """One that is stopped would leave it behind."""
+    with processes(1) as pool:
+        assert [found for _, found in in_parallel(pool, lock_of_a_bar, (0,), seconds=60.0)] == ["RLock"]
 
 
 TASKS = ("raises", "dies", "ends")
