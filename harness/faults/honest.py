@@ -80,7 +80,7 @@ def _by_hand(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tenso
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     blind = scores.amax(dim=-1, keepdim=True).isneginf()
-    return scores.softmax(dim=-1).masked_fill(blind, 0.0) @ value
+    return scores.softmax(dim=-1).masked_fill(blind, 0.0).to(value.dtype) @ value  # a mask may be of a wider dtype
 
 
 def _scaled_queries(honest: Any) -> Any:
@@ -271,7 +271,12 @@ HONEST: tuple[Fault, ...] = (
     _variant("summation order", "Products are summed in two halves.", (Projection, "__call__", _in_two_halves)),
     _variant("strided weights", "Weights have other strides.", (Projection, "__call__", _strided_weight)),
     _variant("residual first", "The residual meets the bias before the product.", (Projection, "plus", _sum_first)),
-    _variant("eager attention", "Attention is written out.", patched(attending(lambda honest: _by_hand))),
+    _variant(
+        "eager attention",
+        "Attention is written out.",
+        patched(attending(lambda honest: _by_hand)),
+        passes=("backward memory",),  # all scores are kept
+    ),
     _variant("scaled queries", "The scale is applied to queries.", patched(attending(_scaled_queries))),
     _variant("heads reversed", "Heads are computed in another order.", patched(attending(_heads_reversed))),
     _variant("keys reversed", "Keys are summed in another order.", patched(attending(_keys_reversed))),
