@@ -12,8 +12,7 @@ from torch.nn.utils import parametrize
 
 from ..trial import Disagreement, Handle, Trial
 from .base import Property, identical, living
-
-FACTOR = 1.25
+from .weights import FACTOR, Scaled
 
 
 def same_state(original: nn.Module, other: nn.Module, what: str, *, strides: bool = True) -> None:
@@ -119,12 +118,7 @@ def _laid_otherwise(side: nn.Module, name: str, copies: nn.Module) -> None:
 def _parametrized(side: nn.Module, name: str, copies: nn.Module) -> None:
     path, _, leaf = name.rpartition(".")
     if path:
-        parametrize.register_parametrization(side.get_submodule(path), leaf, _Scaled())
-
-
-class _Scaled(nn.Module):
-    def forward(self, values: Tensor) -> Tensor:
-        return FACTOR * values
+        parametrize.register_parametrization(side.get_submodule(path), leaf, Scaled())
 
 
 def _exchanged(side: nn.Module, name: str, copies: nn.Module) -> None:

@@ -8,10 +8,11 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils import parametrize
 
 from .hooks import scaled
+from .weights import Scaled
 
 Undo = Callable[[], object]
 Change = Callable[[nn.Module], Undo]
@@ -22,8 +23,6 @@ FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodTy
 """What is called and has no class of its own to inherit from."""
 FREE_U = {"s1": 0.9, "s2": 0.2, "b1": 1.5, "b2": 1.6}
 """Its factors, as they are recommended for Stable Diffusion 1."""
-FACTOR = 1.25
-"""By which a parametrization makes a weight another."""
 DROPPED = 0.5
 """The share of elements that a dropout takes where one is left on."""
 
@@ -210,17 +209,12 @@ def _adapting(name: str) -> Change:
     return lambda part: _to(name, _Adapted(part.get_submodule(name)))(part)
 
 
-class _Scaled(nn.Module):
-    def forward(self, weight: Tensor) -> Tensor:
-        return FACTOR * weight
-
-
 def a_parametrization(part: nn.Module) -> list[tuple[str, Change]]:
     return [("a parametrization", _with_parametrization)] if part._parameters.get("weight") is not None else []
 
 
 def _with_parametrization(part: nn.Module) -> Undo:
-    parametrize.register_parametrization(part, "weight", _Scaled())
+    parametrize.register_parametrization(part, "weight", Scaled())
     return lambda: parametrize.remove_parametrizations(part, "weight", leave_parametrized=False)
 
 

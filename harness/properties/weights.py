@@ -6,7 +6,16 @@ import copy
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+FACTOR = 1.25
+
+
+class Scaled(nn.Module):
+    """A parametrization that makes of values others."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return FACTOR * values
 
 
 def change_weights(mine: nn.Module, its: nn.Module, how: str) -> None:
