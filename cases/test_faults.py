@@ -27,7 +27,7 @@ from harness.properties import BY_NAME, Property
 from harness.registry import choose
 from harness.search import quiet, tell
 from policies import replace_module
-from policies.fused.layer import FusedState
+from policies.fused.state import FusedState
 
 ROWS = (
     *(f"F{number:02}" for number in range(1, 84) if number not in (44, 49, 54)),

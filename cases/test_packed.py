@@ -268,7 +268,7 @@ def test_packed_weights_go_with_their_model_and_wait_for_no_collector() -> None:
         (mock.patch.object(PackedParameter, "__torch_function__", nn.Parameter.__torch_function__), "parameter accounting"),
         (mock.patch.object(packed_module.PackedWeight, "release", return_value=None), "revert"),
         (mock.patch.object(packed_module, "_let_go"), "storages"),
-        (mock.patch("policies.fused.layer.FusedState.stale", return_value=False), "parameter accounting"),
+        (mock.patch("policies.fused.state.FusedState.stale", return_value=False), "parameter accounting"),
     ],
     ids=["touching gives nothing back", "nothing is ever given back", "a plain copy stays", "nobody looks"],
 )

@@ -99,7 +99,7 @@ def test_layers_whose_weights_are_sharded_are_refused_and_said_so(entry: CaseEnt
 
 
 def test_a_swap_that_fails_takes_back_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    from policies.fused.layer import FusedState
+    from policies.fused.state import FusedState
 
     model = model_of(BertCase(), layers=3)
     original = copy.deepcopy(model)

@@ -11,7 +11,8 @@ from policies.calls import Returns
 from policies.fused import layer as fused_layer
 from policies.fused import linear as fused_linear
 from policies.fused import watch as fused_watch
-from policies.fused.layer import FusedLayer, FusedState
+from policies.fused.layer import FusedLayer
+from policies.fused.state import FusedState
 from policies.fused.transformer import FusedTransformerLayer
 
 from .fault import Traits, layered, miscomputing

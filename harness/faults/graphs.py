@@ -13,7 +13,7 @@ from unittest import mock
 
 from torch import Tensor
 
-from policies.fused import diffusion, layer, preallocated, trees
+from policies.fused import diffusion, preallocated, state, trees
 from policies.fused import graphs as fused_graphs
 from policies.fused.attributes import AttributeWatch
 from policies.fused.capture import EmulatorBackend, captured_by
@@ -37,7 +37,7 @@ def _behind(graphed: type[Graphed]) -> Inject:
 
     @contextlib.contextmanager
     def inject(replacer: Replacer) -> Iterator[Replacer]:
-        with mock.patch.object(diffusion, "Graphed", graphed), mock.patch.object(layer, "Graphed", graphed):
+        with mock.patch.object(diffusion, "Graphed", graphed), mock.patch.object(state, "Graphed", graphed):
             yield replacer
 
     return inject

@@ -279,7 +279,12 @@ HONEST: tuple[Fault, ...] = (
     ),
     _variant("scaled queries", "The scale is applied to queries.", patched(attending(_scaled_queries))),
     _variant("heads reversed", "Heads are computed in another order.", patched(attending(_heads_reversed))),
-    _variant("keys reversed", "Keys are summed in another order.", patched(attending(_keys_reversed))),
+    _variant(
+        "keys reversed",
+        "Keys are summed in another order.",
+        patched(attending(_keys_reversed)),
+        passes=("backward memory",),  # each layer keeps a mask of its own
+    ),
     _variant("row by row", "Each row of the batch is attended to alone.", patched(attending(_row_by_row))),
     _variant("math kernel", "torch's plain kernel computes attention.", _math_kernel),
     _variant("norm by hand", "Norms are written out.", (fused_transformer, "normalise", _norm_by_hand)),

@@ -9,7 +9,8 @@ from unittest import mock
 from torch import nn
 
 from policies import structure
-from policies.fused.layer import FusedLayer, FusedState
+from policies.fused.layer import FusedLayer
+from policies.fused.state import FusedState
 from policies.fused.watch import Settings, Watch
 
 from .fault import Patch, Traits, miscomputing

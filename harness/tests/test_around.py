@@ -24,8 +24,8 @@ from harness.search import search
 from harness.trial import Handle, Vacuous
 from policies import replace_module
 from policies.fused import layer
-from policies.fused.layer import FusedState
 from policies.fused.linear import Projection
+from policies.fused.state import FusedState
 
 from .outcomes import outcomes
 

@@ -18,7 +18,7 @@ from .transformer import EncoderStates
 from .transforms import compiling
 
 if TYPE_CHECKING:
-    from .layer import FusedState
+    from .state import FusedState
 
 
 @dataclass(slots=True, kw_only=True, eq=False)  # frozen would cost a microsecond a call
