@@ -67,7 +67,9 @@ def _row(entry: CaseEntry) -> dict[str, Any]:
 def doctor(
     ctx: typer.Context,
     json: options.Json = False,
-    timing: Annotated[bool, typer.Option("--timing", help="Test this machine's timing: A/A alarms and power.")] = False,
+    timing: Annotated[
+        bool, typer.Option("--timing", help="Test this machine's timing: A/A alarms and power; some ten minutes.")
+    ] = False,
     device: options.Device = "cpu",
     limit: Annotated[float, typer.Option(help="Seconds that --timing may take.", min=10.0, metavar="SECONDS")] = float("inf"),
 ) -> int:
@@ -103,13 +105,15 @@ def _timing(kind: str, limit: float, *, json: bool) -> int:
     from ..timing.opening import open_device
     from ..timing.selftest import selftest
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, highlight=False)
     with console.status("timing equal calls against each other") as status:
-        result = selftest(
-            open_device(kind),
-            time_limit_seconds=limit,
-            progress=lambda done, planned: status.update(f"comparison {done} of {planned}"),
-        )
+
+        def told(done: int, planned: int) -> None:
+            status.update(f"comparison {done} of {planned}")
+            if not console.is_terminal and done * 10 // planned > (done - 1) * 10 // planned:
+                console.print(f"comparison {done} of {planned}")
+
+        result = selftest(open_device(kind), time_limit_seconds=limit, progress=told)
     if json:
         print_json(result)
     else:

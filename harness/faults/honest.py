@@ -132,12 +132,11 @@ def _norm_by_hand(honest: Any) -> Any:
     """Mean and variance apart, and one multiplication at the end."""
 
     def normalise(norm: Norm, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if norm.kind is not NormKind.LAYER:
             weight = 1.0 if norm.weight is None else norm.weight + norm.gain_offset
-            wide = x.to(torch.float32)
             length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True) / math.sqrt(x.shape[-1])
             return (wide / torch.sqrt(length * length + norm.eps)).to(x.dtype) * weight
-        wide = x.to(torch.float32)
         centred = wide - wide.mean(-1, keepdim=True)
         unit = centred / torch.sqrt((centred * centred).mean(-1, keepdim=True) + norm.eps)
         unit = unit if norm.weight is None else unit * (norm.weight + norm.gain_offset)
