@@ -30,8 +30,6 @@ RATE = 0.1
 SWITCHES = ("activation_checkpointing_enable", "gradient_checkpointing_enable", "enable_gradient_checkpointing")
 """What models of transformers, since 5.24 and before, and of diffusers have by which a backward pass computes again what it
 needs."""
-BY_CACHE = 0.6
-"""Share of calls with a cache among those that could have one: not all models of a case can."""
 Gradients = dict[str, Tensor | None]
 Run = Callable[[nn.Module, Inputs], dict[str, Tensor]]
 
@@ -43,7 +41,8 @@ def _gradients(trial: Trial) -> None:
     they are is compared in float64.
     """
     chosen = random.Random(trial.example.seed)
-    model, original, (run, inputs, how) = trial.copy(), trial.original, _call(trial, by_cache=chosen.random() < BY_CACHE)
+    by_cache = chosen.random() < 0.5
+    model, original, (run, inputs, how) = trial.copy(), trial.original, _call(trial, by_cache=by_cache)
     # torch 2.13's own convolutions crash in backward where only some parameters of a model want gradients.
     share = chosen.choice((0.0, 0.5, 0.9)) if trial.case.layered else float(trial.example.seed & 1)
     frozen = [name for name, _ in original.named_parameters() if chosen.random() < share]
@@ -61,6 +60,9 @@ def _gradients(trial: Trial) -> None:
     inputs = cast(inputs, torch.float64)
     with exact_mode():
         found = {what: _both(run, original.double(), model.double(), inputs)}
+        other, others, words = _call(trial, by_cache=not by_cache)
+        if words != how:  # few models of a case may have a cache
+            found[f"{words}{what.removeprefix(how)}"] = _both(other, original, model, cast(others, torch.float64))
         if run == trial.case.run:
             twice, valid = _of_two_calls(trial, inputs.valid)
             found[f"{what}, of two calls"] = _both(twice, original, model, Inputs(kwargs=inputs.kwargs, valid=valid))
