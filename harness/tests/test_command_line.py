@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from harness.cli.app import status
 from harness.drift import compare
 from harness.journal import CheckDone, Journal, Order
 from harness.properties import BY_NAME
+from harness.timing import selftest
 from reports import storage
 
 
@@ -332,6 +334,19 @@ def test_a_fault_that_can_matter_nowhere_is_refused_and_its_case_is_no_matter(ca
 def test_doctor_takes_no_device_for_what_is_not_timed(capsys: pytest.CaptureFixture[str]) -> None:
     assert harness("doctor", "--device", "cuda") == 2
     assert one_line(capsys).endswith("--device and --limit say how --timing is done")
+
+
+def test_timing_tested_in_a_pipe_tells_each_tenth(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def equal(device: Any, *, time_limit_seconds: float, progress: Any) -> Any:
+        for done in range(380):
+            progress(done + 1, 380)
+        return SimpleNamespace(lines=lambda: ["no alarms"], alarms=0, comparisons=300)
+
+    monkeypatch.setattr(selftest, "selftest", equal)
+    assert harness("doctor", "--timing") == 0
+    printed = capsys.readouterr()
+    assert printed.out == "no alarms\n"
+    assert printed.err.splitlines() == [f"comparison {done} of 380" for done in range(38, 381, 38)]
 
 
 def test_a_pipe_that_nobody_reads_is_no_failed_check() -> None:

@@ -21,7 +21,7 @@ from harness.hf.case import TransformersCase
 from harness.profiles import depth
 from harness.properties import BY_NAME, PROPERTIES, Property
 from harness.properties.rounding import ROUNDING
-from harness.search import quiet
+from harness.search import quiet, tell
 from harness.trial import Disagreement, Trial, Vacuous
 from policies import replace_module, structure
 from policies.fused import layer as fused_layer
@@ -296,6 +296,15 @@ def test_layers_of_the_callers_own_in_the_librarys_cache_are_asked_for() -> None
 def test_a_replacement_that_saves_what_backward_needs_for_one_pass_alone_is_noticed() -> None:
     problem = first_failure(BY_NAME["gradients"], tiny.around(training.saves_for_one_pass), count=20)
     assert isinstance(problem, Disagreement)
+
+
+def test_gradients_go_through_a_cache_where_a_plain_call_is_asked_besides() -> None:
+    plain_first = [one for one in examples(24) if random.Random(one.seed).random() >= 0.5]
+    with find_faults(("F83 prefix gradients",))[0].opened(replace_module) as faulty:
+        problems = [tell(BY_NAME["gradients"], CASE, faulty, one)[1] for one in plain_first]
+    noticed = [str(problem) for problem in problems if isinstance(problem, Disagreement)]
+    assert noticed
+    assert all("with a cache" in one for one in noticed)
 
 
 @pytest.mark.parametrize("fault", ["F83 one part", "F83 another class", "F83 settings"])
