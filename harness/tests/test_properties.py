@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from torch import nn
-from transformers.utils import logging
 
-from cases import CASES
 from harness.case import Example
 from harness.check import check_property
-from harness.exact import exact_mode
-from harness.faults.bank import find_faults
 from harness.faults.exam import LEAST_SHARE
 from harness.hf.case import TransformersCase
 from harness.profiles import depth
 from harness.properties import BY_NAME, PROPERTIES, Property
 from harness.properties.rounding import ROUNDING
-from harness.search import quiet, tell
-from harness.trial import Disagreement, Trial, Vacuous
-from policies import replace_module, structure
-from policies.fused import layer as fused_layer
+from harness.trial import Vacuous
 
 from . import tiny
-from .outcomes import outcomes
-from .wrong import caches, hooks, inputs, memories, numbers, replacing, sizes, training, weights
+from .asking import check, examples, first_failure
+from .wrong import caches, inputs, memories, numbers, replacing, sizes, training, weights
 
 WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "contract": tiny.edited(replacing.loses_attribute),
@@ -75,28 +66,6 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "refusal": replacing.counts_twice,
 }
 BY_MONKEYPATCH = {"hooks", "settings", "in float32", "in bfloat16"}
-CASE = tiny.TinyLlama()
-
-
-def examples(count: int) -> list[Example]:
-    chosen = random.Random(5)
-    return [Example({axis.name: chosen.choice(axis.values) for axis in CASE.axes}, chosen.randrange(2**16)) for _ in range(count)]
-
-
-def check(prop: Property, example: Example, replacer: Callable[[nn.Module], Any] = replace_module) -> Trial:
-    trial = Trial(CASE, example, replacer, dtype=prop.dtype)
-    with quiet(), trial.mode():
-        prop.check(trial)
-    return trial
-
-
-def first_failure(prop: Property, replacer: Callable[[nn.Module], Any], count: int) -> Exception | None:
-    for example in examples(count):
-        try:
-            check(prop, example, replacer)
-        except Exception as problem:
-            return problem
-    return None
 
 
 def several(prop: Property) -> int:
@@ -120,73 +89,6 @@ def test_is_broken_by_a_wrong_replacement(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(WRONG))
 def test_is_not_broken_by_how_wrong_replacements_are_put_in(name: str) -> None:
     assert first_failure(BY_NAME[name], tiny.around(numbers.unchanged), count=min(2, several(BY_NAME[name]))) is None
-
-
-def test_what_is_kept_of_every_length_is_noticed_and_what_is_kept_of_some_is_not() -> None:
-    problem = first_failure(BY_NAME["flat memory"], tiny.around(memories.keeps_a_mask_of_each_length), count=1)
-    assert "something is kept of every length" in str(problem)
-    assert first_failure(BY_NAME["flat memory"], tiny.around(memories.keeps_the_last_masks), count=1) is None
-
-
-@pytest.mark.parametrize(
-    ("prop", "wrong", "words"),
-    [
-        ("outputs asked for", hooks.deaf_in_steps, "in a step: "),
-        ("settings", weights.decodes_with_its_first_epsilon, "variance_epsilon of layers.0.input_layernorm, set after"),
-        ("gradients", hooks.deaf_backwards, ", a backward hook on "),
-    ],
-)
-def test_what_is_passed_over_in_steps_or_backwards_alone_is_noticed(prop: str, wrong: Callable[..., Any], words: str) -> None:
-    assert words in str(first_failure(BY_NAME[prop], tiny.around(wrong), count=60))
-
-
-@pytest.mark.parametrize(
-    ("replacer", "words"),
-    [
-        (tiny.around(training.keeps_its_output), "stay alive when nobody holds the output"),
-        (tiny.around(training.keeps_scores), " bytes are kept for a backward pass where the original keeps "),
-        (tiny.edited(training.checkpoints_nothing), "in training with checkpointing, "),
-    ],
-)
-def test_what_is_kept_for_a_backward_pass_too_long_or_too_much_of_is_noticed(replacer: Callable[..., Any], words: str) -> None:
-    assert words in str(first_failure(BY_NAME["backward memory"], replacer, count=20))
-
-
-def test_a_library_that_saves_shows_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its bar would take a semaphore."""
-    monkeypatch.setattr(logging.tqdm_lib, "tqdm", None)
-    check(BY_NAME["pickle"], examples(1)[0])
-
-
-def test_gradients_that_cannot_go_back_through_autocast_are_noticed() -> None:
-    problem = first_failure(BY_NAME["gradients"], tiny.around(training.saves_what_it_was_given), count=20)
-    assert "same dtype" in str(problem)
-
-
-@pytest.mark.parametrize(
-    ("prop", "replacer", "words"),
-    [
-        ("storages", tiny.around(caches.keeps_its_cache), "the cache of a call stays alive"),
-        ("pickle", replacing.configured, "save_pretrained writes another config.json"),
-        ("hands off", replacing.seeded, "replacing a model draws random numbers"),
-    ],
-)
-def test_what_is_left_behind_is_noticed(prop: str, replacer: Callable[[nn.Module], Any], words: str) -> None:
-    assert words in str(first_failure(BY_NAME[prop], replacer, count=4))
-
-
-@pytest.mark.parametrize(
-    ("replacer", "words"),
-    [
-        (tiny.around(hooks.deaf_in_steps), "the last tokens decoded: called "),
-        (tiny.around(hooks.hooked(hooks.by_rows)), "is shown tensors of shapes"),
-        (tiny.around(hooks.hooked(hooks.in_place)), "what it was shown, after the call"),
-        (hooks.unpatching, ": called 0 times on layers.0"),
-    ],
-    ids=["steps", "shapes", "in place", "patch"],
-)
-def test_hooks_that_see_less_or_something_else_are_noticed(replacer: Callable[[nn.Module], Any], words: str) -> None:
-    assert words in str(first_failure(BY_NAME["hooks"], replacer, count=60))
 
 
 def test_every_property_is_shown_to_bite() -> None:
@@ -234,184 +136,6 @@ def test_what_no_original_can_do_is_not_judged() -> None:
         "unavailable",
         "the original cannot be pickled: Can't pickle local object 'Limited.build.<locals>.limited'",
     )
-
-
-def test_hooks_that_are_passed_over_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_layer, "inner_hooks", lambda modules: None)
-    assert isinstance(first_failure(BY_NAME["hooks"], replace_module, count=20), Disagreement)
-
-
-def test_functions_of_a_part_s_own_that_are_passed_over_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    bloom = next(entry for entry in CASES if entry.name == "bloom").load()
-    monkeypatch.setattr(structure, "overridden", lambda module: None)
-    assert outcomes(("settings",), bloom, replace_module) == {"settings": "failed"}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_hooks_that_are_passed_over_in_a_lower_dtype_alone_are_noticed_there_alone(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest = fused_layer.inner_hooks
-
-    def passed_over(modules: list[nn.Module]) -> str | None:
-        return None if modules[-1].weight.dtype is dtype else honest(modules)  # type: ignore[union-attr]
-
-    monkeypatch.setattr(fused_layer, "inner_hooks", passed_over)
-    assert first_failure(BY_NAME["hooks"], replace_module, count=20) is None
-    lower = BY_NAME[f"in {str(dtype).removeprefix('torch.')}"]
-    assert str(first_failure(lower, replace_module, count=400)).startswith("hooks: ")
-
-
-def test_a_replacement_that_saves_what_backward_needs_of_one_call_alone_is_noticed() -> None:
-    problem = first_failure(BY_NAME["gradients"], tiny.around(training.saves_one_call), count=20)
-    assert ", of two calls: gradient of " in str(problem)
-
-
-def test_a_compiled_layer_that_knows_where_its_weights_were_is_noticed() -> None:
-    problem = first_failure(BY_NAME["torch.compile"], tiny.edited(weights.keeps_its_memory), count=2)
-    assert ", compiled, its weights then changed by new memory" in str(problem)
-
-
-def test_what_goes_wrong_from_the_seventeenth_decoded_token_on_is_noticed() -> None:
-    problem = first_failure(BY_NAME["many calls"], tiny.around(memories.sixteen_places), count=1)
-    assert "264 tokens decoded one by one" in str(problem)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        (caches.masks_by_the_last_row, "4 tokens at once behind a cache, each with its own mask"),
-        (caches.no_cache_to_give_back, "continuing from the original's cache"),
-    ],
-)
-def test_a_cache_in_an_unusual_call_is_asked_for(wrong: Callable[..., Any], said: str) -> None:
-    assert said in str(first_failure(BY_NAME["cache"], tiny.around(wrong), count=20))
-
-
-def test_layers_of_the_callers_own_in_the_librarys_cache_are_asked_for() -> None:
-    problem = first_failure(BY_NAME["cache of another class"], tiny.around(caches.knows_its_layers), count=20)
-    assert "a cache whose layers are of the caller's own class" in str(problem)
-
-
-def test_a_replacement_that_saves_what_backward_needs_for_one_pass_alone_is_noticed() -> None:
-    problem = first_failure(BY_NAME["gradients"], tiny.around(training.saves_for_one_pass), count=20)
-    assert isinstance(problem, Disagreement)
-
-
-def test_gradients_go_through_a_cache_where_a_plain_call_is_asked_besides() -> None:
-    plain_first = [one for one in examples(24) if random.Random(one.seed).random() >= 0.5]
-    with find_faults(("F83 prefix gradients",))[0].opened(replace_module) as faulty:
-        problems = [tell(BY_NAME["gradients"], CASE, faulty, one)[1] for one in plain_first]
-    noticed = [str(problem) for problem in problems if isinstance(problem, Disagreement)]
-    assert noticed
-    assert all("with a cache" in one for one in noticed)
-
-
-@pytest.mark.parametrize("fault", ["F83 one part", "F83 another class", "F83 settings"])
-def test_what_is_set_later_and_passed_over_is_noticed(fault: str) -> None:
-    with find_faults((fault,))[0].opened(replace_module) as faulty:
-        assert isinstance(first_failure(BY_NAME["settings"], faulty, count=20), Disagreement)
-
-
-def test_what_is_kept_by_the_identity_of_a_tensor_whose_values_change_is_noticed() -> None:
-    problem = first_failure(BY_NAME["call twice"], tiny.around(memories.keeps_the_last_mask), count=20)
-    assert "the same call again, and other values in its tensors" in str(problem)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        (weights.keeps_its_implementation, "the attention's implementation "),
-        (weights.knows_no_later_bias, "a bias of "),
-        (weights.reads_weights_alone, "an adapter around "),
-        (weights.reads_what_is_parametrized, "a parametrization of "),
-    ],
-)
-def test_what_is_put_there_later_and_passed_over_is_noticed(wrong: Callable[..., Any], said: str) -> None:
-    assert str(first_failure(BY_NAME["settings"], tiny.around(wrong), count=40)).startswith(said)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        (weights.takes_gains_for_ones, "): last_hidden_state"),
-        (weights.decodes_with_its_first_weights, "), decoding: last_hidden_state"),
-    ],
-)
-def test_what_was_decided_before_other_weights_were_loaded_is_noticed(wrong: Callable[..., Any], said: str) -> None:
-    assert said in str(first_failure(BY_NAME["state dict"], tiny.around(wrong), count=20))
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        (replacing.has_its_parameters_again, "is not bit for bit the original's"),
-        (replacing.has_its_modules_again, "is not bit for bit the original's"),
-        (replacing.has_its_strides_again, ", the original ("),
-        (replacing.has_its_classes_again, "is a Linear, not a ParametrizedLinear"),
-        (replacing.keeps_a_state, "state is still set on layers.0"),
-    ],
-)
-def test_a_revert_that_brings_the_old_back_or_leaves_something_is_noticed(wrong: Callable[..., Any], said: str) -> None:
-    assert said in str(first_failure(BY_NAME["revert"], replacing.reverting(wrong), count=20))
-
-
-def test_a_kernel_that_keeps_within_half_precision_is_noticed() -> None:
-    problem = first_failure(BY_NAME["call forms"], tiny.around(inputs.within_half_precision), count=20)
-    assert "called with a hidden state of 1e+06" in str(problem)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        (inputs.divides_by_length, "called with a row of zeros"),
-        (inputs.steps_by_size, "called with one row expanded to all"),
-        (inputs.whole_storage, "called with tensors out of line in memory"),
-        (inputs.made_finite, "called with a row of inf"),
-        (inputs.causal_by_its_corners, "called with a mask of two documents apart and a question on both"),
-        (inputs.cuts_masks, "called with a mask for two keys more: the original raises RuntimeError, the replacement nothing"),
-    ],
-)
-def test_a_kernel_that_takes_its_input_for_a_usual_one_is_noticed(wrong: Callable[..., Any], said: str) -> None:
-    assert said in str(first_failure(BY_NAME["call forms"], tiny.around(wrong), count=20))
-
-
-def test_a_kernel_that_needs_a_row_is_noticed_where_the_original_needs_none() -> None:
-    assert outcomes(("batch rows",), CASE, tiny.around(inputs.needs_a_row)) == {"batch rows": "held"}
-    gpt_neo = next(entry for entry in CASES if entry.name == "gpt_neo").load()
-    assert outcomes(("batch rows",), gpt_neo, tiny.around(inputs.needs_a_row)) == {"batch rows": "failed"}
-
-
-def test_accounting_names_the_parameter_that_does_not_arrive() -> None:
-    problem = first_failure(BY_NAME["parameter accounting"], WRONG["parameter accounting"], count=20)
-    assert "mlp.down_proj.weight, written in place: does not reach the replacement's output" in str(problem)
-
-
-def test_accounting_names_the_slot_in_which_a_parameter_arrives() -> None:
-    class Alike(tiny.TinyLlama):
-        """Both norms have the same gains, so that only a change tells them apart."""
-
-        def build(self, example: Example, **overrides: Any) -> nn.Module:
-            model: Any = super().build(example, **overrides)
-            with torch.no_grad():
-                for layer in model.layers:
-                    layer.post_attention_layernorm.weight.copy_(layer.input_layernorm.weight)
-            return model
-
-    def swapped(layer: Any) -> None:
-        anatomy = layer.fused.core.anatomy
-        first, second = anatomy.attention_norm, anatomy.mlp_norm
-        object.__setattr__(anatomy, "attention_norm", second)
-        object.__setattr__(anatomy, "mlp_norm", first)
-
-    messages = []
-    for example in examples(20):
-        try:
-            with quiet(), exact_mode():
-                BY_NAME["parameter accounting"].check(Trial(Alike(), example, tiny.edited(swapped)))
-        except Disagreement as problem:
-            messages.append(str(problem))
-    assert any("reaches the replacement's output in the slot of" in message for message in messages)
 
 
 def test_statements_are_single_sentences() -> None:
