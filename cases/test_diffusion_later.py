@@ -19,7 +19,7 @@ from harness.properties.transforms import call_with
 from harness.search import tell
 from policies.replace import replace_module
 
-from .diffusion_pairs import CASES, UNET, assert_close, edits, example, pair
+from .diffusion_pairs import CASES, UNET, VAE, assert_close, edits, example, pair
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +92,61 @@ def test_an_adapter_around_a_projection_is_used() -> None:
                     adapted.load_state_dict(plain.state_dict())
                     setattr(module, name, adapted.eval())
     assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
+
+
+class Wrapped(nn.Module):
+    """What somebody put around a part: it has nothing of the part's but its forward."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.base(*args, **kwargs)
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["after the replacement", "before the replacement"])
+@pytest.mark.parametrize("format", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("case", "path"),
+    [
+        *((UNET, f"down_blocks.0.attentions.0.transformer_blocks.0.attn1.{name}") for name in ("to_q", "to_k", "to_v")),
+        *((UNET, path) for path in ("down_blocks.1", "mid_block", "conv_out")),
+        *((VAE, f"decoder.{path}") for path in ("mid_block.attentions.0.to_q", "mid_block", "up_blocks.0", "conv_out")),
+    ],
+    ids=lambda one: getattr(one, "name", one),
+)
+def test_a_module_around_any_part_is_called_and_the_image_has_the_originals_memory_format(
+    case: Case, path: str, format: str, first: bool
+) -> None:
+    one = example(case, format=format, **({"blocks": "CD", "mid": "plain"} if case is UNET else {}))
+    original = case.build(one)
+    replaced = copy.deepcopy(original)
+    if not first:
+        replace_module(replaced)
+        case.run(replaced, case.inputs(one))
+    for model in (original, replaced):
+        model.set_submodule(path, Wrapped(model.get_submodule(path)))
+    if first:
+        replace_module(replaced)
+    mine, its = (case.run(model, case.inputs(one)) for model in (replaced, original))
+    assert_close(mine, its, 1e-5)
+    assert mine["sample"].stride() == its["sample"].stride()
+
+
+def test_another_last_convolution_or_none_is_called() -> None:
+    original, replaced, inputs = pair(UNET)
+    for last in (nn.Identity(), nn.Sequential(nn.Identity(), original.conv_out)):
+        for model in (original, replaced):
+            model.conv_out = last
+        assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-5)
+
+
+def test_attention_to_text_alone_whose_keys_are_none_is_the_originals() -> None:
+    """In the blocks of Kandinsky: ``to_k`` is None there."""
+    original, replaced, inputs = pair(UNET, blocks="SR", mid="simple", only_cross_attention=True)
+    assert any(getattr(one, "to_k", one) is None for one in replaced.modules())
+    assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-5)
 
 
 def test_freeu_and_feed_forward_chunks_work_as_before() -> None:

@@ -115,7 +115,7 @@ class UNetCase(Case):
             "transformer_layers_per_block": _depth(example["depth"], count),
             "use_linear_projection": example["linear_projection"],
             "cross_attention_dim": 6 if example["context"] == "narrow" else channels[0],
-            "only_cross_attention": example["only_cross_attention"] and not is_simple(example),
+            "only_cross_attention": example["only_cross_attention"],
             "upcast_attention": example["upcast_attention"],
             "resnet_time_scale_shift": example["time_shift"],
             "time_embedding_type": example["time_embedding"],

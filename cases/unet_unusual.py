@@ -41,6 +41,8 @@ def settled(example: Example) -> Example:
         values["mid"] = "cross" if example["mid"] == "simple" else example["mid"]
     elif is_simple(example):
         values["adapter"] = "none"
+        if example["only_cross_attention"]:  # whose mask the original makes as long as a row of pixels and tokens
+            values["encoder_mask"] = "none"
     if values["adapter"] == "ip_adapter":
         values["only_cross_attention"] = False
         values["addition"] = "text_time" if example["addition"] == "text_image" else example["addition"]

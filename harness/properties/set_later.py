@@ -183,12 +183,19 @@ def new_bias(part: nn.Module) -> list[tuple[str, Change]]:
     return [("a bias", _to("bias", nn.Parameter(values)))]
 
 
-class _Adapted(nn.Module):
-    """As adapters are put around a linear: with its weight and bias, and a forward that adds to what it computes."""
+class _Wrapped(nn.Module):
+    """As adapters are put around a part: with a forward that adds to what it computes, and nothing else of what the part has."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return scaled(self.base(*args, **kwargs))
+
+
+class _Adapted(_Wrapped):
+    """With the part's weight, bias and what it has besides."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -196,17 +203,18 @@ class _Adapted(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("base"), name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return scaled(self.base(*args, **kwargs))
-
 
 def an_adapter(part: nn.Module) -> list[tuple[str, Change]]:
     leaves = [name for name, child in part.named_children() if child._parameters and not child._modules]
-    return [(f"an adapter around {name}", _adapting(name)) for name in leaves]
+    return [(f"an adapter around {name}", _around(name, _Adapted)) for name in leaves]
 
 
-def _adapting(name: str) -> Change:
-    return lambda part: _to(name, _Adapted(part.get_submodule(name)))(part)
+def a_wrapper(part: nn.Module) -> list[tuple[str, Change]]:
+    return [(f"a module around {name}", _around(name, _Wrapped)) for name, _ in part.named_children()]
+
+
+def _around(name: str, wrapper: type[_Wrapped]) -> Change:
+    return lambda part: _to(name, wrapper(part.get_submodule(name)))(part)
 
 
 def a_parametrization(part: nn.Module) -> list[tuple[str, Change]]:

@@ -4,7 +4,7 @@ A convolution gives channels_last where its input or its weight is laid out so. 
 that format in a transformer (which copies to contiguous), gains it in an attention over pixels (whose transposed tokens
 are channels_last, which torch recognises in batches of two and more), and keeps it through a concatenation only where
 both sides have it. Only layout is at stake here, never a value. Where strides are ambiguous these rules may miss: an
-image of one pixel, and a batch of one behind several attentions over pixels.
+image of one pixel, a batch of one behind several attentions over pixels, and blocks that somebody wrapped or exchanged.
 """
 
 from __future__ import annotations
@@ -21,10 +21,16 @@ is."""
 
 def original_gives_channels_last(model: nn.Module, image: Tensor, rule: FormatRule) -> bool:
     """Whether the original of ``model`` returns channels_last for ``image``."""
-    relaid = getattr(model.conv_out, "fused_laid_out", False)
-    if not relaid and suggests_channels_last(model.conv_out.weight):  # type: ignore[arg-type, union-attr]
+    convolutions = [one for one in _inside(model, "conv_out") if isinstance(one, nn.Conv2d)]
+    if any(suggests_channels_last(one.weight) and not getattr(one, "fused_laid_out", False) for one in convolutions):
         return True
     return rule(model, suggests_channels_last(image), image.shape[0])
+
+
+def _inside(model: Any, name: str) -> list[nn.Module]:
+    """What the part of that name consists of: somebody may have wrapped it, or put another in its place."""
+    part = getattr(model, name, None)
+    return [*part.modules()] if isinstance(part, nn.Module) else []
 
 
 def suggests_channels_last(tensor: Tensor) -> bool:
@@ -42,26 +48,39 @@ def suggests_channels_last(tensor: Tensor) -> bool:
 
 def coder_keeps_channels_last(coder: Any, given: bool, batch: int) -> bool:
     """The rule of a VAE's encoder and decoder, which are one line of blocks."""
-    blocks = [*getattr(coder, "down_blocks", ()), coder.mid_block, *getattr(coder, "up_blocks", ())]
+    blocks = _blocks(coder, "down_blocks", "mid_block", "up_blocks")
     return given or any(_after(block, layer, False, batch) for block in blocks for layer in range(len(block.resnets)))
 
 
 def unet_keeps_channels_last(unet: Any, given: bool, batch: int) -> bool:
     """The rule of a UNet, whose up blocks concatenate what its down blocks have put aside."""
     now, aside = given, [given]
-    for block in unet.down_blocks:
+    for block in _blocks(unet, "down_blocks"):
         for layer in range(len(block.resnets)):
             now = _after(block, layer, now, batch)
             aside.append(now)
-        if block.downsamplers is not None:
+        if getattr(block, "downsamplers", None) is not None:
             aside.append(now)
-    if unet.mid_block is not None:
-        for layer in range(len(unet.mid_block.resnets)):
-            now = _after(unet.mid_block, layer, now, batch)
-    for block in unet.up_blocks:
+    for block in _blocks(unet, "mid_block"):
         for layer in range(len(block.resnets)):
-            now = _after(block, layer, now and aside.pop(), batch)
+            now = _after(block, layer, now, batch)
+    for block in _blocks(unet, "up_blocks"):
+        for layer in range(len(block.resnets)):
+            now = _after(block, layer, now and (aside.pop() if aside else given), batch)
     return now
+
+
+def _blocks(model: Any, *names: str) -> list[Any]:
+    """The blocks of residual blocks under ``names``, each one or a list; of what somebody wrapped, those inside."""
+    found = [getattr(model, name, None) for name in names]
+    blocks = [block for one in found for block in (one if isinstance(one, nn.ModuleList) else [one])]
+    return [one for block in blocks for one in _with_residuals(block)]
+
+
+def _with_residuals(block: Any) -> list[Any]:
+    if hasattr(block, "resnets"):
+        return [block]
+    return [one for one in block.modules() if hasattr(one, "resnets")] if isinstance(block, nn.Module) else []
 
 
 def _after(block: Any, layer: int, now: bool, batch: int) -> bool:

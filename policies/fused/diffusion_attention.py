@@ -110,13 +110,13 @@ class FusedAttention(Swapped):
     def fused_bind(self) -> None:
         """Pack the projections, where they may be. Their storages change, their values do not."""
         self._fused_packed = None
-        parts = ("to_q", "to_k", "to_v") if self.to_q.in_features == self.to_k.in_features else ("to_k", "to_v")
-        modules = [getattr(self, part) for part in parts]
-        if not all(type(one) is nn.Linear and one.weight.is_contiguous() for one in modules):
+        modules = {part: getattr(self, part) for part in ("to_q", "to_k", "to_v")}
+        if not all(type(one) is nn.Linear and one.weight.is_contiguous() for one in modules.values()):
             return
+        if self.to_q.in_features != self.to_k.in_features:
+            del modules["to_q"]
         linears = tuple(
-            Linear(name=f"{self._fused_name}.{part}", weight=one.weight, bias=one.bias)
-            for part, one in zip(parts, modules, strict=True)
+            Linear(name=f"{self._fused_name}.{part}", weight=one.weight, bias=one.bias) for part, one in modules.items()
         )
         if can_pack(linears, self._fused_state.shared) and held_by_nobody_else(linears):
             self._fused_packed = PackedProjections(linears, self._fused_state.execution)
