@@ -185,7 +185,7 @@ def test_a_torch_without_packed_linears_refuses_the_plan_and_changes_nothing() -
 
 def test_a_model_that_cannot_run_packed_is_refused_and_left_alone() -> None:
     model = BertCase().build(BertCase().simplest).double()
-    with pytest.raises(PlanUnavailable, match=r"^plan packed runs on a CPU in float32 and bfloat16, not in float64; use plain"):
+    with pytest.raises(PlanUnavailable, match=r"^plan packed runs on this CPU in .*float32, not in float64; use plain"):
         policies.replace_module(model, plan="packed")
     assert type(model.encoder.layer[0]).__name__ == "BertLayer"
 

@@ -15,6 +15,7 @@ import policies
 from cases import CASES as EVERY_CASE
 from cases.bert import BertCase
 from cases.gpt2 import GPT2Case
+from cases.gpt_neo import GPTNeoCase
 from cases.gpt_neox import GPTNeoXCase
 from cases.llama import LlamaCase
 from cases.unet import UNetCase
@@ -263,6 +264,41 @@ def test_an_attention_implementation_that_is_set_later_is_followed() -> None:
         torch.testing.assert_close(outputs[implementation], expected)
     assert not torch.allclose(outputs["sdpa"], outputs["eager"])
     assert not replaced.layers[0].fused.fallbacks
+
+
+@pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")
+@pytest.mark.parametrize("case", [BertCase(), UNetCase()], ids=lambda case: case.name)
+def test_a_plan_that_runs_nothing_of_a_dtype_is_not_the_plan_that_is_shown(case: Case) -> None:
+    """oneDNN multiplies no float16 here, and on some processors no bfloat16."""
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        model = model_of(case).to(dtype)
+        policies.replace_module(model)
+        name = str(dtype).removeprefix("torch.")
+        expected = "onednn" if dtype in onednn.DTYPES else rf"plain (no oneDNN in {name})"
+        assert f"plan: {expected}, " in repr(model)
+        restored = model.float()
+        assert "plan: onednn, " in repr(restored)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_word_on_causality_is_for_the_attention_to_an_encoder_too(told: bool) -> None:
+    original: Any = model_of(BertCase(), role="decoder with cross-attention", implementation="sdpa").encoder.layer[0]
+    original.crossattention.self.is_causal = True
+    replaced = copy.deepcopy(original)
+    policies.replace_module(replaced)
+    x, source = (torch.randn(1, tokens, original.attention.self.query.in_features) for tokens in (3, 5))
+    with torch.no_grad():
+        expected, result = (one(x, encoder_hidden_states=source, is_causal=told) for one in (original, replaced))
+    torch.testing.assert_close(result, expected)
+
+
+def test_a_table_of_what_gpt_neo_may_see_that_allows_nothing_is_refused() -> None:
+    """As a model has it that was made anew from the meta device, and given its parameters alone."""
+    model: Any = model_of(GPTNeoCase())
+    for layer in model.h:
+        layer.attn.attention.bias.zero_()
+    with pytest.warns(UserWarning, match="neither a causal mask nor"):
+        assert not policies.replace_module(model).replaced
 
 
 def test_policies_are_listed_by_the_names_of_the_field() -> None:

@@ -168,6 +168,7 @@ class Attention:
     ``module`` is the layer's own attention module: implementation and cache index are read from it at each call.
     ``even_if_blind``: a query that may attend to no key at all attends to every key evenly (scores are overwritten by
     the mask instead of lowered by it); elsewhere its result is undefined.
+    ``scores_in_float32``: the original's eager attention adds the mask to scores of float32, whatever the layer's dtype.
     """
 
     qkv: SplitQKV | FusedQKV | SplitCrossQKV
@@ -183,6 +184,7 @@ class Attention:
     rotary: Rotary | None = None
     alibi: bool = False
     even_if_blind: bool = False
+    scores_in_float32: bool = False
     query_norm: Norm | None = None
     key_norm: Norm | None = None
 

@@ -45,6 +45,7 @@ def _attention(layer: Any) -> Attention:
         causality=Causality.ALWAYS,
         window=_window(layer, own.bias),
         module=own,
+        scores_in_float32=True,
         cache_index=own.layer_id,
     )
 
@@ -60,6 +61,6 @@ def _window(layer: Any, allowed: Any) -> int | None:
     places = torch.arange(allowed.shape[-1], device=allowed.device)
     distance = places[:, None] - places
     window = int(allowed[-1].sum())
-    if not torch.equal(allowed, (distance >= 0) & (distance < window)):
+    if window < 1 or not torch.equal(allowed, (distance >= 0) & (distance < window)):
         raise layer.refuse("attn.attention.bias is neither a causal mask nor a causal mask with a window")
     return window if window < allowed.shape[-1] else None

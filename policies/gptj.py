@@ -52,6 +52,7 @@ def _attention(layer: Any) -> Attention:
         scale=own.scaling if _HANDED_DOWN else 1.0 / own.scale_attn,
         causality=layer.causality(own) if _HANDED_DOWN else Causality.NEVER,
         module=own,
+        scores_in_float32=True,
         cache_index=own.layer_idx,
         rotary=Rotary(style=RotaryStyle.EVERY_TWO, size=_rotary_size(layer, own)),
     )

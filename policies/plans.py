@@ -1,11 +1,11 @@
 """How a replacement runs. Decided when it is made, said in its ``repr`` and in the report.
 
 plain   public torch operators only: any device, any dtype, differentiable
-onednn  on a CPU, outside autograd, in float32 and bfloat16: oneDNN's linear with the activation or the residual sum as a
-        post-operation, on the layer's own weights, which lie by rows in memory where that is faster (see
-        ``fused.onednn.wants_rows``); every other call runs plain
+onednn  on a CPU, outside autograd, in float32 and, where oneDNN has it (not on processors of AVX2 alone), bfloat16: oneDNN's
+        linear with the activation or the residual sum as a post-operation, on the layer's own weights, which lie by rows in
+        memory where that is faster (see ``fused.onednn.wants_rows``); every other call runs plain
 packed  as onednn, with Transformer layers' weights held in oneDNN's own layout and nowhere else. Fastest, for inference
-        only: anything but a call in float32 or bfloat16 on a CPU outside autograd first gives the layer its plain weights
+        only: anything but such a call first gives the layer its plain weights
         back, which takes a copy; training raises. On Intel's processors one token at a time in float32 reads a plain weight
         faster than a packed one (by a quarter to a half), so that onednn is the better plan for a process that only
         decodes so; on AMD's the packed one is faster there too
@@ -64,7 +64,8 @@ def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
     if wanted in (Plan.ONEDNN, Plan.PACKED) and not emulated.active():
         unfit = ", ".join(sorted({one for parameter in parameters for one in onednn.unfit(parameter)}))
         if unfit:
-            raise PlanUnavailable(f"plan {wanted.value} runs on a CPU in float32 and bfloat16, not {unfit}; use plain or auto")
+            dtypes = " and ".join(sorted(str(one).removeprefix("torch.") for one in onednn.DTYPES))
+            raise PlanUnavailable(f"plan {wanted.value} runs on this CPU in {dtypes}, not {unfit}; use plain or auto")
     if wanted in CAPTURED:
         fit = (backend().device_type, "meta")
         unfit = ", ".join(sorted({one.device.type for one in parameters} - set(fit)))
@@ -74,3 +75,11 @@ def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
     if wanted is Plan.AUTO:
         return Plan.ONEDNN if onednn.available() else Plan.PLAIN
     return wanted
+
+
+def in_words(plan: Plan, parameters: Iterable[Tensor]) -> str:
+    """What ``plan`` comes to in calls of these parameters' dtype on their device."""
+    from .fused import onednn
+
+    unfit = {one for parameter in parameters for one in onednn.unfit(parameter)} if plan is Plan.ONEDNN else ()
+    return f"{Plan.PLAIN.value} (no oneDNN {', '.join(sorted(unfit))})" if unfit else plan.value

@@ -153,9 +153,9 @@ def _of_kind(kind: Kind, trial: Trial) -> list[Later]:
 
 SETTINGS = Property(
     name="settings",
-    statement="A number, a flag, a function, another class or training mode, a bias, a parametrization, an adapter, another module around a part or the "
-    "attention's implementation, set on a module inside a layer (or in its configuration) after the replacement, has the effect "
-    "that it has in the original, and none once it is taken back.",
+    statement="A number, a flag, a function, another class or training mode, a bias, a parametrization, an adapter, another "
+    "module around a part or the attention's implementation, set on a module inside a layer (or in its configuration) after the "
+    "replacement, has the effect that it has in the original, and none once it is taken back.",
     check=_settings,
     share=0.1,
     least=6,

@@ -92,7 +92,7 @@ def read_arguments(state: FusedState, parameters: tuple[str, ...], args: tuple[A
         problem = _no_encoder(state, cache) or problem
         if not _added(encoder_mask):
             problem = problem or not_a_mask(state, encoder_mask)
-        if call.causal:  # BERT's cross-attention is handed the word, too, GPT-2's is not
+        if call.causal is not None:  # BERT's cross-attention is handed the word, too, GPT-2's is not
             problem = problem or "a word on causality beside encoder states"
     if given.pop("output_attentions", False):
         problem = "attention weights asked for"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ..plans import CAPTURED, Plan, settle
+from ..plans import CAPTURED, Plan, in_words, settle
 from ..swap import Swap, UnsupportedLayer, qualified_name
 from .capture import CaptureBackend
 from .diffusion_attention import FusedAttention
@@ -121,7 +121,9 @@ class DiffusionState:
         convolutions = [one for one in self.root.modules() if isinstance(one, FusedConv2d)]
         laid = sum(one.weight.is_contiguous(memory_format=torch.channels_last) for one in convolutions)
         form = "channels_last" if laid == len(convolutions) else f"channels_last in {laid} of {len(convolutions)} convolutions"
-        return f"{self.execution.value}, {form}, {packed} of {len(attentions)} attentions packed{graphs}"
+        return (
+            f"{in_words(self.execution, self.root.parameters())}, {form}, {packed} of {len(attentions)} attentions packed{graphs}"
+        )
 
     def refresh(self) -> bool:
         """Lay out and pack anew, where a parameter or submodule is not the one that this was done for; True where one was not."""

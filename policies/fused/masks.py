@@ -41,6 +41,8 @@ def resolve(
     if always and (queries > 1 or _window_bites(attention, keys)):
         allowed = _own_mask(attention, queries, keys, query.device)
         mask = allowed if mask is None else _restrict(mask, allowed)
+    if mask is not None and mask.dtype is torch.float16 and query.dtype is torch.float16 and _rounds_scores(attention):
+        mask = _outweighing(mask)
     if bias is not None:
         return _add_bias(bias.to(query.dtype), mask, query.dtype), False
     return (None if mask is None else _as_taken(mask, query.dtype)), False
@@ -50,6 +52,21 @@ def _as_taken(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """``mask`` as it may stand beside scores of ``dtype``. One of float32 stays so: half precision would lose digits of it, and
     make its smallest number minus infinity, by which a query that sees nothing sees otherwise."""
     return mask if mask.dtype in (torch.bool, torch.float32) else mask.to(dtype)
+
+
+def _rounds_scores(attention: Attention) -> bool:
+    """Whether the original adds the mask in the layer's own dtype. torch's attention adds in float32."""
+    if attention.scores_in_float32:
+        return False
+    config = getattr(attention.module, "config", None)  # BLOOM's has none, and no other implementation
+    return config is None or config._attn_implementation == "eager"
+
+
+def _outweighing(mask: Tensor) -> Tensor:
+    """``mask`` of float16 in float32, its smallest number with it. Beside that, float16 keeps nothing of a score up to 16: a
+    query that sees nothing attends to every key evenly."""
+    smallest = mask == torch.finfo(mask.dtype).min
+    return mask.float().masked_fill_(smallest, torch.finfo(torch.float32).min)
 
 
 def spread_if_blind(query: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

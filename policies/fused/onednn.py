@@ -24,7 +24,16 @@ from .activations import KERNELS, QUICK_GELU_SLOPE
 from .memory import alone
 from .transforms import compiling
 
-DTYPES = frozenset({torch.float32, torch.bfloat16})
+
+def _runs_bfloat16() -> bool:
+    """oneDNN has no bfloat16 for processors of AVX2 alone, where its operators raise. What tells is torch's own question."""
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return False
+
+
+DTYPES = frozenset({torch.float32, *([torch.bfloat16] if _runs_bfloat16() else [])})
 POST_OPERATIONS: dict[ActivationKind, tuple[str, str]] = {
     ActivationKind.GELU: ("gelu", "none"),
     ActivationKind.GELU_TANH: ("gelu", "tanh"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..anatomy import LayerAnatomy
-from ..plans import CAPTURED, Plan
+from ..plans import CAPTURED, Plan, in_words
 from ..swap import UnsupportedLayer
 from .compiled import CompiledLayer
 from .gate import Gate
@@ -114,7 +114,8 @@ class FusedState:
         held = "" if self.core.packer is None else f", {self.core.packer}"
         packed = ", QKV packed" if self.core.attention.packed is not None else ""
         graphs = "" if self.graph is None else f" by {self.graph.backend.name}"
-        return f"{self.execution.value}{graphs}{held}{packed}{', weights by rows' if self.by_rows else ''}"
+        plan = in_words(self.execution, (linear.weight for linear in self.core.anatomy.linears))
+        return f"{plan}{graphs}{held}{packed}{', weights by rows' if self.by_rows else ''}"
 
     def edited(self, layer: FusedLayer) -> bool:
         """True where ``layer`` is not what the replacement was derived from, as far as a compiler can trace it."""
