@@ -141,6 +141,22 @@ def test_a_checkpoint_of_old_gives_what_loading_and_replacing_gives(model: Any, 
     same(actual.model, expected.model)
 
 
+@pytest.mark.parametrize("size", ["10GB", "10KB"], ids=["in one file", "in shards"])
+@pytest.mark.parametrize("model", [lambda: tiny("BertModel"), lambda: VAECase().build(VAECase().simplest)], ids=["bert", "vae"])
+def test_a_variant_is_loaded_where_it_is_asked_for(model: Any, size: str, tmp_path: Path) -> None:
+    saved = model()
+    saved.save_pretrained(tmp_path)
+    for parameter in saved.parameters():
+        parameter.data *= 2
+    saved.save_pretrained(tmp_path, variant="fp16", max_shard_size=size)
+    expected = policies.replace_module(type(saved).from_pretrained(tmp_path, variant="fp16").eval())
+    same(policies.load_replaced(type(saved), tmp_path, variant="fp16").model, expected.model)
+    (main,) = (*tmp_path.glob("*.index.fp16.json"), *tmp_path.glob("*l.fp16.safetensors"))
+    same(policies.load_replaced(type(saved), main).model, expected.model)
+    with pytest.raises(policies.CheckpointError, match=r"no safetensors checkpoint .* \(looked for model\.bf16\.safetensors, "):
+        policies.load_replaced(type(saved), tmp_path, variant="bf16")
+
+
 @pytest.mark.parametrize("name", ["CLIPTextModel", "CLIPVisionModel", "CLIPTextModelWithProjection"])
 def test_one_tower_comes_out_of_the_checkpoint_of_a_whole_clip(name: str, tmp_path: Path) -> None:
     whole, cls = tiny("CLIPModel", **CLIP), getattr(transformers, name)

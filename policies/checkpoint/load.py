@@ -47,11 +47,13 @@ def load_replaced(
     policies: Iterable[type[DSPolicy]] | None = None,
     plan: Plan | str = Plan.AUTO,
     dtype: torch.dtype | None = None,
+    variant: str | None = None,
 ) -> Loaded:
     """Build ``model`` from ``checkpoint`` with every layer replaced that one of ``policies`` (default: all) matches.
 
     ``model`` is a class of transformers or diffusers (its ``config.json`` lies beside the weights), a configuration, or a
-    function that builds the model. ``checkpoint`` is a folder, a ``.safetensors`` file or a ``.safetensors.index.json``.
+    function that builds the model. ``checkpoint`` is a folder, a ``.safetensors`` file or a ``.safetensors.index.json``;
+    ``variant``, as for ``from_pretrained``, names one of a folder's ("fp16").
     ``dtype`` is that of the configuration, or else of the checkpoint, where it is not given; of diffusers' models it is torch's
     default then, as diffusers has it.
 
@@ -61,7 +63,7 @@ def load_replaced(
     ``PlanUnavailable``.
     """
     settle(plan)
-    stored = open_checkpoint(checkpoint)
+    stored = open_checkpoint(checkpoint, variant)
     built = build_skeleton(model, stored, dtype)
     execution = settle(plan, built.parameters())
     assignment = assign(built, stored)

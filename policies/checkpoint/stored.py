@@ -80,10 +80,11 @@ class Stored:
             return {}
 
 
-def open_checkpoint(path: str | Path) -> Stored:
-    """The checkpoint in a folder, of one file, or behind an index. Raises ``CheckpointError``."""
+def open_checkpoint(path: str | Path, variant: str | None = None) -> Stored:
+    """The checkpoint in a folder, or of that folder's files the ``variant`` ("fp16"), of one file, or behind an index. Raises
+    ``CheckpointError``."""
     path = Path(path)
-    main = _main_file(path)
+    main = _main_file(path, variant)
     problems: list[str] = []
     promised = _weight_map(main, problems) if main.suffix == ".json" else {}
     files = sorted(set(promised.values())) if main.suffix == ".json" else [main]
@@ -102,20 +103,26 @@ def open_checkpoint(path: str | Path) -> Stored:
     return Stored(path, main.parent, entries)
 
 
-def _main_file(path: Path) -> Path:
+def _main_file(path: Path, variant: str | None) -> Path:
     if path.is_file():
-        if path.suffix == ".safetensors" or path.name.endswith(".safetensors.index.json"):
+        if path.suffix == ".safetensors" or (".safetensors.index." in path.name and path.suffix == ".json"):
             return path
         raise CheckpointError(path, ["neither a .safetensors file nor a .safetensors.index.json"])
     if not path.is_dir():
         raise CheckpointError(path, ["there is no such file or folder"])
-    names = [name + suffix for name in FILES for suffix in ("", ".index.json")]
+    names = [_of_variant(name + suffix, variant) for name in FILES for suffix in ("", ".index.json")]
     found = next((path / name for name in names if (path / name).is_file()), None)
     if found is None:
         others = sorted(one.name for pattern in ("*.bin", "*.pt", "*.safetensors") for one in path.glob(pattern))
         besides = f"; it has {', '.join(others)}" if others else ""
         raise CheckpointError(path, [f"no safetensors checkpoint in this folder (looked for {', '.join(names)}){besides}"])
     return found
+
+
+def _of_variant(name: str, variant: str | None) -> str:
+    """As both libraries write it: ``model.fp16.safetensors``, ``model.safetensors.index.fp16.json``."""
+    rest, _, suffix = name.rpartition(".")
+    return name if variant is None else f"{rest}.{variant}.{suffix}"
 
 
 def _weight_map(index: Path, problems: list[str]) -> dict[str, Path]:
