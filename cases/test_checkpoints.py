@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 import policies
 from harness.case import Case
 
-from .saved import SAVED, llama, loaded, same, save_in_shards, tiny
+from .saved import SAVED, llama, loaded, same, tiny
 from .unet import UNetCase
 from .vae import VAECase
 
@@ -35,11 +35,6 @@ CLIP = {
     "projection_dim": 4,
 }
 HEADED = ("GPT2LMHeadModel", "LlamaForCausalLM", "BertForMaskedLM", "OPTForCausalLM", "BloomForCausalLM", "GPTNeoXForCausalLM")
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return save_in_shards(tmp_path)
 
 
 @pytest.mark.parametrize("entry", SAVED, ids=lambda entry: entry.name)

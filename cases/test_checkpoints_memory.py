@@ -14,12 +14,7 @@ import policies
 from harness.case import Case
 from harness.properties.memory import bytes_held
 
-from .saved import SAVED, llama, loaded, same, save_in_shards, tiny
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return save_in_shards(tmp_path)
+from .saved import SAVED, llama, loaded, same, tiny
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -15,12 +15,7 @@ from torch import nn
 import policies
 from policies.plans import PlanUnavailable
 
-from .saved import llama, save_in_shards, tiny
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return save_in_shards(tmp_path)
+from .saved import llama, tiny
 
 
 def change(folder: Path, edit: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,10 @@ from policies.vae import VAEPolicy
 
 from .diffusion_pairs import CASES, UNET, VAE, assert_close, example, pair
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 POLICIES = {"unet": UNetPolicy, "vae": VAEPolicy}
 EXAMPLES = settings(max_examples=10, database=None, suppress_health_check=list(HealthCheck))
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def assert_same_state(mine: nn.Module, its: nn.Module) -> None:

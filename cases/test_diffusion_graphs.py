@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -27,11 +26,7 @@ from policies.vae import VAEPolicy
 
 from .diffusion_pairs import UNET, VAE, assert_close, edits, pair
 
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def _graphed_unet(**values: Any) -> tuple[Any, Any, Inputs]:

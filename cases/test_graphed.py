@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,13 +27,9 @@ from .graph_calls import DEVICES
 from .llama import LlamaCase
 from .table import LAYERED, see_held, table
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 FEW = depth("quick", 8)
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(params=[plan.value for plan in CAPTURED])

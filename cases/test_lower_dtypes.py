@@ -27,6 +27,8 @@ import policies
 from harness.exact import exact_mode
 from policies.fused import onednn
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
@@ -52,12 +54,6 @@ CONFIG: dict[type, Any] = {
         max_position_embeddings=64,
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 def pair(kind: type, dtype: torch.dtype = torch.float32, plan: str = "auto", std: float = 0.4) -> tuple[Any, Any]:

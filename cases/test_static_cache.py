@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -25,15 +25,11 @@ from .graph_calls import DEVICES
 from .llama import LlamaCase
 from .table import LAYERED
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 STEPS = 5
 PLANS = [plan.value for plan in CAPTURED]
 CACHING = [entry for entry in LAYERED if entry.load().static_cache]
-
-
-@pytest.fixture(autouse=True)
-def _no_gradients() -> Iterator[None]:
-    with torch.no_grad():
-        yield
 
 
 @pytest.fixture(params=DEVICES)

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: exit status, one line for what went wrong, nothing half-written."""
+"""The command line as its users meet it: exit status, records, pages, nothing half-written."""
 
 from __future__ import annotations
 
@@ -14,22 +14,13 @@ import msgspec
 import pytest
 
 from cases import CASES
-from harness.cli.app import status
 from harness.drift import compare
-from harness.journal import CheckDone, Journal, Order
+from harness.journal import CheckDone, Journal
 from harness.properties import BY_NAME
 from harness.timing import selftest
 from reports import storage
 
-
-def harness(*arguments: object) -> int:
-    return status(CASES, [str(one) for one in arguments])
-
-
-def one_line(captured: pytest.CaptureFixture[str]) -> str:
-    lines = captured.readouterr().err.strip().splitlines()
-    assert len(lines) == 1, lines
-    return lines[0]
+from .command_line import begun, harness, one_line
 
 
 @pytest.fixture(scope="module")
@@ -51,49 +42,11 @@ def test_the_version_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"harness {version('replace-policy-harness')}\n"
 
 
-@pytest.mark.parametrize("command", ["check", "bench", "run", "list"])
-def test_an_unknown_case_gets_a_suggestion(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert harness(command, "bret") == 2
-    assert one_line(capsys) == "harness: no case is called 'bret'; did you mean bert?"
-
-
-def test_a_case_that_resembles_nothing_gets_the_list(capsys: pytest.CaptureFixture[str]) -> None:
-    assert harness("check", "zzzz") == 2
-    assert "there are: bert roberta" in one_line(capsys)
-
-
-def test_a_mistyped_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
-    assert harness("comparre") == 2
-    assert "compare" in one_line(capsys)
-
-
-@pytest.mark.parametrize("command", ["check", "faults"])
-def test_an_unknown_plan_gets_the_list(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert harness(command, "bert", "--plan", "fastest") == 2
-    known = "auto plain onednn packed graphed compiled"
-    assert one_line(capsys) == f"harness: no execution plan is called 'fastest'; there are: {known}"
-
-
 def test_a_plan_that_was_asked_for_is_named_in_the_record(tmp_path: Path) -> None:
     few = ("--profile", "quick", "--property", "revert", "--examples", "4", "--workers", "1", "--out", tmp_path)
     assert harness("check", "llama", "--plan", "packed", *few) == 0
     (verdict,) = storage.read(tmp_path / "run.json").verdicts
     assert verdict.policy.endswith("Policy, plan packed")
-
-
-def test_an_unknown_property_gets_a_suggestion(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert harness("check", "bert", "--property", "cach", "--out", tmp_path / "run") == 2
-    assert one_line(capsys) == "harness: no property is called 'cach'; did you mean 'cache'?"
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_property_that_makes_no_sense_for_any_case_is_refused_and_begins_nothing(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """Else a check that judges nothing would end as one in which all held."""
-    assert harness("check", "bert", "--property", "captured graphs", "--out", tmp_path / "run") == 2
-    assert one_line(capsys).endswith("captured graphs makes no sense for bert")
-    assert not (tmp_path / "run").exists()
 
 
 def test_properties_are_listed_with_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,21 +64,6 @@ def test_only_the_properties_that_are_named_are_judged(tmp_path: Path, capsys: p
         harness("check", "opt", "--property", "cache", "--property", "revert", "--examples", 20, "--out", tmp_path / "run") == 0
     )
     assert {one.property for one in storage.read(tmp_path / "run").verdicts} == {"cache", "revert"}
-
-
-def begun(folder: Path, **asked: Any) -> Path:
-    """An unfinished run of which nothing is done yet."""
-    order = {
-        "id": "1",
-        "check": True,
-        "created": "2026-01-01T00:00:00+00:00",
-        "command": "",
-        "profile": "quick",
-        "seed": 7,
-        "cases": ("opt",),
-    }
-    Journal.start(folder, Order(**(order | asked))).close()
-    return folder
 
 
 def test_a_run_that_is_not_finished_is_reported_and_compared_as_far_as_it_came(
@@ -157,48 +95,6 @@ def test_a_run_goes_on_as_it_was_begun_whatever_command_resumes_it(tmp_path: Pat
     assert not finished.timings
 
 
-def test_a_bench_goes_on_only_where_its_device_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = begun(tmp_path / "run", check=False, bench=True, device="cuda", budget=5.0)
-    assert harness("bench", "--resume", folder) == 2
-    assert "no CUDA device" in one_line(capsys)
-
-
-@pytest.mark.parametrize("name", ["deep", "bench"])
-def test_an_unknown_profile_names_the_profiles(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert harness("check", "bert", "--profile", name, "--out", tmp_path / "run") == 2
-    assert "quick regression nightly" in one_line(capsys)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    assert harness("check", "bert", "--out", tmp_path / "file" / "run") == 2
-    assert str(tmp_path / "file") in one_line(capsys)
-
-
-@pytest.mark.parametrize(
-    "command",
-    [("validate", __file__), ("adapters", "channels_last"), ("new", "Mine", "--layer", "transformers:PhiModel")],
-    ids=lambda command: command[0],
-)
-def test_a_folder_that_cannot_be_made_is_named_before_anything_is_done(
-    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("in the way")
-    assert harness(*command, "--out", tmp_path / "file") == 2
-    assert one_line(capsys).endswith(f"{tmp_path / 'file'}: cannot be written (File exists)")
-
-
-def test_no_policy_is_written_over_another_or_under_a_name_that_no_class_can_have(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    (tmp_path / "mine.py").write_text("somebody's work")
-    for name, words in (("Mine", "mine.py: exists, and is not overwritten"), ("class", "'class' cannot be the name")):
-        assert harness("new", name, "--layer", "transformers:PhiModel", "--out", tmp_path) == 2
-        assert words in one_line(capsys)
-    assert (tmp_path / "mine.py").read_text() == "somebody's work"
-
-
 def test_a_finished_run_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (finished / storage.RECORD_NAME).read_bytes()
     assert harness("check", "gptj", "--out", finished) == 2
@@ -212,17 +108,6 @@ def test_a_validation_takes_no_folder_that_holds_a_run(
     for folder, word in ((finished, "finished run already"), (begun(tmp_path / "run"), "unfinished run")):
         assert harness("validate", __file__, "--out", folder) == 2
         assert word in one_line(capsys)
-
-
-def test_a_device_that_is_not_there_is_said_before_anything_runs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device here")
-    for command in (("bench", "bert"), ("validate", __file__)):
-        assert harness(*command, "--device", "cuda", "--out", tmp_path / "run") == 2
-        assert "no CUDA device" in one_line(capsys)
-        assert not (tmp_path / "run").exists()
 
 
 def test_a_run_leaves_a_record_and_a_page(finished: Path) -> None:
@@ -267,18 +152,6 @@ def test_help_says_a_new_seed_only_where_nightly_takes_one(command: str, new: bo
     assert ("nightly: a new one" in " ".join(capsys.readouterr().out.split())) is new
 
 
-@pytest.mark.parametrize(
-    ("content", "word"), [("", "not a run record"), ("{}", "not a run record"), ('{"schema": 99}', "version 99")]
-)
-def test_a_damaged_record_is_refused_in_one_line(
-    content: str, word: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / storage.RECORD_NAME).write_text(content)
-    assert harness("report", tmp_path) == 2
-    assert word in one_line(capsys)
-    assert not (tmp_path / "index.html").exists()
-
-
 def test_comparing_a_run_with_itself_finds_nothing(finished: Path) -> None:
     assert harness("compare", finished, finished) == 0
 
@@ -319,23 +192,6 @@ def test_faults_are_listed_as_json_those_that_were_asked_for(capsys: pytest.Capt
     assert {one["id"] for one in json.loads(capsys.readouterr().out)["faults"]} == {"F33 theta"}
 
 
-def test_faults_of_a_case_that_does_not_exist_are_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert harness("faults", "brt", "--list") == 2
-    assert "did you mean bert?" in one_line(capsys)
-
-
-def test_a_fault_that_can_matter_nowhere_is_refused_and_its_case_is_no_matter(capsys: pytest.CaptureFixture[str]) -> None:
-    assert harness("faults", "vae", "--fault", "F01") == 2
-    assert one_line(capsys).endswith("F01 can matter in no model of vae")
-    assert harness("faults", "vae", "--fault", "f01") == 2
-    assert one_line(capsys) == "harness: no fault is called 'f01'; did you mean 'F01'?"
-
-
-def test_doctor_takes_no_device_for_what_is_not_timed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert harness("doctor", "--device", "cuda") == 2
-    assert one_line(capsys).endswith("--device and --limit say how --timing is done")
-
-
 def test_timing_tested_in_a_pipe_tells_each_tenth(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def equal(device: Any, *, time_limit_seconds: float, progress: Any) -> Any:
         for done in range(380):
@@ -374,9 +230,3 @@ def test_looking_around_imports_no_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-
-
-def test_what_a_resumed_run_is_told_besides_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It goes on with what it was asked for, and nobody shall believe that it checked something else."""
-    assert harness("check", "bert", "--resume", tmp_path, "--seed", 5, "--plan", "packed") == 2
-    assert one_line(capsys).endswith("--resume goes on with what was asked for then; leave out cases, plan, seed")
