@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from policies.plans import Plan
+from policies.plans import Plan, PlanUnavailable, settle
 
 WAYS = ("replace", "load", "checkpoint")
 DTYPES = {"float32": 4, "bfloat16": 2}
@@ -169,6 +169,12 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _see_that_it_runs(plan: str, dtype: str) -> None:
+    import torch
+
+    settle(plan, [torch.empty(0, dtype=getattr(torch, dtype))])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m cases.memory", description=str(__doc__).split("\n")[0])
     parser.add_argument("--parameters", type=float, default=1.5e9)
@@ -187,6 +193,10 @@ def main() -> int:
     elif psutil.virtual_memory().available < 2.5 * needed:
         parser.error(f"a model of {needed / 1e9:.1f} GB needs {2.5 * needed / 1e9:.1f} GB of free memory, itself and its files")
     else:
+        try:
+            _see_that_it_runs(options.plan, options.dtype)
+        except PlanUnavailable as problem:
+            parser.error(str(problem))
         found = compare(options.parameters, options.dtype, options.plan, options.pairs)
         print(json.dumps(found) if options.json else table(found))
     return 0

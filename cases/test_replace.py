@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import warnings
 from typing import Any
 
@@ -274,10 +277,43 @@ def test_a_plan_that_runs_nothing_of_a_dtype_is_not_the_plan_that_is_shown(case:
         model = model_of(case).to(dtype)
         policies.replace_module(model)
         name = str(dtype).removeprefix("torch.")
-        expected = "onednn" if dtype in onednn.DTYPES else rf"plain (no oneDNN in {name})"
+        expected = "onednn" if onednn.multiplies(dtype) else f"plain (no oneDNN in {name})"
         assert f"plan: {expected}, " in repr(model)
         restored = model.float()
         assert "plan: onednn, " in repr(restored)
+
+
+BFLOAT16_WITH_AVX2 = """
+import copy, torch, policies
+from transformers import BertConfig, BertModel
+
+sizes = dict(hidden_size=48, num_attention_heads=4, num_hidden_layers=1, intermediate_size=96, vocab_size=50)
+original = BertModel(BertConfig(**sizes)).eval().bfloat16()
+replaced = copy.deepcopy(original)
+try:
+    policies.replace_module(replaced, plan="packed")
+except policies.PlanUnavailable as error:
+    print(error)
+policies.replace_module(replaced)
+ids = torch.arange(12).view(2, 6)
+with torch.no_grad():
+    for model in (replaced, torch.compile(replaced, backend="eager")):
+        torch.testing.assert_close(model(ids)[0], original(ids)[0], atol=0.05, rtol=0.05)
+print(replaced.encoder.layer[0].fused.plan)
+"""
+
+
+def test_where_onednn_has_no_bfloat16_calls_in_it_run_plain() -> None:
+    """As for processors of AVX2 alone."""
+    surroundings = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run(
+        [sys.executable, "-c", BFLOAT16_WITH_AVX2], capture_output=True, text=True, env=surroundings, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "plan packed runs on this CPU in float32, not in bfloat16; use plain or auto",
+        "plain (no oneDNN in bfloat16), QKV packed",
+    ]
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -330,10 +366,10 @@ def test_what_a_build_of_torch_can_do_is_not_asked_in_exact_mode() -> None:
     """The probe's answer is kept for the process, so it must come out the same inside exact mode."""
     from harness.exact import exact_mode
 
-    honest = onednn.available()
-    onednn.available.cache_clear()
+    honest = onednn.dtypes()
+    onednn.dtypes.cache_clear()
     with exact_mode():
-        assert onednn.available() is honest
+        assert onednn.dtypes() == honest
 
 
 @pytest.mark.parametrize(("case", "path"), [(LlamaCase(), "layers.0"), (UNetCase(), "conv_in")], ids=["a layer", "a convolution"])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import catalogue
 from .base import DSPolicy, TransformerPolicy
+from .plans import PlanUnavailable
 from .swap import UnsupportedLayer
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = [
     "DSPolicy",
     "Loaded",
     "NothingReplacedWarning",
+    "PlanUnavailable",
     "Replacement",
     "TransformerPolicy",
     "UnsupportedLayer",

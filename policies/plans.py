@@ -64,7 +64,7 @@ def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
     if wanted in (Plan.ONEDNN, Plan.PACKED) and not emulated.active():
         unfit = ", ".join(sorted({one for parameter in parameters for one in onednn.unfit(parameter)}))
         if unfit:
-            dtypes = " and ".join(sorted(str(one).removeprefix("torch.") for one in onednn.DTYPES))
+            dtypes = " and ".join(sorted(str(one).removeprefix("torch.") for one in onednn.dtypes()))
             raise PlanUnavailable(f"plan {wanted.value} runs on this CPU in {dtypes}, not {unfit}; use plain or auto")
     if wanted in CAPTURED:
         fit = (backend().device_type, "meta")

@@ -24,16 +24,7 @@ from .activations import KERNELS, QUICK_GELU_SLOPE
 from .memory import alone
 from .transforms import compiling
 
-
-def _runs_bfloat16() -> bool:
-    """oneDNN has no bfloat16 for processors of AVX2 alone, where its operators raise. What tells is torch's own question."""
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):
-        return False
-
-
-DTYPES = frozenset({torch.float32, *([torch.bfloat16] if _runs_bfloat16() else [])})
+DTYPES = (torch.float32, torch.bfloat16)
 POST_OPERATIONS: dict[ActivationKind, tuple[str, str]] = {
     ActivationKind.GELU: ("gelu", "none"),
     ActivationKind.GELU_TANH: ("gelu", "tanh"),
@@ -45,14 +36,27 @@ POST_OPERATIONS: dict[ActivationKind, tuple[str, str]] = {
 every dtype that runs here. Not ReLU, which gives zero for NaN there."""
 
 
-@functools.cache
 def available() -> bool:
-    """True where the operators exist and give what they should on a small example.
+    """True where the operators can be used at all."""
+    return torch.float32 in dtypes()
+
+
+@functools.cache
+def dtypes() -> frozenset[torch.dtype]:
+    """Those of ``DTYPES`` in which the operators exist and give what they should on a small example: for processors of AVX2
+    alone, or where ``ONEDNN_MAX_CPU_ISA`` makes one of another, oneDNN has no bfloat16.
 
     The answer is kept, so it must not depend on who asks first: modes that change dtypes are off while it is found.
     """
     with torch._C.DisableTorchFunction(), torch.no_grad():
-        return _works(torch.tensor([[1.0, 1.0, 1.0], [1.0, torch.nan, 1.0]], dtype=torch.float32))
+        x = torch.tensor([[1.0, 1.0, 1.0], [1.0, torch.nan, 1.0]], dtype=torch.float32)
+        return frozenset(dtype for dtype in DTYPES if _works(x.to(dtype)))
+
+
+@torch.compiler.assume_constant_result
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether calls of ``dtype`` can run here."""
+    return dtype in dtypes()
 
 
 def _works(x: Tensor) -> bool:
@@ -65,7 +69,8 @@ def _works(x: Tensor) -> bool:
         return False
     separate = [KERNELS[kind](expected) for kind in POST_OPERATIONS]
     pairs = zip([plain, summed, *active], [expected, 2 * expected, *separate], strict=True)
-    return all(torch.allclose(mine, its, atol=1e-5, equal_nan=True) for mine, its in pairs)
+    tolerance = max(1e-5, 4 * torch.finfo(x.dtype).eps)
+    return all(torch.allclose(mine, its, atol=tolerance, equal_nan=True) for mine, its in pairs)
 
 
 @functools.cache
@@ -98,7 +103,7 @@ def suits(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
 
     ``others`` are the call's bias and residual."""
     return (
-        x.dtype in DTYPES
+        multiplies(x.dtype)
         and weight.dtype is x.dtype
         and not x.is_cuda
         and x.device.type == "cpu"
@@ -110,7 +115,7 @@ def suits(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
 
 def unfit(parameter: Tensor) -> Iterator[str]:
     """What keeps a layer with this parameter from ever running here, in a few words each."""
-    if parameter.dtype not in DTYPES:
+    if not multiplies(parameter.dtype):
         yield f"in {str(parameter.dtype).removeprefix('torch.')}"
     if parameter.device.type not in ("cpu", "meta"):
         yield f"on {parameter.device.type}"

@@ -232,11 +232,11 @@ def _is_own(weight: Tensor) -> bool:
 
 
 def _packs(weight: Tensor) -> bool:
-    return weight.dtype in onednn.DTYPES or (emulated.active() and weight.dtype in emulated.DTYPES)
+    return onednn.multiplies(weight.dtype) or (emulated.active() and weight.dtype in emulated.DTYPES)
 
 
 def _operators(weight: Tensor) -> Operators:
-    return onednn if weight.dtype in onednn.DTYPES else emulated
+    return onednn if onednn.multiplies(weight.dtype) else emulated
 
 
 def _let_go(parameter: Tensor, packed_in: PackedWeight) -> None:
