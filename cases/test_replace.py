@@ -24,7 +24,7 @@ from cases.llama import LlamaCase
 from cases.unet import UNetCase
 from harness.case import Case
 from harness.registry import CaseEntry
-from policies.fused import onednn
+from policies.fused import onednn, widened
 from policies.plans import PlanUnavailable
 
 from .replicas import replica
@@ -272,13 +272,16 @@ def test_an_attention_implementation_that_is_set_later_is_followed() -> None:
 @pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")
 @pytest.mark.parametrize("case", [BertCase(), UNetCase()], ids=lambda case: case.name)
 def test_a_plan_that_runs_nothing_of_a_dtype_is_not_the_plan_that_is_shown(case: Case) -> None:
-    """oneDNN multiplies no float16 here, and on some processors no bfloat16."""
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    """oneDNN multiplies no float64."""
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         model = model_of(case).to(dtype)
         policies.replace_module(model)
         name = str(dtype).removeprefix("torch.")
-        expected = "onednn" if onednn.multiplies(dtype) else f"plain (no oneDNN in {name})"
-        assert f"plan: {expected}, " in repr(model)
+        widens = dtype in widened.HALVES and widened.slow(dtype)
+        runs = (
+            f"onednn ({name} in float32)" if widens else "onednn" if onednn.multiplies(dtype) else f"plain (no oneDNN in {name})"
+        )
+        assert f"plan: {runs}, " in repr(model)
         restored = model.float()
         assert "plan: onednn, " in repr(restored)
 
@@ -303,7 +306,7 @@ print(replaced.encoder.layer[0].fused.plan)
 """
 
 
-def test_where_onednn_has_no_bfloat16_calls_in_it_run_plain() -> None:
+def test_where_onednn_has_no_bfloat16_products_are_in_float32() -> None:
     """As for processors of AVX2 alone."""
     surroundings = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
     done = subprocess.run(
@@ -312,7 +315,7 @@ def test_where_onednn_has_no_bfloat16_calls_in_it_run_plain() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
         "plan packed runs on this CPU in float32, not in bfloat16; use plain or auto",
-        "plain (no oneDNN in bfloat16), QKV packed",
+        "onednn (bfloat16 in float32), QKV packed",
     ]
 
 

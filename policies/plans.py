@@ -62,7 +62,7 @@ def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
     if wanted is Plan.PACKED and not onednn.packs():
         raise PlanUnavailable("plan packed: this build of torch has no packed oneDNN linear; use plain or auto")
     if wanted in (Plan.ONEDNN, Plan.PACKED) and not emulated.active():
-        unfit = ", ".join(sorted({one for parameter in parameters for one in onednn.unfit(parameter)}))
+        unfit = ", ".join(sorted(_unfit(wanted, parameters)))
         if unfit:
             dtypes = " and ".join(sorted(str(one).removeprefix("torch.") for one in onednn.dtypes()))
             raise PlanUnavailable(f"plan {wanted.value} runs on this CPU in {dtypes}, not {unfit}; use plain or auto")
@@ -79,7 +79,21 @@ def settle(plan: Plan | str, parameters: Iterable[Tensor] = ()) -> Plan:
 
 def in_words(plan: Plan, parameters: Iterable[Tensor]) -> str:
     """What ``plan`` comes to in calls of these parameters' dtype on their device."""
-    from .fused import onednn
+    from .fused import widened
 
-    unfit = {one for parameter in parameters for one in onednn.unfit(parameter)} if plan is Plan.ONEDNN else ()
-    return f"{Plan.PLAIN.value} (no oneDNN {', '.join(sorted(unfit))})" if unfit else plan.value
+    if plan is not Plan.ONEDNN:
+        return plan.value
+    parameters = tuple(parameters)
+    unfit = _unfit(plan, parameters)
+    if unfit:
+        return f"{Plan.PLAIN.value} (no oneDNN {', '.join(sorted(unfit))})"
+    wide = {str(one.dtype).removeprefix("torch.") for one in parameters if widened.widens(one)}
+    return f"{plan.value} ({' and '.join(sorted(wide))} in float32)" if wide else plan.value
+
+
+def _unfit(plan: Plan, parameters: Iterable[Tensor]) -> set[str]:
+    """What keeps layers of these parameters from ever running by ``plan``, in a few words each. Plain weights may be widened."""
+    from .fused import onednn, widened
+
+    plain = plan is Plan.ONEDNN
+    return {why for one in parameters if not (plain and widened.widens(one)) for why in onednn.unfit(one)}

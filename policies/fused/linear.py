@@ -19,10 +19,10 @@ from torch.nn import functional as F  # noqa: N812  (the name everybody knows)
 
 from ..anatomy import Activation, Linear
 from ..plans import Plan
-from . import onednn
+from . import onednn, widened
 from .activations import KERNELS
 from .memory import alone, may_move
-from .packed import Operators, PackedWeight, Packer
+from .packed import Linears, PackedWeight, Packer
 
 Emit = Callable[[str, Tensor], None]
 """Receives each named stage's tensor, for whoever wants to see where two layers part."""
@@ -32,7 +32,8 @@ Emit = Callable[[str, Tensor], None]
 class Projection:
     """``x @ weight.T + bias`` with weight (N, D), a view of ``stored``: usually the layer's own parameter.
 
-    ``onednn`` lets calls that suit it run on oneDNN, activation or residual included; the rest run on public operators.
+    ``onednn`` lets calls that suit it run on oneDNN, activation or residual included, in float32 where it lacks the dtype; the
+    rest run on public operators.
     ``transposed``: ``stored`` is (D, N). ``held``: the weight in oneDNN's layout, which ``stored`` has no memory beside;
     several projections that are held as one have no ``stored``.
     """
@@ -84,7 +85,7 @@ class Projection:
                 return operators.add(x, weight, self.bias, residual)
         return residual + self(x, emit)
 
-    def _choose(self, x: Tensor, residual: Tensor | None = None) -> tuple[Operators | None, Any]:
+    def _choose(self, x: Tensor, residual: Tensor | None = None) -> tuple[Linears | None, Any]:
         """The operators that this call runs on, None for torch's public ones, and the weight in the form they take."""
         if self.held is not None:
             packed = self.held.packed  # another thread may have it given back at any moment
@@ -94,6 +95,8 @@ class Projection:
         slow = residual is not None and onednn.sums_slowly(weight, self.bias)
         if self.onednn and not slow and onednn.suits(x, weight, self.bias, residual) and not onednn.loses(x, weight):
             return onednn, weight
+        if self.onednn and widened.suits(x, weight, self.bias, residual):
+            return widened, weight
         return None, weight
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrize
 
 from ..plans import Plan
-from . import onednn
+from . import onednn, widened
 from .attributes import HOOKS, hooked_everywhere
 from .transforms import transforming
 
@@ -151,16 +151,11 @@ def is_plain(module: Any, cls: type[nn.Module]) -> bool:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """``x @ weight.T + bias`` for x (..., D), weight (N, D), bias (N,): (..., N)."""
     large = x.numel() * weight.shape[0] >= SMALLEST_PRODUCT
-    if (
-        large
-        and plan is Plan.ONEDNN
-        and type(x) is Tensor
-        and not transforming()
-        and x.is_contiguous()
-        and onednn.suits(x, weight, bias)
-        and not onednn.loses(x, weight)
-    ):
-        return onednn.linear(x, weight, bias)
+    if large and plan is Plan.ONEDNN and type(x) is Tensor and not transforming() and x.is_contiguous():
+        if onednn.suits(x, weight, bias) and not onednn.loses(x, weight):
+            return onednn.linear(x, weight, bias)
+        if widened.suits(x, weight, bias):
+            return widened.linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
