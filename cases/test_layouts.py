@@ -19,6 +19,7 @@ from cases.llama import LlamaCase
 from cases.unet import UNetCase
 from cases.vae import VAECase
 from harness.case import Case
+from policies.anatomy import Activation, ActivationKind
 from policies.fused import onednn
 from policies.fused.linear import Projection
 from policies.fused.memory import in_strides
@@ -36,6 +37,8 @@ GPT2 = GPT2Case()
     ],
 )
 def test_onednn_adds_a_residual_but_where_that_is_slower(dtype: torch.dtype, width: int, bias: bool, by_onednn: bool) -> None:
+    if not onednn.multiplies(dtype):
+        pytest.skip("this processor has no such product")
     linear = torch.nn.Linear(width, 2000, bias=bias, dtype=dtype)
     projection = Projection("out", linear.weight, linear.bias, onednn=True)
     x, residual = torch.ones(1, width, dtype=dtype), torch.ones(1, 2000, dtype=dtype)
@@ -43,6 +46,42 @@ def test_onednn_adds_a_residual_but_where_that_is_slower(dtype: torch.dtype, wid
         result = projection.plus(x, residual, lambda name, stage: None)
         assert torch.allclose(result, residual + linear(x), atol=0.05)
     assert add.called is by_onednn
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs", "stored", "loses"),
+    [
+        (1, 768, 768, "by rows", True),
+        (1, 3072, 768, "by rows", False),
+        (8, 768, 768, "by rows", False),
+        (128, 3072, 768, "by rows", False),
+        (128, 768, 3072, "by rows", True),
+        (512, 3072, 768, "by rows", True),
+        (8, 3072, 768, "by columns", False),
+        (128, 3072, 768, "by columns", True),
+    ],
+)
+def test_on_a_processor_of_avx2_alone_many_rows_and_small_products_are_left_to_torch(
+    rows: int, outputs: int, inputs: int, stored: str, loses: bool
+) -> None:
+    x, weight = torch.empty(rows, inputs), torch.empty(outputs, inputs)
+    with mock.patch.object(onednn, "_narrow", return_value=True):
+        assert onednn.loses(x, weight if stored == "by rows" else weight.t().contiguous().t()) is loses
+
+
+@pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")
+@pytest.mark.parametrize("narrow", [True, False])
+def test_on_a_processor_of_avx2_alone_an_activation_comes_behind_the_linear(narrow: bool) -> None:
+    linear = torch.nn.Linear(24, 16)
+    projection = Projection("up", linear.weight, linear.bias, onednn=True)
+    gelu, x = Activation(kind=ActivationKind.GELU, function=nn.GELU()), torch.randn(9, 24)
+    with (
+        torch.no_grad(),
+        mock.patch.object(onednn, "_narrow", return_value=narrow),
+        mock.patch.object(onednn, "activate", wraps=onednn.activate) as activate,
+    ):
+        torch.testing.assert_close(projection.activated(x, gelu, lambda name, stage: None), nn.GELU()(linear(x)))
+    assert activate.called is not narrow
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from policies import replace_module
-from policies.fused import onednn
 from policies.fused.packed import held_bytes
-from policies.plans import Plan
+from policies.plans import Plan, PlanUnavailable, settle
 from reports.record import Timing
 
 from ..case import Case
@@ -71,7 +70,7 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
     if job.compiled:
         *baselines, compiled = compiled_columns(case, module, job.workload)
         subjects = [(originals[-1], compiled)]
-    plans = _plans(job, device) if replacer is replace_module else ()
+    plans = _plans(job, module, device) if replacer is replace_module else ()
     for plan in plans:
         column = planned_column(case, module, job.workload, plan)
         subjects += [(baseline, column) for baseline in baselines]
@@ -102,9 +101,17 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
     return tuple(rows)
 
 
-def _plans(job: Job, device: Device) -> tuple[Plan, ...]:
-    """Plans beside the automatic one that can run here."""
-    return () if device.kind == "cpu" and not onednn.packs() else job.plans(device.kind)
+def _plans(job: Job, module: nn.Module, device: Device) -> tuple[Plan, ...]:
+    """Plans beside the automatic one that can run here, in the module's dtype."""
+    return tuple(plan for plan in job.plans(device.kind) if _runs(plan, module))
+
+
+def _runs(plan: Plan, module: nn.Module) -> bool:
+    try:
+        settle(plan, module.parameters())
+    except PlanUnavailable:
+        return False
+    return True
 
 
 def _as_graphs(job: Job, original: Column, replaced: Column, device: Device) -> tuple[Column, Column]:

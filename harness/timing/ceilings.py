@@ -22,6 +22,7 @@ from harness.timing.devices import Call, Device, disturbances
 from harness.timing.light import SpeedOfLight
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_HALVES = (torch.bfloat16, torch.float16)
 _GEMM_SIZES = (256, 512, 1024, 2048, 4096, 8192)
 _WORKING_SETS = {"cpu": tuple(2**power * 2**20 for power in (1, 3, 5, 7, 9)), "cuda": (2**28, 2**30)}
 _MEMORY_SHARE = 0.3
@@ -79,7 +80,10 @@ def _gemm_rate(device: Device, dtype: torch.dtype, share: float) -> float | None
     have a fast entry and one that is a thousand times slower.
     """
     until = device.now() + share
-    rates = dict.fromkeys((_linear, _mm, *((_onednn,) if device.kind == "cpu" else ())), math.inf)
+    entries = [_linear, _mm]
+    if device.kind == "cpu":
+        entries += [_onednn, *([_widened] if dtype in _HALVES else [])]
+    rates = dict.fromkeys(entries, math.inf)
     best = 0.0
     for size in _GEMM_SIZES:
         operations = 2 * size**3
@@ -104,6 +108,11 @@ def _linear(left: torch.Tensor, right: torch.Tensor) -> Call:
 
 def _mm(left: torch.Tensor, right: torch.Tensor) -> Call:
     return lambda: torch.mm(left, right)
+
+
+def _widened(left: torch.Tensor, right: torch.Tensor) -> Call:
+    """In float32, as a processor without half precision multiplies it fastest."""
+    return lambda: torch.mm(left.float(), right.float()).to(left.dtype)
 
 
 def _onednn(left: torch.Tensor, right: torch.Tensor) -> Call:

@@ -71,7 +71,7 @@ class Projection:
 
     def activated(self, x: Tensor, activation: Activation, emit: Emit) -> Tensor:
         """``activation`` of the projection."""
-        if activation.kind in onednn.POST_OPERATIONS:
+        if activation.kind in onednn.POST_OPERATIONS and not onednn.activates_slowly():
             operators, weight = self._choose(x)
             if operators is not None:
                 return operators.activate(x, weight, self.bias, activation.kind)

@@ -69,3 +69,17 @@ def test_ceilings_of_this_machine_are_measured_for_every_dtype_it_multiplies(mon
     assert set(light.gemm_flops) == {"float32"}
     assert light.gemm_flops["float32"] > 0
     assert light.stream_bytes[2**16] >= light.stream_bytes[2**18] > 0
+
+
+def test_half_precision_is_held_against_float32_where_a_processor_multiplies_it_faster_so(monkeypatch):
+    """Such a processor may have no other kernel at all."""
+
+    def refuses(left, right):
+        raise RuntimeError("no kernel")
+
+    for entry in ("_linear", "_mm", "_onednn"):
+        monkeypatch.setattr(ceilings, entry, refuses)
+    monkeypatch.setattr(ceilings, "_GEMM_SIZES", (32,))
+    monkeypatch.setitem(ceilings._WORKING_SETS, "cpu", (2**16,))
+    light = measure_ceilings(CpuDevice(threads=1), budget_seconds=0.1)
+    assert set(light.gemm_flops) == {"bfloat16", "float16"}
