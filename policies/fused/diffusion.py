@@ -121,9 +121,8 @@ class DiffusionState:
         convolutions = [one for one in self.root.modules() if isinstance(one, FusedConv2d)]
         laid = sum(one.weight.is_contiguous(memory_format=torch.channels_last) for one in convolutions)
         form = "channels_last" if laid == len(convolutions) else f"channels_last in {laid} of {len(convolutions)} convolutions"
-        return (
-            f"{in_words(self.execution, self.root.parameters())}, {form}, {packed} of {len(attentions)} attentions packed{graphs}"
-        )
+        plan = in_words(self.execution, self.root.parameters())
+        return f"{plan}, {form}, {packed} of {len(attentions)} attentions packed{graphs}"
 
     def refresh(self) -> bool:
         """Lay out and pack anew, where a parameter or submodule is not the one that this was done for; True where one was not."""

@@ -14,9 +14,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from ..anatomy import ActivationKind
 from . import onednn
+from .activations import KERNELS
 from .transforms import compiling
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -27,9 +29,6 @@ and 0.9, 1.8 and 1.0; 128 rows 32 and 5.3, 28 and 5.6, 206 and 40 at 2048 by 819
 and 5.8 at 768 by 3072."""
 BLOCK = 1024
 """Rows of the weight that are widened at a time."""
-
-Multiply = Callable[[Tensor, Tensor | None, slice], Tensor]
-"""Takes rows of the weight and elements of the bias in float32, and which they are."""
 
 
 def suits(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
@@ -62,25 +61,27 @@ def widens(parameter: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    wide = x.float()
-    return _by_blocks(x, weight, bias, lambda rows, part, which: onednn.linear(wide, rows, part))
+    return _by_blocks(x, weight, bias, lambda product, which: product)
 
 
 def activate(x: Tensor, weight: Tensor, bias: Tensor | None, kind: ActivationKind) -> Tensor:
-    """``kind`` (one of ``onednn.POST_OPERATIONS``) of the linear."""
-    wide = x.float()
-    return _by_blocks(x, weight, bias, lambda rows, part, which: onednn.activate(wide, rows, part, kind))
+    """``kind`` (one of ``KERNELS``) of the linear."""
+    return _by_blocks(x, weight, bias, lambda product, which: KERNELS[kind](product))
 
 
 def add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
     """The linear plus ``residual``, which is not changed."""
-    wide = x.float()
-    return _by_blocks(x, weight, bias, lambda rows, part, which: onednn.add(wide, rows, part, residual[..., which].float()))
+    return _by_blocks(x, weight, bias, lambda product, which: product.add_(residual[..., which]))
 
 
-def _by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, multiply: Multiply) -> Tensor:
-    out = x.new_empty(*x.shape[:-1], weight.shape[0])
+def _by_blocks(x: Tensor, weight: Tensor, bias: Tensor | None, finish: Callable[[Tensor, slice], Tensor]) -> Tensor:
+    """(..., N), rounded from what ``finish`` makes of each block of the product in float32, and of where it stands."""
+    wide, out = x.float(), x.new_empty(*x.shape[:-1], weight.shape[0])
     for start in range(0, weight.shape[0], BLOCK):
         which = slice(start, start + BLOCK)
-        out[..., which] = multiply(weight[which].float(), None if bias is None else bias[which].float(), which)
+        out[..., which] = finish(_product(wide, weight[which].float(), None if bias is None else bias[which].float()), which)
     return out
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return F.linear(x, weight, bias) if onednn.loses(x, weight) else onednn.linear(x, weight, bias)
