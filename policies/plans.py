@@ -1,9 +1,10 @@
 """How a replacement runs. Decided when it is made, said in its ``repr`` and in the report.
 
 plain   public torch operators only: any device, any dtype, differentiable
-onednn  on a CPU, outside autograd, in float32 and, where oneDNN has it (not on processors of AVX2 alone), bfloat16: oneDNN's
-        linear with the activation or the residual sum as a post-operation, on the layer's own weights, which lie by rows in
-        memory where that is faster (see ``fused.onednn.wants_rows``); every other call runs plain
+onednn  on a CPU, outside autograd, in float32 and bfloat16: oneDNN's linear with the activation or the residual sum as a
+        post-operation, on the layer's own weights, which lie by rows in memory where that is faster (see
+        ``fused.onednn.wants_rows``); on a processor that multiplies no half precision, in float32 (see ``fused.widened``);
+        every other call runs plain
 packed  as onednn, with Transformer layers' weights held in oneDNN's own layout and nowhere else. Fastest, for inference
         only: anything but such a call first gives the layer its plain weights
         back, which takes a copy; training raises. On Intel's processors one token at a time in float32 reads a plain weight
