@@ -1,7 +1,8 @@
-"""Linears of half precision in float32: as exact as a product can be that is rounded once, and taken where they pay."""
+"""Half precision in float32: as exact as a product can be that is rounded once, and taken where it pays."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 from unittest import mock
 
@@ -12,9 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from harness.case import Case
+from harness.trial import cast
 from policies.fused import onednn, widened
 from policies.fused.activations import KERNELS
 from policies.fused.linear import Projection
+from policies.replace import replace_module
+
+from .diffusion_pairs import CASES as DIFFUSION
 
 pytestmark = [
     pytest.mark.usefixtures("no_gradients"),
@@ -99,3 +105,21 @@ def test_what_is_not_finite_stays_so(value: float) -> None:
     x, weight = torch.full((8, 4), value).half(), torch.ones(2, 4).half()
     expected: Any = F.linear(x, weight)
     assert torch.equal(widened.linear(x, weight, None).nan_to_num(5.0), expected.nan_to_num(5.0))
+
+
+@pytest.mark.parametrize("dtype", widened.HALVES, ids=str)
+@pytest.mark.parametrize("case", DIFFUSION, ids=lambda case: case.name)
+def test_a_diffusion_model_of_half_precision_convolves_in_float32_and_gives_its_own_dtype(case: Case, dtype: torch.dtype) -> None:
+    original = case.build(case.simplest).to(dtype)
+    replaced = copy.deepcopy(original)
+    replace_module(replaced)
+    inputs = cast(case.inputs(case.simplest), dtype)
+    with (
+        mock.patch.object(widened, "slow", return_value=True),
+        mock.patch.object(F, "conv2d", wraps=F.conv2d) as convolution,
+    ):
+        mine = case.run(replaced, inputs)["sample"]
+    its = case.run(original, inputs)["sample"]
+    assert {call.args[0].dtype for call in convolution.call_args_list} == {torch.float32}
+    assert (mine.dtype, mine.stride()) == (its.dtype, its.stride())
+    assert (mine.double() - its.double()).abs().max() <= 0.1 * its.double().abs().max()

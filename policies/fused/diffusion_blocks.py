@@ -3,6 +3,7 @@
 * a convolution whose image is small beside its weight: a matrix product. oneDNN reorders a convolution's weight at each
   call, which for the deep layers of a UNet takes longer than the convolution; a weight in channels_last already is the
   matrix of the product. No second copy of it is made.
+* a convolution of half precision on a processor that multiplies none: in float32 (see ``widened``).
 * feed-forward layers: the faster linear operator, one buffer less in the gate.
 * the transformer between them: no copy from channels_last to contiguous and back.
 * group norms of large images on a GPU: see ``group_norm_by_channels``.
@@ -18,10 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from ..plans import Plan
 from .boundary import suggests_channels_last
 from .memory import alone, in_strides, may_move
 from .swapped import Swapped, apply, differentiated, linear
 from .transforms import compiling, transforming
+from .widened import suits_convolution
 
 CHANNELS_LAST = torch.channels_last
 HALVES = (torch.float16, torch.bfloat16)
@@ -29,6 +32,10 @@ LARGE_IMAGE = 2**21
 """Elements from which on an image's group norm is faster by channels on a GPU. Measured on an H100 in float16, as graphs,
 microseconds of torch's kernel and by channels, B by C by sides: 33 and 74 at 2 by 640 by 32, 59 and 47 at 1 by 512 by 64, 184 and
 109 at 2 by 960 by 64, 295 and 99 at 1 by 512 by 128, 1327 and 313 at 1 by 128 by 512."""
+
+
+_IS_PATCHED = "_conv_forward"
+"""What is put on a convolution where images are to tile, which wraps them around on one side alone."""
 
 
 class FusedConv2d(Swapped):
@@ -63,6 +70,10 @@ class FusedConv2d(Swapped):
             # forward mode.
             transformed: Tensor = self._conv_forward(input, self.weight.contiguous(), self.bias)
             return transformed
+        if self._fused_widened(input):
+            bias = None if self.bias is None else self.bias.float()
+            widened: Tensor = self._conv_forward(input.float(), self.weight.float(), bias)
+            return widened.to(input.dtype)
         if not self._fused_as_product(input):
             result: Tensor = super().forward(input)
             return result
@@ -73,6 +84,10 @@ class FusedConv2d(Swapped):
         else:
             rows = self._fused_patches(input, down, right)
         return linear(rows, matrix, self.bias, self._fused_state.execution).permute(0, 3, 1, 2)
+
+    def _fused_widened(self, x: Tensor) -> bool:
+        by_plan = self._fused_state.execution is Plan.ONEDNN
+        return by_plan and _IS_PATCHED not in self.__dict__ and suits_convolution(x, self.weight, self.bias)
 
     def _fused_as_product(self, x: Tensor) -> bool:
         weight = self.weight
@@ -92,7 +107,7 @@ class FusedConv2d(Swapped):
             or not weight.is_contiguous(memory_format=CHANNELS_LAST)
             or not x.is_contiguous(memory_format=CHANNELS_LAST)
             or not suggests_channels_last(x)
-            or "_conv_forward" in self.__dict__  # as images that tile are made, which wrap around on one side alone
+            or _IS_PATCHED in self.__dict__
         ):
             return False
         if weight.shape[2:] == (1, 1):

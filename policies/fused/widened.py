@@ -1,8 +1,8 @@
-"""Linears of half precision in float32, for processors that multiply none: oneDNN has no bfloat16 for AVX2 alone, and no float16
-for most, and what torch does there instead takes many times as long as float32.
+"""Linears and convolutions of half precision in float32, for processors that multiply none: oneDNN has no bfloat16 for AVX2
+alone, and no float16 for most, and what torch does there instead takes many times as long as float32.
 
-The weight is widened by some rows at a time, so that there is never more than a block of it twice, and that is still in a
-processor's cache when it is multiplied by. Sums are kept in float32, as torch keeps them, and rounded once.
+A linear's weight is widened by some rows at a time, so that there is never more than a block of it twice, and that is still in
+a processor's cache when it is multiplied by. Sums are kept in float32, as torch keeps them, and rounded once.
 
 Shapes: x (..., D), weight (N, D) with any strides, bias (N,), residual (..., N).
 """
@@ -32,16 +32,24 @@ BLOCK = 1024
 
 
 def suits(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether this call may run here, and is faster so. ``others`` are the call's bias and residual."""
+    """Whether this linear may run here, and is faster so. ``others`` are the call's bias and residual."""
+    return x.dtype in HALVES and x.numel() >= ROWS * weight.shape[1] and _may_run(x, weight, *others)
+
+
+def suits_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """As ``suits``, of a convolution. Measured with two threads on an AMD server without AVX-512, milliseconds of torch and
+    here in bfloat16, 320 channels of 32 by 32 pixels, 3 by 3: 2580 and 15 where all is contiguous, 88 and 14 in channels_last."""
+    return x.dtype in HALVES and _may_run(x, weight, bias)
+
+
+def _may_run(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether this processor does better in float32: CPU tensors of one dtype, nobody differentiating, casting or tracing."""
     return (
-        x.dtype in HALVES
-        and weight.dtype is x.dtype
-        and x.numel() >= ROWS * weight.shape[1]
-        and x.device.type == "cpu"
-        and weight.device.type == "cpu"
+        x.device.type == "cpu"
+        and all(one is None or (one.dtype is x.dtype and one.device.type == "cpu") for one in others)
         and not compiling()
         and slow(x.dtype)
-        and not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, *others)))
+        and not (torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in (x, *others)))
         and not torch.is_autocast_enabled("cpu")
     )
 
