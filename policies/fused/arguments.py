@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..anatomy import Causality
 from ..calls import CACHE_NAMES, RotarySource
 from ..releases import at_least
 from .attention import AttentionCall
@@ -92,8 +93,10 @@ def read_arguments(state: FusedState, parameters: tuple[str, ...], args: tuple[A
         problem = _no_encoder(state, cache) or problem
         if not _added(encoder_mask):
             problem = problem or not_a_mask(state, encoder_mask)
-        if call.causal is not None:  # BERT's cross-attention is handed the word, too, GPT-2's is not
-            problem = problem or "a word on causality beside encoder states"
+        if call.causal is not None and (call.causal or _crosses_causally(state)):
+            problem = (
+                problem or "a word on causality beside encoder states"
+            )  # BERT's cross-attention is handed it too, GPT-2's not
     if given.pop("output_attentions", False):
         problem = "attention weights asked for"
     context = given.pop("context", None)
@@ -167,6 +170,10 @@ def _causal(state: FusedState, causal: Any) -> bool | None:
     if state.refusal is not None or "is_causal" in state.policy.call.ignored:
         return None
     return bool(causal) if _by_sdpa(state) else None
+
+
+def _crosses_causally(state: FusedState) -> bool:
+    return state.core.cross is not None and state.core.cross.attention.causality is not Causality.NEVER
 
 
 def _by_sdpa(state: FusedState) -> bool:

@@ -61,7 +61,8 @@ def knows_no_later_bias(own: Forward, state: dict[str, Any], *args: Any, **kwarg
 def reads_weights_alone(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """Whatever has a weight is taken for the linear whose weight that is."""
     parts = [(owner, name, one) for owner in state["layer"].modules() for name, one in owner.named_children() if one._modules]
-    with put_back([(owner, name, next(one.children())) for owner, name, one in parts if hasattr(one, "weight")]):
+    around = [part for part in parts if isinstance(getattr(part[2], "weight", None), nn.Parameter)]
+    with put_back([(owner, name, next(one.children())) for owner, name, one in around]):
         return own(*args, **kwargs)
 
 
