@@ -57,6 +57,7 @@ def test_onednn_adds_a_residual_but_where_that_is_slower(dtype: torch.dtype, wid
         (128, 3072, 768, "by rows", False),
         (128, 768, 3072, "by rows", True),
         (512, 3072, 768, "by rows", True),
+        (1, 3072, 768, "by columns", False),
         (8, 3072, 768, "by columns", False),
         (128, 3072, 768, "by columns", True),
     ],
@@ -65,7 +66,7 @@ def test_on_a_processor_of_avx2_alone_many_rows_and_small_products_are_left_to_t
     rows: int, outputs: int, inputs: int, stored: str, loses: bool
 ) -> None:
     x, weight = torch.empty(rows, inputs), torch.empty(outputs, inputs)
-    with mock.patch.object(onednn, "_narrow", return_value=True):
+    with mock.patch.object(onednn, "_narrow", return_value=True), mock.patch.object(onednn, "_by_amd", return_value=True):
         assert onednn.loses(x, weight if stored == "by rows" else weight.t().contiguous().t()) is loses
 
 

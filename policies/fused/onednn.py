@@ -134,8 +134,8 @@ def loses(x: Tensor, weight: Tensor) -> bool:
     0.11 and 0.07 at 768 by 3072, 2.4 and 1.6 at 2048 by 8192."""
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         return True
-    if _narrow():
-        return _loses_narrow(x.numel() // weight.shape[1], weight)
+    if _narrow() and _loses_narrow(x.numel() // weight.shape[1], weight):
+        return True
     return (
         x.numel() == weight.shape[1]
         and weight.dtype is torch.float32
