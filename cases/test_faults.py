@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -27,6 +28,8 @@ from harness.properties import BY_NAME, Property
 from harness.registry import choose
 from harness.search import quiet, tell
 from policies import replace_module
+from policies.anatomy import ActivationKind
+from policies.fused import onednn
 from policies.fused.state import FusedState
 
 ROWS = (
@@ -223,6 +226,15 @@ def test_a_ledger_entry_for_a_fault_that_does_not_apply_fails_the_exam(monkeypat
 @pytest.mark.usefixtures("few_properties")
 def test_a_fault_that_fits_no_layer_of_the_case_is_not_tried() -> None:
     assert not exam(*find_faults(("M09 gate", "M13 none", "F73 one graph"))).outcomes
+
+
+def test_a_fault_of_a_kernel_that_no_call_of_this_processor_runs_is_none_here() -> None:
+    (fault,) = find_faults(("F06 kernel",))
+    mlp = SimpleNamespace(gate_up=None, activation=SimpleNamespace(kind=ActivationKind.GELU))
+    traits: Any = SimpleNamespace(by_onednn=True, anatomies=(SimpleNamespace(mlp=mlp),))
+    for slowly in (False, True):
+        with mock.patch.object(onednn, "activates_slowly", return_value=slowly):
+            assert fault.applies(traits) is not slowly
 
 
 def test_what_a_clean_policy_fails_too_is_a_false_alarm_and_no_kill(monkeypatch: pytest.MonkeyPatch) -> None:

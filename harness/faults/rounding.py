@@ -120,8 +120,9 @@ def _fuses(wanted: Callable[[Any], bool]) -> Applies:
 
 
 def _activates(*kinds: ActivationKind) -> Applies:
-    """Whether an activation of one of ``kinds`` is a post-operation: not where gate and up are one projection."""
-    return _fuses(lambda one: one.mlp.gate_up is None and one.mlp.activation.kind in kinds)
+    """Whether an activation of one of ``kinds`` is a post-operation: not where gate and up are one projection, nor on a processor
+    where it is slower so."""
+    return _fuses(lambda one: one.mlp.gate_up is None and one.mlp.activation.kind in kinds and not onednn.activates_slowly())
 
 
 def _runs(traits: Traits) -> bool:
