@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.case import Case
 from harness.properties import BY_NAME
 from harness.properties.memory import bytes_held
-from harness.properties.set_later import FREE_U
+from harness.properties.set_later import FREE_U, a_wrapper
 from harness.properties.transforms import call_with
 from harness.search import tell
 from policies.replace import replace_module
@@ -89,15 +89,11 @@ def test_an_adapter_around_a_projection_is_used() -> None:
     assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
 
 
-class Wrapped(nn.Module):
-    """What somebody put around a part: it has nothing of the part's but its forward."""
-
-    def __init__(self, base: nn.Module) -> None:
-        super().__init__()
-        self.base = base
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.base(*args, **kwargs)
+def put_a_module_around(model: nn.Module, path: str) -> None:
+    """One that has nothing of the part's but its forward, and changes what that gives."""
+    parent, _, name = path.rpartition(".")
+    owner = model.get_submodule(parent)
+    dict(a_wrapper(owner))[f"a module around {name}"](owner)
 
 
 @pytest.mark.parametrize("first", [False, True], ids=["after the replacement", "before the replacement"])
@@ -121,7 +117,7 @@ def test_a_module_around_any_part_is_called_and_the_image_has_the_originals_memo
         replace_module(replaced)
         case.run(replaced, case.inputs(one))
     for model in (original, replaced):
-        model.set_submodule(path, Wrapped(model.get_submodule(path)))
+        put_a_module_around(model, path)
     if first:
         replace_module(replaced)
     mine, its = (case.run(model, case.inputs(one)) for model in (replaced, original))

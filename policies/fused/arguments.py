@@ -93,10 +93,9 @@ def read_arguments(state: FusedState, parameters: tuple[str, ...], args: tuple[A
         problem = _no_encoder(state, cache) or problem
         if not _added(encoder_mask):
             problem = problem or not_a_mask(state, encoder_mask)
-        if call.causal is not None and (call.causal or _crosses_causally(state)):
-            problem = (
-                problem or "a word on causality beside encoder states"
-            )  # BERT's cross-attention is handed it too, GPT-2's not
+        # BERT's cross-attention is handed the word, too, GPT-2's is not.
+        if call.causal or (call.causal is False and _crosses_causally(state)):
+            problem = problem or "a word on causality beside encoder states"
     if given.pop("output_attentions", False):
         problem = "attention weights asked for"
     context = given.pop("context", None)

@@ -24,10 +24,9 @@ from .boundary import suggests_channels_last
 from .memory import alone, in_strides, may_move
 from .swapped import Swapped, apply, differentiated, linear
 from .transforms import compiling, transforming
-from .widened import suits_convolution
+from .widened import HALVES, suits_convolution
 
 CHANNELS_LAST = torch.channels_last
-HALVES = (torch.float16, torch.bfloat16)
 LARGE_IMAGE = 2**21
 """Elements from which on an image's group norm is faster by channels on a GPU. Measured on an H100 in float16, as graphs,
 microseconds of torch's kernel and by channels, B by C by sides: 33 and 74 at 2 by 640 by 32, 59 and 47 at 1 by 512 by 64, 184 and
