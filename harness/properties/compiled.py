@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from ..covering import chosen_by
 from ..trial import Trial, original_side
-from .base import Property, layered, same_tensor
+from .base import Property, layered, same_outputs, same_tensor
+from .cache import OUTPUT, in_chunks, with_cache
 from .equality import Recorded, main_output, recorded, valid_positions
 from .weights import CHANGES, change_weights
 
@@ -18,19 +19,31 @@ BACKENDS = ("eager", "aot_eager")
 
 
 def _compiled(trial: Trial) -> None:
-    """One layer is compiled, and called before and after its weights are changed in every way."""
+    """One layer is compiled, called before and after its weights are changed in every way, and has its part in decoding."""
     path, call = sorted(recorded(trial).items())[0]
     mine, its = trial.original.get_submodule(path), trial.replaced.model.get_submodule(path)
     torch.compiler.reset()
     try:
-        backend = chosen_by(trial.example.seed, BACKENDS)
-        compiled = torch.compile(its, backend=backend, dynamic=trial.example.seed % 2 == 1)
-        _same(trial, mine, compiled, call, f"{path}, compiled")
+        its.compile(backend=chosen_by(trial.example.seed, BACKENDS), dynamic=trial.example.seed % 2 == 1)
+        _same(trial, mine, its, call, f"{path}, compiled")
+        if trial.case.caches(trial.example):
+            _decoding(trial, f"{path}, compiled")
         for how in CHANGES:
             change_weights(mine, its, how)
-            _same(trial, mine, compiled, call, f"{path}, compiled, its weights then {how}")
+            _same(trial, mine, its, call, f"{path}, compiled, its weights then {how}")
     finally:
         torch.compiler.reset()
+
+
+def _decoding(trial: Trial, what: str) -> None:
+    """A prompt and a step."""
+    inputs = with_cache(trial.inputs)
+    tokens = inputs.kwargs["input_ids"].shape[1]
+    lengths = [tokens - 1, 1] if tokens > 1 else [1]
+    with original_side("with a cache"):
+        expected = in_chunks(trial.original, inputs.kwargs, lengths)[0]
+    actual = in_chunks(trial.replaced.model, inputs.kwargs, lengths)[0]
+    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, inputs.valid, f"{what}, calls of {lengths} tokens")
 
 
 def _same(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: str) -> None:

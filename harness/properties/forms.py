@@ -6,20 +6,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..case import Example
 from ..trial import Disagreement, Trial, fused_path, original_side, replacement_side, sequence_first
 from .base import Property, same_tensor
 from .equality import Recorded, main_output, recorded, valid_positions
 from .hidden import BEYOND_HALF, IMAGE, LAYOUTS, beyond_half, filled, given, repeated, with_zeros
 from .inputs import changed, mapped
+from .masks import LENGTHS, RANDOM, masks, of_each_query
 
 MASK = "attention_mask"
+ENCODER = "encoder_hidden_states"
+ENCODER_MASK = "encoder_attention_mask"
+UNKNOWN = "an_argument_of_nobody"
 HIDDEN = {
     f"called with a hidden state of {BEYOND_HALF:g}": beyond_half,
     "called with a row of zeros": with_zeros,
@@ -35,12 +38,6 @@ OF_MODELS = {
     ),
 }
 """What is done to every tensor of a whole model's call."""
-RANDOM = "of each query's own"
-LENGTHS: dict[str, Callable[[Tensor], Tensor]] = {
-    "for two keys more": lambda mask: torch.cat((mask, mask[..., :1], mask[..., :1]), dim=-1),
-    "for one key less": lambda mask: mask[..., 1:],
-}
-"""What makes a mask wrong; one for a single key goes for all."""
 FIXED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -78,20 +75,38 @@ def _of_layer(trial: Trial) -> None:
     for number in (torch.nan, torch.inf):
         _poisoned(trial, path, mine, its, call, number)
     args, kwargs = _by_name(mine, call)
-    for words, mask in _masks(kwargs.get(MASK), trial.example):
-        _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), words)
+    _alike(trial, path, mine, its, Recorded(args, {**kwargs, UNKNOWN: 1}, None), f"{UNKNOWN}=1")
+    _beside_an_encoder(trial, path, mine, its, call)
+    for name, called in ((MASK, "a mask"), (ENCODER_MASK, "a mask of the encoder's")):
+        for words, mask in masks(kwargs.get(name), trial.example):
+            _masked(trial, path, mine, its, Recorded(args, {**kwargs, name: mask}, None), f"{called} {words}")
     if MASK in kwargs and trial.case.speaks_transformers:
-        own = dict(_of_each_query(main_output(call.output), trial.example.seed))
+        own = dict(of_each_query(main_output(call.output), trial.example.seed))
         for words, mask in own.items():
-            _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), words)
+            _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), f"a mask {words}")
         seen = own[RANDOM]
         mask = seen if trial.example.seed & 1 else torch.zeros_like(seen, dtype=torch.get_default_dtype())
         for words, lengthen in LENGTHS.items():
-            _of_another_length(path, mine, its, Recorded(args, {**kwargs, MASK: lengthen(mask)}, None), words)
+            _refused_alike(path, mine, its, Recorded(args, {**kwargs, MASK: lengthen(mask)}, None), f"a mask {words}")
         unmasked: dict[str, bool | None] = {MASK: None}
         word: dict[str, bool | None] = {"is_causal": bool(trial.example.seed & 2)}
         for otherwise in (unmasked, unmasked | word, word):
             _told(trial, path, mine, its, Recorded(args, {**kwargs, **otherwise}, None), otherwise)
+
+
+def _beside_an_encoder(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded) -> None:
+    """A call without the encoder's states that it had, with one row of them for all; or with some, where it had none."""
+    if ENCODER not in inspect.signature(mine.forward).parameters:
+        return
+    args, kwargs = _by_name(mine, call)
+    states = kwargs.get(ENCODER)
+    if states is None:
+        changes = {"an encoder's states": {ENCODER: main_output(call.output)}}
+    else:
+        one_row = {name: value[:1] for name in (ENCODER, ENCODER_MASK) if isinstance(value := kwargs.get(name), Tensor)}
+        changes = {"no encoder's states": {ENCODER: None, ENCODER_MASK: None}, "an encoder's states of one row for all": one_row}
+    for words, change in changes.items():
+        _alike(trial, path, mine, its, Recorded(args, {**kwargs, **change}, None), words)
 
 
 def _given(
@@ -148,70 +163,40 @@ def _laid_out(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Re
     same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with tensors {words}")
 
 
-def _masks(mask: Any, example: Example) -> Iterator[tuple[str, Any]]:
-    """A mask (B, 1, T, S) in the other forms that torch or transformers have for one. What an original makes of them depends
-    on its attention: sdpa takes truth for a key that is seen, eager adds whatever number it is."""
-    if not isinstance(mask, Tensor) or mask.dim() != 4:
-        return
-    seen = mask if mask.dtype is torch.bool else mask == 0
-    yield "as False", False
-    yield "as truth values", seen
-    yield "as integers", seen.long()
-    for dtype in (torch.get_default_dtype(), torch.float16):
-        added = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-        yield f"in {dtype}", added.masked_fill(~seen, torch.finfo(dtype).min)
-    added = torch.zeros(seen.shape, dtype=torch.get_default_dtype(), device=seen.device)
-    yield "of minus infinity", added.masked_fill(~seen, -torch.inf)
-    if bool((seen == seen[:1]).all()):
-        yield "of one row for all", added[:1].masked_fill(~seen[:1], torch.finfo(added.dtype).min)
-    for words, heads in (("all heads", 1), ("each head", heads_of(example))):
-        generator = torch.Generator().manual_seed(example.seed)
-        bias = torch.randn(seen.shape[0], heads, *seen.shape[2:], generator=generator, dtype=torch.get_default_dtype())
-        bias = bias.to(seen.device)
-        yield f"that weighs keys, for {words}", bias.masked_fill(~seen, torch.finfo(bias.dtype).min)
-
-
-def _of_each_query(hidden: Tensor, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """Masks (B, 1, T, T) of truth for ``hidden`` (B, T, D), by which each query sees itself and keys of its own."""
-    batch, tokens = hidden.shape[:2]
-    itself = torch.eye(tokens, dtype=torch.bool)
-    generator = torch.Generator().manual_seed(seed)
-    yield RANDOM, (itself | torch.randint(2, (batch, 1, tokens, tokens), generator=generator).bool()).to(hidden.device)
-    earlier, second = itself.new_ones(tokens, tokens).tril(), torch.arange(tokens) >= tokens // 2
-    apart = earlier & (second[:, None] == second)
-    apart[-1] = True
-    yield "of two documents apart and a question on both", apart.expand(batch, 1, -1, -1).to(hidden.device)
-
-
-def heads_of(example: Example) -> int:
-    """How many heads the layers of ``example`` have; 1 where no axis tells."""
-    values = example.values
-    heads = values.get("heads") or int(str(values.get("kv_heads", 1))) * int(str(values.get("group", 1)))
-    return int(str(heads))
-
-
 def _masked(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
     """A call with a mask of another kind; not every original takes it, and what one takes the replacement may leave to it."""
     try:
         expected = main_output(mine(*call.args, **call.kwargs))
     except (AttributeError, TypeError, ValueError, RuntimeError):
         return
-    with replacement_side(f"called with a mask {words}"):
+    with replacement_side(f"called with {words}"):
         actual = main_output(its(*call.args, **call.kwargs))
-    _same_where_numbers(trial, expected, actual, valid_positions(trial, expected), f"{path} called with a mask {words}")
+    _same_where_numbers(trial, expected, actual, valid_positions(trial, expected), f"{path} called with {words}")
 
 
-def _of_another_length(path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
-    """A call with a mask for more keys or fewer than there are, which is wrong wherever the original says so."""
+def _alike(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
+    """A call with something that an original may not take; the replacement may leave it to the original, which then raises."""
+    try:
+        expected = main_output(mine(*call.args, **call.kwargs))
+    except (AttributeError, TypeError, ValueError, RuntimeError):
+        _refused_alike(path, mine, its, call, words)
+        return
+    with replacement_side(f"called with {words}"):
+        actual = main_output(its(*call.args, **call.kwargs))
+    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with {words}")
+
+
+def _refused_alike(path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
+    """A call that is wrong wherever the original says so."""
     try:
         mine(*call.args, **call.kwargs)
-    except (ValueError, RuntimeError) as problem:
+    except (AttributeError, TypeError, ValueError, RuntimeError) as problem:
         try:
             its(*call.args, **call.kwargs)
         except Exception:
             return
         raised = type(problem).__name__
-        raise Disagreement(f"{path} called with a mask {words}: the original raises {raised}, the replacement nothing") from None
+        raise Disagreement(f"{path} called with {words}: the original raises {raised}, the replacement nothing") from None
 
 
 def _told(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, otherwise: dict[str, bool | None]) -> None:

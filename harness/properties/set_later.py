@@ -8,8 +8,9 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from .hooks import scaled
 from .weights import Scaled
@@ -25,6 +26,8 @@ FREE_U = {"s1": 0.9, "s2": 0.2, "b1": 1.5, "b2": 1.6}
 """Its factors, as they are recommended for Stable Diffusion 1."""
 DROPPED = 0.5
 """The share of elements that a dropout takes where one is left on."""
+PRUNED = 0.5
+"""The share of a weight's elements that are pruned."""
 
 
 def scaled_numbers(part: nn.Module) -> list[tuple[str, Change]]:
@@ -215,6 +218,23 @@ def a_wrapper(part: nn.Module) -> list[tuple[str, Change]]:
 
 def _around(name: str, wrapper: type[_Wrapped]) -> Change:
     return lambda part: _to(name, wrapper(part.get_submodule(name)))(part)
+
+
+def a_pruned_weight(part: nn.Module) -> list[tuple[str, Change]]:
+    """A weight that a hook makes of a parameter and a mask before each call."""
+    return [("a pruned weight", _pruned)] if part._parameters.get("weight") is not None else []
+
+
+def _pruned(part: nn.Module) -> Undo:
+    before = part.get_parameter("weight").detach().clone()
+    prune.custom_from_mask(part, "weight", before.abs() > before.abs().quantile(PRUNED))
+
+    def undo() -> None:
+        prune.remove(part, "weight")
+        with torch.no_grad():
+            part.get_parameter("weight").copy_(before)
+
+    return undo
 
 
 def a_parametrization(part: nn.Module) -> list[tuple[str, Change]]:

@@ -22,6 +22,7 @@ from .set_later import (
     Change,
     Kind,
     a_parametrization,
+    a_pruned_weight,
     a_wrapper,
     an_adapter,
     another_class,
@@ -128,7 +129,7 @@ def _proposed(trial: Trial) -> Iterator[list[Later]]:
         kinds = *kinds, chosen.choice((other_configuration, training_mode, own_method))
     else:
         kinds = other_configuration, *kinds, circular_padding, free_u
-    put_there = chosen.choice((other_implementation, new_bias, an_adapter, a_wrapper, a_parametrization))
+    put_there = chosen.choice((other_implementation, new_bias, an_adapter, a_wrapper, a_parametrization, a_pruned_weight))
     for kind in (*kinds, other_functions, put_there):
         yield _of_kind(kind, trial)
 
@@ -153,9 +154,9 @@ def _of_kind(kind: Kind, trial: Trial) -> list[Later]:
 
 SETTINGS = Property(
     name="settings",
-    statement="A number, a flag, a function, another class or training mode, a bias, a parametrization, an adapter, another "
-    "module around a part or the attention's implementation, set on a module inside a layer (or in its configuration) after the "
-    "replacement, has the effect that it has in the original, and none once it is taken back.",
+    statement="A number, a flag, a function, another class or training mode, a bias, a parametrization, a pruned weight, an "
+    "adapter, another module around a part or the attention's implementation, set on a module inside a layer (or in its "
+    "configuration) after the replacement, has the effect that it has in the original, and none once it is taken back.",
     check=_settings,
     share=0.1,
     least=6,

@@ -16,8 +16,8 @@ from ..trial import Trial, Vacuous
 from .base import Property, same_outputs
 from .cache import OUTPUT, decoded_alike, in_chunks, with_cache
 from .equality import layers_alike
-from .forms import heads_of
 from .inputs import has_tokens
+from .masks import heads_of
 
 LENGTHS = (33, 64, 95, 129, 190, 257, 700)
 """Tokens: whole blocks of every usual size, and blocks with a tail, of one token and of many."""

@@ -23,7 +23,7 @@ from policies.fused import layer as fused_layer
 
 from . import tiny
 from .asking import CASE, check, examples, first_failure
-from .outcomes import outcomes
+from .outcomes import failure, outcomes
 from .wrong import caches, hooks, inputs, memories, replacing, training, weights
 
 
@@ -130,6 +130,11 @@ def test_a_compiled_layer_that_knows_where_its_weights_were_is_noticed() -> None
     assert ", compiled, its weights then changed by new memory" in str(problem)
 
 
+def test_a_compiled_layer_that_passes_over_the_cache_in_a_step_is_noticed() -> None:
+    problem = first_failure(BY_NAME["torch.compile"], tiny.around(caches.steps_alone_when_compiled), count=3)
+    assert ", compiled, calls of " in str(problem)
+
+
 def test_what_goes_wrong_from_the_seventeenth_decoded_token_on_is_noticed() -> None:
     problem = first_failure(BY_NAME["many calls"], tiny.around(memories.sixteen_places), count=1)
     assert "264 tokens decoded one by one" in str(problem)
@@ -183,6 +188,7 @@ def test_what_is_kept_by_the_identity_of_a_tensor_whose_values_change_is_noticed
         (weights.knows_no_later_bias, "a bias of "),
         (weights.reads_weights_alone, "an adapter around "),
         (weights.reads_what_is_parametrized, "a parametrization of "),
+        (weights.reads_what_is_pruned, "a pruned weight of "),
     ],
 )
 def test_what_is_put_there_later_and_passed_over_is_noticed(wrong: Callable[..., Any], said: str) -> None:
@@ -238,6 +244,22 @@ def test_a_kernel_that_needs_a_row_is_noticed_where_the_original_needs_none() ->
     assert outcomes(("batch rows",), CASE, tiny.around(inputs.needs_a_row)) == {"batch rows": "held"}
     gpt_neo = next(entry for entry in CASES if entry.name == "gpt_neo").load()
     assert outcomes(("batch rows",), gpt_neo, tiny.around(inputs.needs_a_row)) == {"batch rows": "failed"}
+
+
+@pytest.mark.parametrize(
+    ("case", "wrong", "said"),
+    [
+        ("megatron", inputs.takes_any_name, "called with an_argument_of_nobody=1: the original raises TypeError"),
+        ("gpt2", inputs.deaf_to_unheard_of_encoders, "called with an encoder's states: the original raises ValueError"),
+        ("gpt2", inputs.an_encoder_for_each_row, "called with an encoder's states of one row for all"),
+        ("bert", inputs.one_mask_of_the_encoders_for_all_heads, "a mask of the encoder's that weighs keys, for each head"),
+    ],
+)
+def test_a_call_that_an_original_refuses_or_takes_beside_an_encoder_is_asked_about(
+    case: str, wrong: Callable[..., Any], said: str
+) -> None:
+    asked = next(entry for entry in CASES if entry.name == case).load()
+    assert said in failure("call forms", asked, tiny.around(wrong))
 
 
 def test_accounting_names_the_parameter_that_does_not_arrive() -> None:

@@ -38,6 +38,13 @@ def no_cache_to_give_back(own: Forward, state: dict[str, Any], *args: Any, **kwa
     return own(*args, **kwargs)
 
 
+def steps_alone_when_compiled(own: Forward, state: dict[str, Any], hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    """Where it is traced, takes a single token for a sequence of one."""
+    if torch.compiler.is_compiling() and hidden_states.shape[1] == 1:
+        kwargs = {name: value for name, value in kwargs.items() if name not in (*CACHE_NAMES, "attention_mask")}
+    return own(hidden_states, *args, **kwargs)
+
+
 def own_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """Keeps keys on the module, whatever the caller has done to the cache or whoever's it is."""
     cache, kept = cache_of(kwargs), state.get("keys")

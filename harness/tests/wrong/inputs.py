@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from harness.properties.forms import UNKNOWN
+
 from ..tiny import Forward, cache_of
 
 
@@ -61,3 +63,31 @@ def needs_a_row(own: Forward, state: dict[str, Any], hidden_states: Any, *args: 
     if len(hidden_states) == 0:
         raise RuntimeError("no rows to work on")
     return own(hidden_states, *args, **kwargs)
+
+
+def takes_any_name(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Passes over what its original has no name for, and would not take."""
+    kwargs.pop(UNKNOWN, None)
+    return own(*args, **kwargs)
+
+
+def deaf_to_unheard_of_encoders(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Passes over the states of an encoder where it has no cross-attention; the original says that it has none."""
+    if not hasattr(state["layer"], "crossattention"):
+        kwargs.pop("encoder_hidden_states", None)
+    return own(*args, **kwargs)
+
+
+def an_encoder_for_each_row(own: Forward, state: dict[str, Any], hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    """Takes the states of an encoder for as many rows as its own, and looks no further."""
+    states = kwargs.get("encoder_hidden_states")
+    if states is not None and len(states) < len(hidden_states):
+        kwargs["encoder_hidden_states"] = states.new_zeros(len(hidden_states), *states.shape[1:])
+    return own(hidden_states, *args, **kwargs)
+
+
+def one_mask_of_the_encoders_for_all_heads(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    mask = kwargs.get("encoder_attention_mask")
+    if mask is not None and mask.dim() == 4:
+        kwargs["encoder_attention_mask"] = mask[:, :1]
+    return own(*args, **kwargs)

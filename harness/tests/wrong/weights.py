@@ -73,6 +73,13 @@ def reads_what_is_parametrized(own: Forward, state: dict[str, Any], *args: Any, 
         return own(*args, **kwargs)
 
 
+def reads_what_is_pruned(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """The parameter itself, and not what a hook makes of it and a mask."""
+    pruned = [one for one in state["layer"].modules() if hasattr(one, "weight_mask")]
+    with put_back([(one, "weight_mask", torch.ones_like(one.weight_mask)) for one in pruned]):
+        return own(*args, **kwargs)
+
+
 def takes_gains_for_ones(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     """Looks once whether they are."""
     norm = state["layer"].input_layernorm
