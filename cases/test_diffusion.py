@@ -147,6 +147,24 @@ def test_an_image_comes_back_in_the_originals_memory_format(case: Case, batch: i
     assert case.run(replaced.train(), inputs)["sample"].stride() == expected
 
 
+@pytest.mark.parametrize("case", CASES, ids=lambda one: one.name)
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("given_as", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("training", [False, True])
+def test_an_images_gradient_comes_back_in_the_images_memory_format(case: Case, batch: int, given_as: str, training: bool) -> None:
+    """As guidance by a loss asks for it, and views it."""
+    original, replaced, inputs = pair(case, batch=batch, format=given_as)
+    image = inputs.kwargs["sample" if case is UNET else "image"].requires_grad_()
+    with torch.enable_grad():
+        mine, its = (
+            torch.autograd.grad(case.run(model.train(training), inputs)["sample"].square().mean(), image)[0]
+            for model in (original, replaced)
+        )
+    for layout in (torch.contiguous_format, torch.channels_last):
+        assert its.is_contiguous(memory_format=layout) == mine.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(its, mine, rtol=1e-3, atol=1e-6)
+
+
 def test_saved_files_are_the_originals(tmp_path: Path) -> None:
     original, replaced, inputs = pair(UNET)
     original.save_pretrained(tmp_path / "original")

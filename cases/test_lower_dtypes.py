@@ -72,9 +72,10 @@ def largest_difference(mine: torch.Tensor, its: torch.Tensor) -> float:
     return float((mine.double() - its.double()).abs().max() / mine.double().abs().max())
 
 
-def test_what_two_masks_forbid_weighs_less_than_what_one_does_in_gpt_neo() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_what_two_masks_forbid_weighs_less_than_what_one_does_in_gpt_neo(dtype: torch.dtype) -> None:
     """At positions where all is forbidden, those of padding, that decides."""
-    original, replaced = pair(GPTNeoForCausalLM)
+    original, replaced = pair(GPTNeoForCausalLM, dtype)
     ids = torch.randint(3, 60, (2, 7))
     padding = torch.ones_like(ids)
     padding[0, :3] = 0

@@ -16,10 +16,15 @@ from cases.bert import BertCase
 from cases.llama import LlamaCase
 from cases.unet import UNetCase
 from harness.case import Case
+from harness.check import check_property
+from harness.plans import by_plan
+from harness.profiles import depth
+from harness.properties import BY_NAME
 from policies.fused import onednn, widened
 from policies.plans import PlanUnavailable
 
 from .models import CASES, model_of
+from .table import see_held
 
 
 def test_an_unknown_plan_is_refused_before_anything_changes() -> None:
@@ -95,6 +100,16 @@ def test_the_operators_that_a_compiler_sees_are_what_they_say() -> None:
     torch.library.opcheck(ours.linear, (x, weight, bias, "gelu", "tanh"))
     torch.library.opcheck(ours.linear, (x, weight, None, "none", ""))
     torch.library.opcheck(ours.linear_add, (x, weight, bias, residual))
+
+
+@pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")
+@pytest.mark.parametrize("name", ["layer equality", "cache", "in float32", "rounding float32"])
+def test_plan_onednn_is_judged_in_float64_too_where_its_calls_run_plain(name: str) -> None:
+    with by_plan("onednn") as replacer:
+        checked = check_property(
+            BY_NAME[name], LlamaCase(), profile=depth("quick", 8), seed=1, policy="onednn", replacer=replacer
+        )
+    see_held(checked.verdict)
 
 
 def test_a_plan_for_inference_trains_by_the_public_operators() -> None:

@@ -1,4 +1,4 @@
-"""One query that is given to torch's attention as several."""
+"""One query that is given to torch's attention as several, and attention by products where there are gradients."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from policies.fused import sdpa
 SIZES = st.integers(1, 5)
 MASKS = ("none", "causal", "bool", "added", "added with -inf")
 CLOSE = 1e-13
+ONE = st.just(1)
 
 
 @st.composite
-def calls(draw: st.DrawFn) -> dict[str, object]:
-    """Arguments of one call with one query, float64."""
+def calls(draw: st.DrawFn, queries: st.SearchStrategy[int] = ONE) -> dict[str, object]:
+    """Arguments of one call, float64."""
     batch, kv_heads, group, keys, size = (draw(SIZES) for _ in range(5))
+    tokens = draw(queries)
     kind = draw(st.sampled_from(MASKS))
-    keys = 1 if kind == "causal" else keys
+    keys = tokens if kind == "causal" else keys
     generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
 
     def random(*shape: int) -> Tensor:
         return 2.0 * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    whole = (batch, kv_heads * group, 1, keys)
+    whole = (batch, kv_heads * group, tokens, keys)
     shape = tuple(size if draw(st.booleans()) else 1 for size in whole[:-1]) + whole[-1:]
     scores = random(*shape)
     mask = {
@@ -39,7 +41,7 @@ def calls(draw: st.DrawFn) -> dict[str, object]:
         "added with -inf": scores.masked_fill(scores < 0.0, -math.inf),
     }.get(kind)
     return {
-        "query": random(batch, kv_heads * group, 1, size),
+        "query": random(batch, kv_heads * group, tokens, size),
         "key": random(batch, kv_heads, keys, size),
         "value": random(batch, kv_heads, keys, size),
         "attn_mask": mask,
@@ -56,6 +58,19 @@ def test_one_query_attends_as_torch_lets_it_whatever_the_mask_and_the_groups(cal
     its = F.scaled_dot_product_attention(**call)  # type: ignore[arg-type]
     assert mine.shape == its.shape
     assert float((mine - its).abs().max()) <= CLOSE
+
+
+@given(call=calls(queries=SIZES))
+def test_attention_by_products_is_the_kernels_and_so_are_its_gradients(call: dict[str, Tensor]) -> None:
+    """But for queries that see nothing, which are no numbers here and zero there."""
+    learning = [call[name].requires_grad_() for name in ("query", "key", "value")]
+    mine, its = sdpa.scaled_dot_product_attention(**call, eager=True), F.scaled_dot_product_attention(**call)
+    seen = ~mine.detach().isnan()
+    assert bool((its.detach()[~seen] == 0).all())
+    if bool(seen.all()):
+        assert float((mine - its).abs().max()) <= CLOSE
+        for one, other in zip(*(torch.autograd.grad(side.square().sum(), learning) for side in (mine, its)), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(

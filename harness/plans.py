@@ -26,11 +26,11 @@ class ByPlan:
 @contextlib.contextmanager
 def by_plan(plan: str, device: str = "cpu") -> Iterator[ByPlan]:
     """The replacer for ``plan``. Inside, plan ``packed`` packs float64 weights as well, by an emulator: exact properties
-    would else never meet a packed weight; and on a CPU plans ``graphed`` and ``compiled`` capture by an emulator. Raises
+    would else never meet a packed weight; plan ``onednn`` takes them, and runs plain; and on a CPU plans ``graphed`` and ``compiled`` capture by an emulator. Raises
     ``PlanUnavailable``."""
     settle(plan)
     with contextlib.ExitStack() as surroundings:
-        if Plan(plan) is Plan.PACKED:
+        if Plan(plan) in (Plan.ONEDNN, Plan.PACKED):
             surroundings.enter_context(emulation())
         if Plan(plan) in CAPTURED:
             surroundings.enter_context(captured_by(BY_DEVICE[device]))

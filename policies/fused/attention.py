@@ -15,7 +15,7 @@ from torch import Tensor
 from ..anatomy import Attention, FusedQKV, Linear, QKVLayout, SplitCrossQKV, SplitQKV
 from ..plans import Plan
 from .linear import Emit, Projection, can_pack, held_by_nobody_else, pack, unpack
-from .masks import resolve, spread_if_blind
+from .masks import eager, resolve, spread_if_blind
 from .norm import normalise
 from .packed import Packer
 from .positions import rotate
@@ -205,6 +205,7 @@ class FusedAttention:
             is_causal=causal,
             scale=attention.scale,
             enable_gqa=self.grouped,
+            eager=eager(attention),
         )
         context = context.transpose(1, 2).flatten(-2)
         emit(f"{attention.out.name}:input", context)

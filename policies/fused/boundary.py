@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 FormatRule = Callable[[Any, bool, int], bool]
@@ -31,6 +32,16 @@ def _inside(model: Any, name: str) -> list[nn.Module]:
     """What the part of that name consists of: somebody may have wrapped it, or put another in its place."""
     part = getattr(model, name, None)
     return [*part.modules()] if isinstance(part, nn.Module) else []
+
+
+def with_gradient_as_it_lies(image: Tensor) -> Tensor:
+    """``image``, whose gradient arrives in its own memory format. From a convolution it comes in that of the weight."""
+    if not (torch.is_grad_enabled() and image.requires_grad):
+        return image
+    passed = image.view_as(image)
+    layout = torch.channels_last if suggests_channels_last(image) else torch.contiguous_format
+    passed.register_hook(lambda gradient: gradient.contiguous(memory_format=layout))
+    return passed
 
 
 def suggests_channels_last(tensor: Tensor) -> bool:

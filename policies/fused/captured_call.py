@@ -19,6 +19,7 @@ from .attributes import AttributeWatch
 from .capture import CaptureBackend, Recording, storage_id
 from .inspection import TrialRun
 from .preallocated import Preallocated
+from .transforms import lasting
 from .trees import NotCapturableError, Spec, StaticTensor, TensorSpec, flatten, preallocated_in, unflatten
 
 
@@ -63,7 +64,7 @@ def capture_call(
     elsewhere = next(filter(None, map(backend.refuses, weights)), None)
     if elsewhere is not None:
         raise NotCapturableError(elsewhere)
-    with _plain_mode():
+    with lasting():  # what is static must be no inference tensor
         inputs = [StaticTensor(TensorSpec.of(leaf)) for leaf in leaves]
         for static, leaf in zip(inputs, leaves, strict=True):
             static.fill(leaf)
@@ -143,11 +144,4 @@ def _undone(caches: list[Preallocated]) -> Iterator[None]:
 def _mode_of(caches: list[Preallocated]) -> Iterator[None]:
     """What was made in inference mode can be written to in no other."""
     with torch.inference_mode(any(tensor.is_inference() for cache in caches for tensor in cache.tensors)), torch.no_grad():
-        yield
-
-
-@contextmanager
-def _plain_mode() -> Iterator[None]:
-    """Static tensors outlive the call, so they must not be inference tensors."""
-    with torch.inference_mode(False), torch.no_grad():
         yield

@@ -33,6 +33,7 @@ from .diffusion_blocks import (
 )
 from .graphs import Graphed
 from .swapped import Swapped, restore_class, swapped_class
+from .transforms import lasting
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class DiffusionState:
         """Lay out and pack anew, where a parameter or submodule is not the one that this was done for; True where one was not."""
         if self.watch is not None and not self.watch.stale():
             return False
-        with torch.inference_mode(False), torch.no_grad():
+        with lasting():
             self.bind()
         return True
 
@@ -145,7 +146,7 @@ class DiffusionState:
 
     def unbind(self) -> None:
         """Give every parameter the storage and strides that it had."""
-        with torch.inference_mode(False), torch.no_grad():
+        with lasting():
             for module in self.root.modules():
                 if isinstance(module, FusedAttention):
                     module.fused_unbind()

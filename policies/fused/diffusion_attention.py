@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ..anatomy import Linear
@@ -21,7 +20,7 @@ from ..swap import qualified_name
 from .linear import Projection, can_pack, held_by_nobody_else, pack, unpack
 from .sdpa import scaled_dot_product_attention
 from .swapped import Swapped, apply, differentiated, is_plain, linear
-from .transforms import compiling, not_plain
+from .transforms import compiling, lasting, not_plain
 from .watch import inner_hooks
 
 _SDPA = "diffusers.models.attention_processor:AttnProcessor2_0"
@@ -143,8 +142,10 @@ class FusedAttention(Swapped):
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self._fused_project(hidden, encoder)
         )
-        scale = self.scale if qualified_name(type(self.processor)) == _EAGER else None
-        context = scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+        eager = qualified_name(type(self.processor)) == _EAGER
+        context = scaled_dot_product_attention(
+            query, key, value, attn_mask=bias, scale=self.scale if eager else None, eager=eager
+        )
         result = apply(self.to_out[0], context.transpose(1, 2).flatten(2).to(query.dtype), self._fused_state.execution)
         result = self.to_out[1](result)
         if image is not None:
@@ -185,6 +186,6 @@ class FusedAttention(Swapped):
         if compiling():
             return None  # what is compiled would not ask again whether it is stale
         if self._fused_packed is not None and self._fused_packed.stale(self):
-            with torch.inference_mode(False), torch.no_grad():
+            with lasting():
                 self.fused_bind()
         return self._fused_packed

@@ -25,7 +25,7 @@ _state = {"active": False}
 
 @contextlib.contextmanager
 def emulation() -> Iterator[None]:
-    """Layers that run by the plan ``packed`` pack float64 weights inside."""
+    """Layers that run by the plan ``packed`` pack float64 weights inside, and no plan refuses them."""
     before = _state["active"]
     _state["active"] = True
     try:

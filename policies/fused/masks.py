@@ -56,10 +56,13 @@ def _as_taken(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _rounds_scores(attention: Attention) -> bool:
     """Whether the original adds the mask in the layer's own dtype. torch's attention adds in float32."""
-    if attention.scores_in_float32:
-        return False
-    config = getattr(attention.module, "config", None)  # BLOOM's has none, and no other implementation
-    return config is None or config._attn_implementation == "eager"
+    return not attention.scores_in_float32 and eager(attention)
+
+
+def eager(attention: Attention) -> bool:
+    """Whether the original attends by matrix products and a softmax, and not by torch's kernel."""
+    config = getattr(attention.module, "config", None)
+    return getattr(config, "_attn_implementation", "eager") == "eager"  # BLOOM and Megatron have no other
 
 
 def _outweighing(mask: Tensor) -> Tensor:
@@ -89,11 +92,11 @@ def _own_mask(attention: Attention, queries: int, keys: int, device: torch.devic
 
 def _restrict(mask: Tensor, allowed: Tensor) -> Tensor:
     """``mask`` where the layer allows. Forbidden by both is more than forbidden by one, which tells where all is forbidden:
-    GPT-Neo puts the smallest number of float32 in place of a score, and adds the mask to it."""
+    GPT-Neo, whose scores are float32 in any dtype, puts their smallest number in place of one, and adds the mask to it."""
     if mask.dtype == torch.bool:
         return mask & allowed
-    wide = mask.to(torch.promote_types(mask.dtype, torch.float32))
-    return wide + torch.zeros_like(allowed, dtype=wide.dtype).masked_fill(~allowed, torch.finfo(wide.dtype).min)
+    own = torch.zeros_like(allowed, dtype=torch.float32)  # not so in exact mode, as the original's scores are not
+    return mask.to(torch.promote_types(mask.dtype, own.dtype)) + own.masked_fill(~allowed, torch.finfo(own.dtype).min)
 
 
 def _add_bias(bias: Tensor, mask: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -32,13 +32,36 @@ def scaled_dot_product_attention(
     is_causal: bool = False,
     scale: float | None = None,
     enable_gqa: bool = False,
+    eager: bool = False,
 ) -> Tensor:
-    """``F.scaled_dot_product_attention`` of query (B, H, T, E), key and value (B, K, S, E): (B, H, T, E)."""
+    """``F.scaled_dot_product_attention`` of query (B, H, T, E), key and value (B, K, S, E): (B, H, T, E). ``eager``: the original
+    attends by products and a softmax, and so does this where there are gradients to come."""
+    if eager and torch.is_grad_enabled() and any(one.requires_grad for one in (query, key, value)):
+        return _by_products(query, key, value, attn_mask, is_causal, scale)
     if query.shape[-2] == 1 and query.dim() == 4 and query.device.type == "cpu" and (enable_gqa or _slow_alone(query)):
         return _of_one_query(query, key, value, attn_mask, scale)
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
     )
+
+
+def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    """Attention in float32 where ``query`` is in half precision.
+
+    The kernel's backward pass computes weights anew from the logarithm of their sum. A query that sees nothing has scores of
+    the dtype's smallest number, beside which that logarithm is lost: each weight is one there instead of a share. And it has no
+    backward pass of its own, which gradients of gradients need.
+    """
+    group = query.shape[-3] // key.shape[-3]
+    if group > 1:
+        key, value = (one.repeat_interleave(group, dim=-3) for one in (key, value))
+    wide = torch.promote_types(query.dtype, torch.float32)
+    scores = query.to(wide) @ key.to(wide).transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if causal:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
+    return (scores.softmax(-1) @ value.to(wide)).to(query.dtype)
 
 
 def _of_one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:

@@ -23,6 +23,7 @@ from .graphs import DEFAULT_LIMIT, Graphed
 from .linear import Emit, by_rows
 from .packed import release_all
 from .transformer import FusedTransformerLayer, silent
+from .transforms import lasting
 from .watch import Settings, Watch
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class FusedState:
             self.refusal = str(refusal)
         else:
             self.refusal = None
-            with torch.inference_mode(False), torch.no_grad():
+            with lasting():
                 if self.execution is Plan.ONEDNN:
                     layer._fused_by_rows |= by_rows(anatomy.linears, self.shared)
                 self.by_rows = bool(layer._fused_by_rows)

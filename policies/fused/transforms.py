@@ -65,3 +65,14 @@ def plainly() -> Iterator[None]:
     """What runs inside is about plain numbers, whatever is being traced, transformed or counted around it."""
     with torch._C._DisableFuncTorch(), _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
         yield
+
+
+@contextlib.contextmanager
+def lasting() -> Iterator[None]:
+    """What is made inside outlives the call: no inference tensors, and nothing that is held by a graph of gradients.
+
+    ``inference_mode(False)`` turns gradients on by the way, and off again where nobody sees it. An exporter sees the ends of
+    ``no_grad`` alone, and would leave them on for the rest of its program; so there is one around it too.
+    """
+    with torch.no_grad(), torch.inference_mode(False), torch.no_grad():
+        yield

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .boundary import original_gives_channels_last, unet_keeps_channels_last
+from .boundary import original_gives_channels_last, unet_keeps_channels_last, with_gradient_as_it_lies
 from .capture import backend
 from .diffusion import DiffusionSwap, FusedRoot
 from .transforms import compiling, not_plain
@@ -30,6 +30,7 @@ class FusedUNet(FusedRoot):
         if strange is not None:
             state.fallbacks[strange] += 1
             return self._fused_as_given(sample, args, kwargs)
+        args, kwargs = _with(args, kwargs, 0, "sample", with_gradient_as_it_lies(sample))
         if self.training:
             state.refresh()
             state.fallbacks["training mode"] += 1

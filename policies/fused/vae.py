@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .boundary import coder_keeps_channels_last, original_gives_channels_last
+from .boundary import coder_keeps_channels_last, original_gives_channels_last, with_gradient_as_it_lies
 from .capture import backend
 from .diffusion import PARTS, DiffusionSwap, FusedRoot
 from .swapped import Swapped
@@ -35,6 +35,7 @@ class FusedCoder(Swapped):
         if strange is not None:
             state.fallbacks[strange] += 1
             return self._fused_as_given(sample, sample, *args, **kwargs)
+        sample = with_gradient_as_it_lies(sample)
         if self.training:
             if not state.detached:
                 state.refresh()

@@ -1,0 +1,34 @@
+"""Gradients where torch's attention kernel has none, or others than attention by products."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import policies
+from harness.registry import CaseEntry
+
+from . import CASES
+from .models import model_of
+
+CAUSAL = ("gpt2", "gptj", "gpt_neo", "gpt_neox", "bloom", "llama", "opt")
+
+
+@pytest.mark.parametrize("entry", [one for one in CASES if one.name in CAUSAL], ids=lambda entry: entry.name)
+def test_a_query_that_sees_nothing_passes_on_what_an_eager_original_passes_on(entry: CaseEntry) -> None:
+    """As a loss over all tokens of a batch that is padded on the left asks."""
+    case = entry.load()
+    eager = {axis.name: "eager" for axis in case.axes if axis.name == "attention"}
+    original = model_of(case, layers=2, **eager)
+    replaced = copy.deepcopy(original)
+    policies.replace_module(replaced)
+    ids = torch.arange(12).reshape(2, 6) % 7 + 3
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    for model in (original, replaced):
+        model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.tanh().mean().backward()
+    largest = max(float(one.grad.abs().max()) for one in original.parameters() if one.grad is not None)
+    for mine, its in zip(original.parameters(), replaced.parameters(), strict=True):
+        torch.testing.assert_close(its.grad, mine.grad, rtol=1e-4, atol=1e-4 * largest)
