@@ -26,8 +26,8 @@ class ByPlan:
 @contextlib.contextmanager
 def by_plan(plan: str, device: str = "cpu") -> Iterator[ByPlan]:
     """The replacer for ``plan``. Inside, plan ``packed`` packs float64 weights as well, by an emulator: exact properties
-    would else never meet a packed weight; plan ``onednn`` takes them, and runs plain; and on a CPU plans ``graphed`` and ``compiled`` capture by an emulator. Raises
-    ``PlanUnavailable``."""
+    would else never meet a packed weight; plan ``onednn`` takes them, and runs plain; on a CPU plans ``graphed`` and
+    ``compiled`` capture by an emulator. Raises ``PlanUnavailable``."""
     settle(plan)
     with contextlib.ExitStack() as surroundings:
         if Plan(plan) in (Plan.ONEDNN, Plan.PACKED):
