@@ -1,4 +1,4 @@
-"""What an interrupt does.
+"""What an interrupt does, and a request to terminate, which is one from somebody who is not at the keyboard.
 
 numpy and torch do not stand one while they are imported: it is swallowed, or ends in a traceback of theirs. Until a command has
 imported what it needs there is nothing to keep, and it ends at once; from then on an interrupt is raised where the work is.
@@ -21,9 +21,11 @@ def end_at_once() -> None:
 
 
 def heed() -> None:
-    """From now on an interrupt is a ``KeyboardInterrupt``: what is begun is to be put in order."""
+    """From now on either is a ``KeyboardInterrupt``: what is begun is to be put in order."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _end(*_: object) -> None:

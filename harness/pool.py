@@ -14,6 +14,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import as_completed
@@ -79,6 +80,7 @@ def _ready(memory: int | None, paths: list[str]) -> None:
     """Prepare a new process: its memory, one thread, the parent's import path. What it prints is no result of the harness."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     gc.freeze()  # who looks through all that was imported writes to it, and no longer shares its memory
     os.dup2(2, 1)
     sys.path[:] = paths
@@ -87,6 +89,14 @@ def _ready(memory: int | None, paths: list[str]) -> None:
         most = psutil.Process().memory_info().vms + memory
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _end_with_parent() -> None:
+    """Whoever is killed stops nobody: what works for it would go on to the end of its task."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """The application: its commands, and what every command does with an error.
 
 Exit status: 0 all held; 1 a check failed or a regression was found; 2 bad usage or unreadable input, with one line on
-stderr that says what and where; 130 interrupted; 141 nobody reads what is printed. Commands import what they need when
-they run, so that ``--help``, ``list`` and ``report`` open at once.
+stderr that says what and where; 130 interrupted or terminated; 141 nobody reads what is printed. Commands import what they
+need when they run, so that ``--help``, ``list`` and ``report`` open at once.
 """
 
 from __future__ import annotations

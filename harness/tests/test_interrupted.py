@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tqdm import tqdm
 
@@ -47,22 +48,57 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs in
 end_at_once()
 {then}
 try:
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.{sent})
 finally:
     print("put in order")
 """
 
 
 @pytest.mark.parametrize(
-    ("then", "status", "out", "err"),
-    [("", 130, "", "harness: interrupted"), ("heed()", -signal.SIGINT, "put in order", "KeyboardInterrupt")],
+    ("sent", "then", "status", "out", "err"),
+    [
+        ("SIGINT", "", 130, "", "harness: interrupted"),
+        ("SIGINT", "heed()", -signal.SIGINT, "put in order", "KeyboardInterrupt"),
+        ("SIGTERM", "heed()", -signal.SIGINT, "put in order", "KeyboardInterrupt"),
+    ],
 )
 def test_an_interrupt_ends_a_command_at_once_until_there_is_something_to_put_in_order(
-    then: str, status: int, out: str, err: str
+    sent: str, then: str, status: int, out: str, err: str
 ) -> None:
     """Libraries that are just being imported do not stand one."""
-    done = subprocess.run([sys.executable, "-c", BROKEN_OFF.format(then=then)], capture_output=True, text=True)
+    script = BROKEN_OFF.format(sent=sent, then=then)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip(), done.stderr.strip().splitlines()[-1]) == (status, out, err)
+
+
+def stay(path: str) -> None:
+    """Say which process this is, and work on."""
+    Path(path).write_text(str(os.getpid()))
+    signal.pause()
+
+
+LEFT_ALONE = """
+import sys
+from harness.pool import processes
+from harness.tests.test_interrupted import stay
+
+with processes(1) as pool:
+    pool.schedule(stay, args=sys.argv[1:]).result()
+"""
+
+
+@pytest.mark.timeout(180)
+def test_what_works_for_a_command_ends_with_it_however_it_ends(tmp_path: Path) -> None:
+    said = tmp_path / "process"
+    os.mkfifo(said)
+    command = subprocess.Popen([sys.executable, "-c", LEFT_ALONE, str(said)])
+    try:
+        working = psutil.Process(int(said.read_text()))
+    finally:
+        command.kill()
+        command.wait()
+    working.wait(30.0)
+    assert not working.is_running()
 
 
 def lock_of_a_bar(_: int) -> str:
