@@ -120,16 +120,12 @@ def _row_by_row(honest: Any) -> Any:
         mask = options["attn_mask"]
         rows = []
         for row in range(query.shape[0]):
-            own = _row_of(mask, row) if mask is not None and mask.dim() == 4 else mask
-            rows.append(honest(*(_row_of(one, row) for one in (query, key, value)), **{**options, "attn_mask": own}))
+            own = mask[row : row + 1] if mask is not None and mask.dim() == 4 and mask.shape[0] > 1 else mask
+            one = slice(row, row + 1)
+            rows.append(honest(query[one], key[one], value[one], **{**options, "attn_mask": own}))
         return torch.cat(rows) if rows else honest(query, key, value, **options)
 
     return attend
-
-
-def _row_of(tensor: Tensor, row: int) -> Tensor:
-    """One that is there once is every row's."""
-    return tensor if len(tensor) == 1 else tensor[row : row + 1]
 
 
 def _norm_by_hand(honest: Any) -> Any:

@@ -95,18 +95,15 @@ def _of_layer(trial: Trial) -> None:
 
 
 def _beside_an_encoder(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded) -> None:
-    """A call without the encoder's states that it had, with one row of them for all; or with some, where it had none."""
+    """A call without the encoder's states that it had, or with some, where it had none."""
     if ENCODER not in inspect.signature(mine.forward).parameters:
         return
     args, kwargs = _by_name(mine, call)
-    states = kwargs.get(ENCODER)
-    if states is None:
-        changes = {"an encoder's states": {ENCODER: main_output(call.output)}}
+    if kwargs.get(ENCODER) is None:
+        words, change = "an encoder's states", {ENCODER: main_output(call.output)}
     else:
-        one_row = {name: value[:1] for name in (ENCODER, ENCODER_MASK) if isinstance(value := kwargs.get(name), Tensor)}
-        changes = {"no encoder's states": {ENCODER: None, ENCODER_MASK: None}, "an encoder's states of one row for all": one_row}
-    for words, change in changes.items():
-        _alike(trial, path, mine, its, Recorded(args, {**kwargs, **change}, None), words)
+        words, change = "no encoder's states", {ENCODER: None, ENCODER_MASK: None}
+    _alike(trial, path, mine, its, Recorded(args, {**kwargs, **change}, None), words)
 
 
 def _given(

@@ -48,6 +48,9 @@ def _gradients(trial: Trial) -> None:
     # torch 2.13's own convolutions crash in backward where only some parameters of a model want gradients.
     share = chosen.choice((0.0, 0.5, 0.9)) if trial.case.layered else float(trial.example.seed & 1)
     frozen = [name for name, _ in original.named_parameters() if chosen.random() < share]
+    if trial.case.layered and chosen.random() < 0.25:  # as who learns a prompt, or what stands before the layers
+        inside = tuple(f"{one.path}." for one in trial.replaced.replaced)
+        frozen = [name for name, _ in original.named_parameters() if name.startswith(inside)]
     early = chosen.random() < 0.5
     if early:
         _freeze(model, frozen)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -122,6 +124,15 @@ def test_a_case_is_derived_for_a_layer_that_sees_images() -> None:
     case = DerivedCase(derive(MODELING.format("vit", "ViTLayer")))
     assert not {"tokens", "mask", "positions"} & {one.name for one in case.axes}
     assert not (case.cached or case.static_cache)
+
+
+def test_a_window_that_is_drawn_is_in_effect_in_every_other_layer() -> None:
+    """Some configurations have a flag for it beside its width, and say of each layer whether it is of that kind."""
+    case = DerivedCase(derive(MODELING.format("qwen2", "Qwen2DecoderLayer")))
+    example = case.simplest.with_value("layers", 3)
+    for window, expected in ((None, [None, None, None]), (2, [2, None, 2])):
+        model: Any = case.build(example.with_value("window", window))
+        assert [layer.self_attn.sliding_window for layer in model.layers] == expected
 
 
 def test_dropout_is_on_in_a_derived_case_though_it_is_off_by_default() -> None:

@@ -251,7 +251,7 @@ def test_a_kernel_that_needs_a_row_is_noticed_where_the_original_needs_none() ->
     [
         ("megatron", inputs.takes_any_name, "called with an_argument_of_nobody=1: the original raises TypeError"),
         ("gpt2", inputs.deaf_to_unheard_of_encoders, "called with an encoder's states: the original raises ValueError"),
-        ("gpt2", inputs.an_encoder_for_each_row, "called with an encoder's states of one row for all"),
+        ("gpt2", inputs.needs_an_encoder, "called with no encoder's states"),
         ("bert", inputs.one_mask_of_the_encoders_for_all_heads, "a mask of the encoder's that weighs keys, for each head"),
     ],
 )

@@ -61,6 +61,7 @@ def test_a_file_without_the_policy_that_is_meant_says_what_is_missing(name: str,
     ("name", "words"),
     [
         ("wrong_type", "read() has to return a LayerAnatomy, not a dict"),
+        ("plans_nothing", "plan() has to return a policies.swap.Swap, not a NoneType"),
         ("raises", "AttributeError: 'LlamaDecoderLayer' object has no attribute 'a_part_that_is_not_there' (line "),
         ("refuses_everything", "refuses even the simplest model: LlamaDecoderLayer: nothing is good enough"),
         ("allocates", "MemoryError"),

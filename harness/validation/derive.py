@@ -27,7 +27,7 @@ from ..search import quiet
 from ..trial import cast
 from .derivation import Derivation
 from .derived import CROSSING, DECODER, DerivedCase, config_values
-from .fields import declared, extra_values, fields_of_roles, idle_dropouts, role_of
+from .fields import FULL, SLIDING, declared, extra_values, fields_of_roles, idle_dropouts, role_of
 from .models import NotDerivable, layer_class, models_with
 
 TRIED = 60
@@ -63,6 +63,8 @@ _TOKEN_AXES = ("tokens", "padding", "mask")
 def _first_guess(config_class: type, layer: str) -> Derivation:
     fields = fields_of_roles(config_class)
     default = _defaults(config_class)
+    if "window" in fields and {FULL, SLIDING}.issuperset(default.get("layer_types") or ("",)):
+        fields["kinds"] = ("layer_types",)
     axes: list[Axis] = [hf.IMPLEMENTATION]
     if "kv_heads" in fields:
         axes += [hf.KV_HEADS, hf.GROUP]
@@ -79,7 +81,7 @@ def _first_guess(config_class: type, layer: str) -> Derivation:
         rest = (one for one in hf.ACTIVATIONS.values if one != usual)
         axes.append(Axis("activation", (usual, *rest) if isinstance(usual, str) else hf.ACTIVATIONS.values))
     axes += [hf.BATCH, hf.TOKENS, hf.PADDING, hf.MASK, WEIGHTS, NORM_EPS]
-    extras, undrawn = _extras(config_class, default)
+    extras, undrawn = _extras(config_class, default, {name for names in fields.values() for name in names})
     if any(one.name == CROSSING for one in extras):
         axes.append(hf.SOURCE_TOKENS)
     return Derivation(
@@ -102,11 +104,11 @@ def _defaults(config_class: Any) -> dict[str, Any]:
         return dict(config_class().to_dict())
 
 
-def _extras(config_class: type, default: dict[str, Any]) -> tuple[tuple[Axis, ...], tuple[str, ...]]:
+def _extras(config_class: type, default: dict[str, Any], known: set[str]) -> tuple[tuple[Axis, ...], tuple[str, ...]]:
     """Axes of the fields without a role, and the fields that stay at their default, whose meaning nobody knows."""
     axes, undrawn = [], []
     for name in declared(config_class):
-        if role_of(name) is not None:
+        if name in known or role_of(name) is not None:
             continue
         values = extra_values(name, default.get(name))
         if values is None:

@@ -14,6 +14,7 @@ from ..hf import inputs as hf
 from ..hf.case import TransformersCase, attention_implementation
 from ..hf.rotary import rope_parameters
 from .derivation import CHANNELS, Derivation
+from .fields import FULL, SLIDING
 from .workload import default_workloads, layer_and_call
 
 DECODER = "config is_decoder"
@@ -42,6 +43,8 @@ def config_values(derivation: Derivation, example: Example | None = None) -> dic
         "positions": hf.POSITIONS if derivation.image else hf.positions(example),
         "vocabulary": hf.VOCABULARY,
         "window": values.get("window"),
+        "windowed": values.get("window") is not None,
+        "kinds": [FULL if values.get("window") is None or index % 2 else SLIDING for index in range(values.get("layers", 1))],
         "rotary_elements": 2,
     }
     if "rope" in derivation.fields:

@@ -24,6 +24,7 @@ ROLES: dict[str, tuple[str, ...]] = {
     "vocabulary": ("vocab_size",),
     "rope": ("rope_parameters",),
     "window": ("sliding_window",),
+    "windowed": ("use_sliding_window",),
     "rotary_elements": ("rotary_dim",),
 }
 ALSO: dict[str, tuple[str, ...]] = {
@@ -32,6 +33,9 @@ ALSO: dict[str, tuple[str, ...]] = {
     "layers": ("decoder_layers",),
 }
 """Second fields of encoder-decoder configurations that follow the first."""
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+"""Kinds of layers, in transformers' words, of which a window concerns the second."""
 
 NOT_FOR_LAYERS = re.compile(
     r"dropout|drop_path|pdrop|initializer|token_id|tie_|use_cache|is_encoder_decoder|logit_scale|logits_scaling|final_logit"

@@ -38,7 +38,7 @@ def look(path: str, name: str | None) -> Contents:
     module = load_file(path)
     policies = _of_kind(module, DSPolicy)
     if not policies:
-        raise UnusableFile(f"{path} has no policy: define a subclass of policies.base.AnatomyPolicy in it")
+        raise UnusableFile(f"{path} has no policy: define a subclass of policies.base.AnatomyPolicy, or of DSPolicy, in it")
     if name is None and len(policies) > 1:
         raise UnusableFile(f"{path} has {len(policies)} policies; say which: {path}:{policies[0]}, or {policies[1]}")
     if name is not None and name not in policies:

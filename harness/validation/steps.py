@@ -10,7 +10,7 @@ from torch import nn
 
 from policies.anatomy import LayerAnatomy
 from policies.base import AnatomyPolicy, DSPolicy
-from policies.swap import UnsupportedLayer
+from policies.swap import Swap, UnsupportedLayer
 
 from ..case import Example
 from ..properties.base import Property, identical
@@ -63,7 +63,9 @@ def _read_one(trial: Trial, policy: type[DSPolicy], layer: nn.Module) -> None:
             anatomy: Any = policy.read(Structure(layer))
             if not isinstance(anatomy, LayerAnatomy):
                 raise Disagreement(f"read() has to return a LayerAnatomy, not a {type(anatomy).__name__}")
-        policy.plan(layer)
+        swap: Any = policy.plan(layer)
+        if not isinstance(swap, Swap):
+            raise Disagreement(f"plan() has to return a policies.swap.Swap, not a {type(swap).__name__}")
     except UnsupportedLayer as refusal:
         if trial.example.values == trial.case.simplest.values:
             raise Disagreement(f"the policy refuses even the simplest model: {refusal}") from None

@@ -14,8 +14,9 @@ from .validate import Validation, notes
 HINTS = {
     "file": "fix the file; nothing else could be looked at",
     "case": "name a layer in layer_classes whose model can be built, or write a Case beside the policy",
-    "reading": "make read() describe the layer, or refuse it: raise layer.refuse('the feature')",
-    "contract": "what callers read has to stay: forward's parameters, attributes, parameter names; of what read() describes, "
+    "reading": "describe the layer, by what read() or plan() returns, or refuse it: raise layer.refuse('the feature') in "
+    "read(), UnsupportedLayer('the feature') in plan()",
+    "contract": "what callers read has to stay: forward's parameters, attributes, parameter names; where a layer is described, "
     "look at heads, head_size and which linear is which",
     "layer equality": "compare the stages in the report: the first that departs is the part that is described wrongly",
     "model equality": "layers agree alone but not in the model: look at what the model hands to them (call=...)",

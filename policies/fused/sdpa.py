@@ -46,7 +46,7 @@ def scaled_dot_product_attention(
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
-    """Attention in float32 where ``query`` is in half precision.
+    """Attention as an original has it that attends so, in the layer's own dtype.
 
     The kernel's backward pass computes weights anew from the logarithm of their sum. A query that sees nothing has scores of
     the dtype's smallest number, beside which that logarithm is lost: each weight is one there instead of a share. And it has no
@@ -55,13 +55,12 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
     group = query.shape[-3] // key.shape[-3]
     if group > 1:
         key, value = (one.repeat_interleave(group, dim=-3) for one in (key, value))
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scores = query.to(wide) @ key.to(wide).transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
-    return (scores.softmax(-1) @ value.to(wide)).to(query.dtype)
+    return scores.softmax(-1).to(value.dtype) @ value
 
 
 def _of_one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:

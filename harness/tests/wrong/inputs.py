@@ -78,11 +78,10 @@ def deaf_to_unheard_of_encoders(own: Forward, state: dict[str, Any], *args: Any,
     return own(*args, **kwargs)
 
 
-def an_encoder_for_each_row(own: Forward, state: dict[str, Any], hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-    """Takes the states of an encoder for as many rows as its own, and looks no further."""
-    states = kwargs.get("encoder_hidden_states")
-    if states is not None and len(states) < len(hidden_states):
-        kwargs["encoder_hidden_states"] = states.new_zeros(len(hidden_states), *states.shape[1:])
+def needs_an_encoder(own: Forward, state: dict[str, Any], hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    """Attends to its own tokens where it has cross-attention and is given no states; the original attends to nothing there."""
+    if hasattr(state["layer"], "crossattention") and kwargs.get("encoder_hidden_states") is None:
+        kwargs["encoder_hidden_states"] = hidden_states
     return own(hidden_states, *args, **kwargs)
 
 
