@@ -37,7 +37,9 @@ def adapters(
     ] = None,
     examples: Annotated[int, typer.Option(help="Examples of each reading.", min=1, metavar="N")] = EXAMPLES,
     seed: options.Seed = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the report and its scripts.", metavar="DIR")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report and its scripts.", metavar="DIR", parser=options.folder)
+    ] = None,
     json: options.Json = False,
 ) -> int:
     """Judge other people's replacements, unmodified, on what is installed here.

@@ -70,6 +70,13 @@ def see_nothing_else(ctx: typer.Context, option: str, *beside: str) -> None:
         raise typer.BadParameter(f"--{option} goes on with what was asked for then; leave out {', '.join(sorted(others))}")
 
 
+def folder(name: str) -> Path:
+    """Raises one line for no name, which a shell's unset variable leaves: it would stand for the folder one is in."""
+    if not name:
+        raise typer.BadParameter("the folder has no name; . is the one you are in")
+    return Path(name)
+
+
 Cases = Annotated[
     list[str] | None,
     typer.Argument(metavar="[CASE ...]", help="Architectures; all of them by default.", autocompletion=complete_case),
@@ -92,7 +99,7 @@ Seed = Annotated[int | None, typer.Option(help="Seed of all random choices (defa
 NightlySeed = Annotated[
     int | None, typer.Option("--seed", help="Seed of all random choices (default: 0; nightly: a new one).", min=0)
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<time>-<seed>).", metavar="DIR")]
+Out = Annotated[Path | None, typer.Option(help="Folder of the run (default: runs/<time>-<seed>).", metavar="DIR", parser=folder)]
 Resume = Annotated[
     Path | None, typer.Option(help="Go on with the unfinished run in this folder, as it was begun.", metavar="DIR")
 ]

@@ -68,6 +68,14 @@ def test_a_folder_that_cannot_be_made_is_named(capsys: pytest.CaptureFixture[str
     assert str(tmp_path / "file") in one_line(capsys)
 
 
+@pytest.mark.parametrize("command", [("check", "bert"), ("validate", __file__)], ids=lambda command: command[0])
+def test_a_folder_without_a_name_is_not_the_one_that_somebody_stands_in(
+    command: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert harness(*command, "--out", "") == 2
+    assert "the folder has no name; . is the one you are in" in one_line(capsys)
+
+
 @pytest.mark.parametrize(
     "command",
     [("validate", __file__), ("adapters", "channels_last"), ("new", "Mine", "--layer", "transformers:PhiModel")],
