@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import as_completed
 from multiprocessing import forkserver, resource_tracker
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 from unittest import mock
 
 import psutil
@@ -29,6 +29,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 PRELOAD = "harness.preload"
 """What the clean process imports."""
+LEFT = 97
+"""Exit status of a process that a task ended as if all were well."""
 
 
 def cores() -> int:
@@ -138,9 +140,16 @@ def in_parallel(
 
 
 def _staying(function: Callable[..., R], *args: Any) -> R:
-    """In a process of the pool: a way out of the program is no result."""
+    """In a process of the pool: a way out of the program is no result. One with status 0 would pass for a process that has no
+    more to do, and be waited for."""
+    process, leave = os.getpid(), os._exit
+
+    def left(status: int) -> NoReturn:
+        leave(LEFT if status == 0 and os.getpid() == process else status)
+
     try:
-        return function(*args)
+        with mock.patch.object(os, "_exit", left):
+            return function(*args)
     except (SystemExit, KeyboardInterrupt) as way_out:
         raise Lost(f"left by {type(way_out).__name__}") from None
 
@@ -159,4 +168,4 @@ def _result(future: ProcessFuture, seconds: float, raises: tuple[type[Exception]
 
 
 def _how(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {0 if code == LEFT else code}"

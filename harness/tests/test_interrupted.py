@@ -112,14 +112,14 @@ def test_a_progress_bar_in_a_worker_takes_no_semaphore_of_the_system() -> None:
         assert [found for _, found in in_parallel(pool, lock_of_a_bar, (0,), seconds=60.0)] == ["RLock"]
 
 
-TASKS = ("raises", "dies", "ends")
+TASKS = ("raises", "dies", "leaves", "ends")
 
 
 def raised_or_done(task: str) -> str:
     if task == "raises":
         raise KeyError(task)
-    if task == "dies":
-        os._exit(3)
+    if task in ("dies", "leaves"):
+        os._exit(3 if task == "dies" else 0)
     return task
 
 
@@ -127,7 +127,12 @@ def raised_or_done(task: str) -> str:
 def test_a_task_that_raises_or_dies_costs_its_own_result_and_not_the_rest() -> None:
     with processes(1) as pool:
         found = {task: str(result) for task, result in in_parallel(pool, raised_or_done, TASKS, seconds=30.0)}
-    assert found == {"raises": "raised KeyError: 'raises'", "dies": "ended its process (exit status 3)", "ends": "ends"}
+    assert found == {
+        "raises": "raised KeyError: 'raises'",
+        "dies": "ended its process (exit status 3)",
+        "leaves": "ended its process (exit status 0)",
+        "ends": "ends",
+    }
 
 
 def test_an_interrupted_check_keeps_what_it_found_and_goes_on_from_there(
