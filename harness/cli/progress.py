@@ -18,6 +18,7 @@ class Reporter:
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
         self.bar: Progress | None = None
+        self.done = self.total = 0
 
     def __enter__(self) -> Reporter:
         return self
@@ -30,6 +31,7 @@ class Reporter:
         """A stage of ``total`` pieces begins."""
         if not total:
             return
+        self.done, self.total = 0, total
         if not self.console.is_terminal:
             self.say(f"{what}: {total}")
             return
@@ -58,7 +60,7 @@ class Reporter:
             ratio = "" if row.ratio is None else f" {row.ratio.estimate:.2f}x [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
             reason = f": {one_line(row.reason)}" if row.verdict in ("FAILED", "VOID") else ""
             line = f"{row.case} · {row.workload} {row.phase}, {row.shape}, {row.dtype}: {row.subject} against {row.baseline}"
-            self._print(f"{line}: {row.verdict}{ratio}{reason}", wrong=row.verdict == "FAILED")
+            self._print(f"{self._which()}{line}: {row.verdict}{ratio}{reason}", wrong=row.verdict == "FAILED")
         self._advance()
 
     def say(self, line: str) -> None:
@@ -66,13 +68,18 @@ class Reporter:
 
     def _step(self, line: str, *, wrong: bool) -> None:
         if wrong or not self.console.is_terminal:
-            self._print(line, wrong=wrong)
+            self._print(f"{self._which()}{line}", wrong=wrong)
         self._advance()
+
+    def _which(self) -> str:
+        """Which piece of the stage is told of, where no bar says how far it is."""
+        return "" if self.console.is_terminal or not self.total else f"{self.done + 1}/{self.total} "
 
     def _print(self, line: str, *, wrong: bool) -> None:
         text = escape(line)
         self.console.print(f"[bold red]{text}[/]" if wrong else text, soft_wrap=True)
 
     def _advance(self) -> None:
+        self.done += 1
         if self.bar is not None:
             self.bar.advance(self.task)

@@ -146,7 +146,9 @@ def test_an_interrupted_check_keeps_what_it_found_and_goes_on_from_there(
     assert capsys.readouterr().err.endswith(kept)
     assert not (tmp_path / storage.RECORD_NAME).exists()
     assert status(CASES, ["check", "--resume", str(tmp_path)]) == 0
-    assert capsys.readouterr().err.count("held") == 1
+    told = capsys.readouterr().err
+    assert told.count("held") == 1
+    assert "\n1/1 opt · " in told
     assert {one.property for one in storage.read(tmp_path).verdicts} == {"revert", "deep copy"}
 
 
