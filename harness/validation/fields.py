@@ -34,7 +34,8 @@ ALSO: dict[str, tuple[str, ...]] = {
 }
 """Second fields of encoder-decoder configurations that follow the first."""
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL = "full_attention"
+SLIDING = "sliding_attention"
 """Kinds of layers, in transformers' words, of which a window concerns the second."""
 
 NOT_FOR_LAYERS = re.compile(
