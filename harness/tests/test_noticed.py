@@ -125,6 +125,11 @@ def test_a_replacement_that_saves_what_backward_needs_of_one_call_alone_is_notic
     assert ", of two calls: gradient of " in str(problem)
 
 
+def test_a_layer_that_passes_no_gradients_on_where_it_learns_nothing_itself_is_noticed() -> None:
+    problem = first_failure(BY_NAME["gradients"], tiny.around(training.detaches_where_frozen), count=40)
+    assert "embed_tokens.weight has no gradient, and has one in the original" in str(problem)
+
+
 def test_a_compiled_layer_that_knows_where_its_weights_were_is_noticed() -> None:
     problem = first_failure(BY_NAME["torch.compile"], tiny.edited(weights.keeps_its_memory), count=2)
     assert ", compiled, its weights then changed by new memory" in str(problem)

@@ -68,3 +68,9 @@ def checkpoints_nothing(layer: nn.Module) -> None:
     kind: Any = type(layer)
     layer.__class__ = other = type(kind.__name__, (kind,), {"__call__": nn.Module.__call__})  # around which it was before 5.24
     other.forward = getattr(kind.forward, "__wrapped__", kind.forward)  # and since then
+
+
+def detaches_where_frozen(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Takes a layer that learns nothing for one behind which nothing does."""
+    output = own(*args, **kwargs)
+    return output if any(one.requires_grad for one in state["layer"].parameters()) else output.detach()
