@@ -154,7 +154,8 @@ class FusedTransformer2D(Swapped):
     def _get_output_for_continuous_inputs(
         self, hidden_states: Tensor, residual: Tensor, batch_size: int, height: int, width: int, inner_dim: int
     ) -> Tensor:
-        if transforming():
+        # Under autocast inductor cannot lower a convolution of tokens that are only seen as an image where shapes are dynamic.
+        if transforming() or (compiling() and torch.is_autocast_enabled(hidden_states.device.type)):
             original: Any = super()
             transformed: Tensor = original._get_output_for_continuous_inputs(
                 hidden_states, residual, batch_size, height, width, inner_dim
