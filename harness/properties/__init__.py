@@ -22,6 +22,7 @@ from .contract import CONTRACT
 from .copies import DEEPCOPY, PICKLED, STATE_DICT
 from .equality import LAYER_EQUALITY, MODEL_EQUALITY
 from .forms import FORMS
+from .gradients import GRADIENTS
 from .holders import SHARED_MEMORY
 from .hooks import HOOKS
 from .in_lower import IN_LOWER
@@ -36,7 +37,7 @@ from .settings import SETTINGS
 from .sharing import SHARING
 from .sizes import LARGE, LARGEST, LONG, MANY_LAYERS, MANY_ROWS, MANY_TOKENS
 from .threads import THREADS
-from .training import GRADIENTS, TRAINING
+from .training import TRAINING
 from .transforms import TRANSFORMED
 
 PROPERTIES: tuple[Property, ...] = (

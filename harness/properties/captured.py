@@ -14,11 +14,11 @@ from ..trial import Trial, graphs_of
 from .base import Property, same_outputs
 from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES
 from .copies import DEEPCOPY
+from .gradients import GRADIENTS
 from .hooks import HOOKS
 from .memory import MANY_CALLS
 from .settings import SETTINGS
 from .threads import THREADS
-from .training import GRADIENTS
 from .weights import change_weights
 
 ALWAYS = (REPEAT, SETTINGS)

@@ -175,8 +175,8 @@ def _alike(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recor
     """A call with something that an original may not take; the replacement may leave it to the original, which then raises."""
     try:
         expected = main_output(mine(*call.args, **call.kwargs))
-    except (AttributeError, TypeError, ValueError, RuntimeError):
-        _refused_alike(path, mine, its, call, words)
+    except (AttributeError, TypeError, ValueError, RuntimeError) as problem:
+        _raises_too(path, its, call, words, problem)
         return
     with replacement_side(f"called with {words}"):
         actual = main_output(its(*call.args, **call.kwargs))
@@ -184,16 +184,20 @@ def _alike(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recor
 
 
 def _refused_alike(path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
-    """A call that is wrong wherever the original says so."""
+    """A call that is wrong wherever the original says so, and otherwise of no interest."""
     try:
         mine(*call.args, **call.kwargs)
     except (AttributeError, TypeError, ValueError, RuntimeError) as problem:
-        try:
-            its(*call.args, **call.kwargs)
-        except Exception:
-            return
-        raised = type(problem).__name__
-        raise Disagreement(f"{path} called with {words}: the original raises {raised}, the replacement nothing") from None
+        _raises_too(path, its, call, words, problem)
+
+
+def _raises_too(path: str, its: nn.Module, call: Recorded, words: str, problem: Exception) -> None:
+    try:
+        its(*call.args, **call.kwargs)
+    except Exception:
+        return
+    raised = type(problem).__name__
+    raise Disagreement(f"{path} called with {words}: the original raises {raised}, the replacement nothing") from None
 
 
 def _told(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, otherwise: dict[str, bool | None]) -> None:

@@ -23,6 +23,7 @@ from .cache_edits import EDITED_CACHE, FRESH_CACHE, OTHER_CACHE, STATIC_CACHE
 from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES, UNTOUCHED
 from .copies import STATE_DICT
 from .forms import FORMS
+from .gradients import GRADIENTS_ALONE
 from .holders import SHARED_MEMORY
 from .hooks import HOOKS
 from .memory import POISON
@@ -31,7 +32,7 @@ from .outputs import OUTPUTS
 from .settings import SETTINGS
 from .sharing import SHARING
 from .threads import THREADS
-from .training import GRADIENTS_ALONE, TRAINING
+from .training import TRAINING
 from .transforms import TRANSFORMED
 
 ASKED = (
