@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 from torch import nn
 
 from harness.case import Axis, Example, Inputs, Workload
-
-from . import common
+from harness.hf import inputs as hf
+from harness.hf.case import TransformersCase
 
 BASE = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
 
 
-class BertCase(common.TransformersCase):
+class BertCase(TransformersCase):
     name = "bert"
     title = "BERT layer"
     configuration = "transformers:BertConfig"
@@ -24,15 +24,15 @@ class BertCase(common.TransformersCase):
     causal = False
     axes = (
         Axis("role", ("encoder", "decoder", "decoder with cross-attention")),
-        common.IMPLEMENTATION,
-        common.HEADS,
-        common.ODD_HEAD_SIZES,
-        common.INNER,
-        common.ACTIVATIONS,
-        common.EPS,
-        *common.COMMON,
+        hf.IMPLEMENTATION,
+        hf.HEADS,
+        hf.ODD_HEAD_SIZES,
+        hf.INNER,
+        hf.ACTIVATIONS,
+        hf.EPS,
+        *hf.COMMON,
         Axis("chunked_mlp", (0, 1)),
-        common.SOURCE_TOKENS,
+        hf.SOURCE_TOKENS,
     )
     workloads: ClassVar[tuple[Workload, ...]] = (
         Workload(name="bert-base", phase="encoder", batch=1, tokens=128, config=BASE, weight_bytes=28_400_000),
@@ -48,8 +48,8 @@ class BertCase(common.TransformersCase):
             "num_hidden_layers": example["layers"],
             "hidden_act": example["activation"],
             "layer_norm_eps": example["eps"],
-            "vocab_size": common.VOCABULARY,
-            "max_position_embeddings": common.positions(example),
+            "vocab_size": hf.VOCABULARY,
+            "max_position_embeddings": hf.positions(example),
             "is_decoder": example["role"] != "encoder",
             "add_cross_attention": example["role"] == "decoder with cross-attention",
             "chunk_size_feed_forward": example["chunked_mlp"],
@@ -73,5 +73,5 @@ class BertCase(common.TransformersCase):
         inputs = super().inputs(example)
         if example["role"] != "decoder with cross-attention":
             return inputs
-        extra = common.encoder_states(example, example["heads"] * example["head_size"])
+        extra = hf.encoder_states(example, example["heads"] * example["head_size"])
         return Inputs(kwargs={**inputs.kwargs, **extra}, valid=inputs.valid)

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from harness.case import Axis, Example, Refusal, Workload, flag
+from harness.hf import inputs as hf
+from harness.hf.case import TransformersCase
 from policies.releases import at_least
-
-from . import common
 
 BLOOM_560M = {"hidden_size": 1024, "n_head": 16}
 BLOOM_1700M = {"hidden_size": 2048, "n_head": 16}
 
 
-class BloomCase(common.TransformersCase):
+class BloomCase(TransformersCase):
     name = "bloom"
     title = "BLOOM block"
     configuration = "transformers:BloomConfig"
@@ -27,12 +27,12 @@ class BloomCase(common.TransformersCase):
     static_cache = at_least("transformers", "5.22")
     """Before, BLOOM's own ALiBi does not fit a preallocated cache."""
     axes = (
-        common.EAGER_ONLY,
+        hf.EAGER_ONLY,
         Axis("heads", (2, 1, 3, 4, 5, 6, 7, 8, 12), large=(1, 2, 3), largest=(71, 128)),
-        common.ODD_HEAD_SIZES,
-        common.EPS,
-        *common.SIZES,
-        common.MASK_2D,
+        hf.ODD_HEAD_SIZES,
+        hf.EPS,
+        *hf.SIZES,
+        hf.MASK_2D,
         flag("residual_after_norm", simplest=False),
         Axis("pretraining_tp", (1, 2)),
     )
@@ -51,7 +51,7 @@ class BloomCase(common.TransformersCase):
             # Off by default, unlike other families': then nothing would tell training from evaluation.
             "hidden_dropout": 0.1,
             "attention_dropout": 0.1,
-            "vocab_size": common.VOCABULARY,
+            "vocab_size": hf.VOCABULARY,
             "apply_residual_connection_post_layernorm": example["residual_after_norm"],
             "pretraining_tp": example["pretraining_tp"],
             "bos_token_id": None,

@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from harness.case import Axis, Example, Inputs, Workload
-
-from . import common
+from harness.hf import inputs as hf
+from harness.hf.case import TransformersCase
 
 VISION_L14 = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
 TEXT_L14 = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 
 
-class CLIPCase(common.TransformersCase):
+class CLIPCase(TransformersCase):
     name = "clip"
     title = "CLIP encoder layer"
     configuration = "transformers:CLIPTextConfig"
@@ -28,13 +28,13 @@ class CLIPCase(common.TransformersCase):
     indexed = False
     axes = (
         Axis("tower", ("text", "vision")),
-        common.IMPLEMENTATION,
-        common.HEADS,
-        common.ODD_HEAD_SIZES,
-        common.INNER,
-        Axis("activation", ("quick_gelu", *(one for one in common.ACTIVATIONS.values if one != "quick_gelu"))),
-        common.EPS,
-        *common.COMMON,
+        hf.IMPLEMENTATION,
+        hf.HEADS,
+        hf.ODD_HEAD_SIZES,
+        hf.INNER,
+        Axis("activation", ("quick_gelu", *(one for one in hf.ACTIVATIONS.values if one != "quick_gelu"))),
+        hf.EPS,
+        *hf.COMMON,
     )
     workloads = (
         Workload(name="clip-vit-l/14", phase="encoder", batch=1, tokens=257, config=VISION_L14, weight_bytes=50_400_000),
@@ -55,7 +55,7 @@ class CLIPCase(common.TransformersCase):
         if example["tower"] == "vision":
             return common_kwargs | {"image_size": 6, "patch_size": 3}
         ends = {"bos_token_id": None, "eos_token_id": 2}
-        return common_kwargs | {"vocab_size": common.VOCABULARY, "max_position_embeddings": common.positions(example)} | ends
+        return common_kwargs | {"vocab_size": hf.VOCABULARY, "max_position_embeddings": hf.positions(example)} | ends
 
     def make(self, config: Any, example: Example) -> nn.Module:
         vision = example["tower"] == "vision"

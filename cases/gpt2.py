@@ -10,14 +10,14 @@ from unittest import mock
 import torch
 
 from harness.case import Example, Inputs, Workload, flag
-
-from . import common
+from harness.hf import inputs as hf
+from harness.hf.case import TransformersCase
 
 SMALL = {"n_embd": 768, "n_head": 12}
 MEDIUM = {"n_embd": 1024, "n_head": 16}
 
 
-class GPT2Case(common.TransformersCase):
+class GPT2Case(TransformersCase):
     name = "gpt2"
     title = "GPT-2 block"
     configuration = "transformers:GPT2Config"
@@ -25,17 +25,17 @@ class GPT2Case(common.TransformersCase):
     layer = "transformers.models.gpt2.modeling_gpt2:GPT2Block"
     axes = (
         flag("cross_attention", simplest=False),
-        common.IMPLEMENTATION,
-        common.HEADS,
-        common.ODD_HEAD_SIZES,
-        common.INNER_OR_FOURFOLD,
-        common.ACTIVATIONS,
-        common.EPS,
-        *common.COMMON,
+        hf.IMPLEMENTATION,
+        hf.HEADS,
+        hf.ODD_HEAD_SIZES,
+        hf.INNER_OR_FOURFOLD,
+        hf.ACTIVATIONS,
+        hf.EPS,
+        *hf.COMMON,
         flag("scale_attn_weights", simplest=True),
         flag("scale_by_inverse_layer_index", simplest=False),
         flag("reorder_and_upcast", simplest=False),
-        common.SOURCE_TOKENS,
+        hf.SOURCE_TOKENS,
     )
     workloads = (
         Workload(name="gpt2", phase="prefill", batch=1, tokens=128, config=SMALL, weight_bytes=28_400_000),
@@ -51,8 +51,8 @@ class GPT2Case(common.TransformersCase):
             "n_layer": example["layers"],
             "activation_function": example["activation"],
             "layer_norm_epsilon": example["eps"],
-            "vocab_size": common.VOCABULARY,
-            "n_positions": common.positions(example),
+            "vocab_size": hf.VOCABULARY,
+            "n_positions": hf.positions(example),
             "add_cross_attention": example["cross_attention"],
             "scale_attn_weights": example["scale_attn_weights"],
             "scale_attn_by_inverse_layer_idx": example["scale_by_inverse_layer_index"],
@@ -69,7 +69,7 @@ class GPT2Case(common.TransformersCase):
         inputs = super().inputs(example)
         if not example["cross_attention"]:
             return inputs
-        extra = common.encoder_states(example, example["heads"] * example["head_size"])
+        extra = hf.encoder_states(example, example["heads"] * example["head_size"])
         return Inputs(kwargs={**inputs.kwargs, **extra}, valid=inputs.valid)
 
     @contextlib.contextmanager

@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from harness.case import Axis, Example, Refusal, Workload
-
-from . import common
+from harness.hf import inputs as hf
+from harness.hf.case import TransformersCase
 
 NEO_125M = {"hidden_size": 768, "num_heads": 12, "num_layers": 12, "attention_types": [[["global", "local"], 6]]}
 NEO_1300M = {
@@ -19,7 +19,7 @@ NEO_1300M = {
 }
 
 
-class GPTNeoCase(common.TransformersCase):
+class GPTNeoCase(TransformersCase):
     name = "gpt_neo"
     title = "GPT-Neo block"
     configuration = "transformers:GPTNeoConfig"
@@ -29,15 +29,15 @@ class GPTNeoCase(common.TransformersCase):
     static_cache = False
     """Its own mask takes the last position of a preallocated cache for the latest token."""
     axes = (
-        common.EAGER_ONLY,
-        common.HEADS,
-        common.ODD_HEAD_SIZES,
+        hf.EAGER_ONLY,
+        hf.HEADS,
+        hf.ODD_HEAD_SIZES,
         Axis("pattern", ("global", "local", "global, local", "local, global")),
         Axis("window", (4, 1, 2, 3, 16)),
-        common.INNER_OR_FOURFOLD,
-        common.ACTIVATIONS,
-        common.EPS,
-        *common.COMMON,
+        hf.INNER_OR_FOURFOLD,
+        hf.ACTIVATIONS,
+        hf.EPS,
+        *hf.COMMON,
     )
     workloads = (
         Workload(name="gpt-neo-125m", phase="prefill", batch=1, tokens=128, config=NEO_125M, weight_bytes=28_400_000),
@@ -59,8 +59,8 @@ class GPTNeoCase(common.TransformersCase):
             "layer_norm_epsilon": example["eps"],
             "attention_dropout": 0.1,
             "resid_dropout": 0.1,
-            "vocab_size": common.VOCABULARY,
-            "max_position_embeddings": common.positions(example),
+            "vocab_size": hf.VOCABULARY,
+            "max_position_embeddings": hf.positions(example),
             "bos_token_id": None,
             "eos_token_id": None,
         }

@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from harness.case import Axis, Example, Workload, flag
+from harness.hf import inputs as hf
+from harness.hf.case import TransformersCase
 from harness.hf.rotary import ROPE, rope_parameters, rotary_embeddings
-
-from . import common
 
 PYTHIA_410M = {"hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096}
 PYTHIA_70M = {"hidden_size": 512, "num_attention_heads": 8, "intermediate_size": 2048}
@@ -19,23 +19,23 @@ ROTARY_QUARTER = {
 }
 
 
-class GPTNeoXCase(common.TransformersCase):
+class GPTNeoXCase(TransformersCase):
     name = "gpt_neox"
     title = "GPT-NeoX layer"
     configuration = "transformers:GPTNeoXConfig"
     model = "transformers:GPTNeoXModel"
     layer = "transformers.models.gpt_neox.modeling_gpt_neox:GPTNeoXLayer"
     axes = (
-        common.IMPLEMENTATION,
-        common.HEADS,
-        common.HEAD_SIZES,
+        hf.IMPLEMENTATION,
+        hf.HEADS,
+        hf.HEAD_SIZES,
         Axis("rotary_factor", (1.0, 0.5, 0.25)),
         ROPE,
-        common.INNER,
-        common.ACTIVATIONS,
-        common.EPS,
-        *common.COMMON,
-        common.ROW_POSITIONS,
+        hf.INNER,
+        hf.ACTIVATIONS,
+        hf.EPS,
+        *hf.COMMON,
+        hf.ROW_POSITIONS,
         flag("parallel_residual", simplest=True),
         flag("attention_bias", simplest=True),
     )
@@ -78,8 +78,8 @@ class GPTNeoXCase(common.TransformersCase):
             "num_hidden_layers": example["layers"],
             "hidden_act": example["activation"],
             "layer_norm_eps": example["eps"],
-            "vocab_size": common.VOCABULARY,
-            "max_position_embeddings": common.POSITIONS,
+            "vocab_size": hf.VOCABULARY,
+            "max_position_embeddings": hf.POSITIONS,
             "rope_parameters": rope_parameters(example["rope"], int(size * factor)) | {"partial_rotary_factor": factor},
             "rotary_pct": factor,  # transformers 5.4 overwrites the factor above by this one
             "use_parallel_residual": example["parallel_residual"],

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from harness.case import Axis, Example, Workload
+from harness.hf import inputs as hf
+from harness.hf.case import TransformersCase
 from harness.hf.rotary import rotary_embeddings
 from policies.releases import at_least
-
-from . import common
 
 SIX_BILLION = {"n_embd": 4096, "n_head": 16, "rotary_dim": 64}
 
 
-class GPTJCase(common.TransformersCase):
+class GPTJCase(TransformersCase):
     name = "gptj"
     title = "GPT-J block"
     configuration = "transformers:GPTJConfig"
@@ -25,15 +25,15 @@ class GPTJCase(common.TransformersCase):
     layer = "transformers.models.gptj.modeling_gptj:GPTJBlock"
     sdpa = at_least("transformers", "5.24")
     axes = (
-        common.IMPLEMENTATION if sdpa else common.EAGER_ONLY,
-        common.HEADS,
-        common.HEAD_SIZES,
+        hf.IMPLEMENTATION if sdpa else hf.EAGER_ONLY,
+        hf.HEADS,
+        hf.HEAD_SIZES,
         Axis("rotary", ("whole", "half", "two")),
-        common.INNER_OR_FOURFOLD,
-        common.ACTIVATIONS,
-        common.EPS,
-        *common.COMMON,
-        common.ROW_POSITIONS,
+        hf.INNER_OR_FOURFOLD,
+        hf.ACTIVATIONS,
+        hf.EPS,
+        *hf.COMMON,
+        hf.ROW_POSITIONS,
     )
     workloads = (
         Workload(name="gpt-j-6b", phase="prefill", batch=1, tokens=64, config=SIX_BILLION, weight_bytes=805_000_000),
@@ -50,8 +50,8 @@ class GPTJCase(common.TransformersCase):
             "n_layer": example["layers"],
             "activation_function": example["activation"],
             "layer_norm_epsilon": example["eps"],
-            "vocab_size": common.VOCABULARY,
-            "n_positions": common.positions(example),
+            "vocab_size": hf.VOCABULARY,
+            "n_positions": hf.positions(example),
             "attn_pdrop": 0.1,
             "resid_pdrop": 0.1,
             "bos_token_id": None,

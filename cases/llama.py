@@ -8,9 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from harness.case import Axis, Example, Workload, flag
+from harness.hf import inputs as hf
+from harness.hf.case import TransformersCase
 from harness.hf.rotary import ROPE, rope_parameters, rotary_embeddings
-
-from . import common
 
 LLAMA_1B = {
     "hidden_size": 2048,
@@ -27,24 +27,24 @@ TINY_LLAMA = {
 }
 
 
-class LlamaCase(common.TransformersCase):
+class LlamaCase(TransformersCase):
     name = "llama"
     title = "Llama decoder layer"
     configuration = "transformers:LlamaConfig"
     model = "transformers:LlamaModel"
     layer = "transformers.models.llama.modeling_llama:LlamaDecoderLayer"
     axes = (
-        common.IMPLEMENTATION,
-        common.KV_HEADS,
-        common.GROUP,
-        common.HEAD_SIZES,
+        hf.IMPLEMENTATION,
+        hf.KV_HEADS,
+        hf.GROUP,
+        hf.HEAD_SIZES,
         Axis("hidden_factor", (1, 2, 3), claimed=False, large=(32, 50, 64), largest=(2100, 4100)),
         ROPE,
-        common.INNER,
-        Axis("activation", ("silu", *(one for one in common.ACTIVATIONS.values if one != "silu"))),
-        common.EPS,
-        *common.COMMON,
-        common.ROW_POSITIONS,
+        hf.INNER,
+        Axis("activation", ("silu", *(one for one in hf.ACTIVATIONS.values if one != "silu"))),
+        hf.EPS,
+        *hf.COMMON,
+        hf.ROW_POSITIONS,
         flag("attention_bias", simplest=False),
         flag("mlp_bias", simplest=False),
     )
@@ -66,8 +66,8 @@ class LlamaCase(common.TransformersCase):
             "num_hidden_layers": example["layers"],
             "hidden_act": example["activation"],
             "rms_norm_eps": example["eps"],
-            "vocab_size": common.VOCABULARY,
-            "max_position_embeddings": common.POSITIONS,
+            "vocab_size": hf.VOCABULARY,
+            "max_position_embeddings": hf.POSITIONS,
             "rope_parameters": rope_parameters(example["rope"], example["head_size"]),
             "attention_bias": example["attention_bias"],
             "mlp_bias": example["mlp_bias"],

@@ -7,26 +7,26 @@ from typing import Any
 import torch
 
 from harness.case import Axis, Example, Inputs, Workload, flag
-
-from . import common
+from harness.hf import inputs as hf
+from harness.hf.case import TransformersCase
 
 OPT_125M = {"hidden_size": 768, "num_attention_heads": 12, "ffn_dim": 3072}
 OPT_1300M = {"hidden_size": 2048, "num_attention_heads": 32, "ffn_dim": 8192}
 
 
-class OPTCase(common.TransformersCase):
+class OPTCase(TransformersCase):
     name = "opt"
     title = "OPT decoder layer"
     configuration = "transformers:OPTConfig"
     model = "transformers:OPTModel"
     layer = "transformers.models.opt.modeling_opt:OPTDecoderLayer"
     axes = (
-        common.IMPLEMENTATION,
-        common.HEADS,
-        common.ODD_HEAD_SIZES,
-        common.INNER,
-        Axis("activation", ("relu", *(one for one in common.ACTIVATIONS.values if one != "relu"))),
-        *common.COMMON,
+        hf.IMPLEMENTATION,
+        hf.HEADS,
+        hf.ODD_HEAD_SIZES,
+        hf.INNER,
+        Axis("activation", ("relu", *(one for one in hf.ACTIVATIONS.values if one != "relu"))),
+        *hf.COMMON,
         flag("norm_before", simplest=True),
         flag("bias", simplest=True),
         flag("norm_affine", simplest=True),
@@ -46,8 +46,8 @@ class OPTCase(common.TransformersCase):
             "ffn_dim": example["inner"],
             "num_hidden_layers": example["layers"],
             "activation_function": example["activation"],
-            "vocab_size": common.VOCABULARY,
-            "max_position_embeddings": common.positions(example),
+            "vocab_size": hf.VOCABULARY,
+            "max_position_embeddings": hf.positions(example),
             "do_layer_norm_before": example["norm_before"],
             "enable_bias": example["bias"],
             "layer_norm_elementwise_affine": example["norm_affine"],

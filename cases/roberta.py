@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from harness.case import Example, Workload
+from harness.hf import inputs as hf
 
-from . import common
 from .bert import BASE, LARGE, BertCase
 
 
@@ -22,4 +22,4 @@ class RobertaCase(BertCase):
     )
 
     def config_kwargs(self, example: Example) -> dict[str, Any]:
-        return {**super().config_kwargs(example), "pad_token_id": 1, "max_position_embeddings": common.positions(example) + 2}
+        return {**super().config_kwargs(example), "pad_token_id": 1, "max_position_embeddings": hf.positions(example) + 2}

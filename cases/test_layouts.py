@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,6 +26,16 @@ from policies.fused.linear import Projection
 from policies.fused.memory import in_strides
 
 GPT2 = GPT2Case()
+PROCESSORS = ("_narrow", "_by_amd", "_by_amx")
+
+
+@contextlib.contextmanager
+def processor(*kinds: str) -> Iterator[None]:
+    """Of these kinds, and of no other."""
+    with contextlib.ExitStack() as stack:
+        for kind in PROCESSORS:
+            stack.enter_context(mock.patch.object(onednn, kind, return_value=kind in kinds))
+        yield
 
 
 @pytest.mark.parametrize(
@@ -42,7 +53,7 @@ def test_onednn_adds_a_residual_but_where_that_is_slower(dtype: torch.dtype, wid
     linear = torch.nn.Linear(width, 2000, bias=bias, dtype=dtype)
     projection = Projection("out", linear.weight, linear.bias, onednn=True)
     x, residual = torch.ones(1, width, dtype=dtype), torch.ones(1, 2000, dtype=dtype)
-    with torch.no_grad(), mock.patch.object(onednn, "add", wraps=onednn.add) as add:
+    with torch.no_grad(), processor("_by_amd"), mock.patch.object(onednn, "add", wraps=onednn.add) as add:
         result = projection.plus(x, residual, lambda name, stage: None)
         assert torch.allclose(result, residual + linear(x), atol=0.05)
     assert add.called is by_onednn
@@ -66,8 +77,32 @@ def test_on_a_processor_of_avx2_alone_many_rows_and_small_products_are_left_to_t
     rows: int, outputs: int, inputs: int, stored: str, loses: bool
 ) -> None:
     x, weight = torch.empty(rows, inputs), torch.empty(outputs, inputs)
-    with mock.patch.object(onednn, "_narrow", return_value=True), mock.patch.object(onednn, "_by_amd", return_value=True):
+    with processor("_narrow", "_by_amd"):
         assert onednn.loses(x, weight if stored == "by rows" else weight.t().contiguous().t()) is loses
+
+
+@pytest.mark.parametrize(
+    ("rows", "outputs", "inputs", "stored", "active", "loses"),
+    [
+        (2, 8192, 2048, "by rows", True, True),
+        (8, 768, 768, "by rows", True, True),
+        (8, 3072, 768, "by rows", False, False),
+        (128, 768, 768, "by rows", False, True),
+        (128, 768, 768, "by rows", True, False),
+        (512, 3072, 768, "by rows", False, True),
+        (512, 3072, 768, "by rows", True, False),
+        (128, 3072, 768, "by columns", True, True),
+        (8, 24, 16, "by columns", False, False),
+    ],
+)
+def test_on_a_processor_with_amx_few_rows_and_linears_by_themselves_are_left_to_torch(
+    rows: int, outputs: int, inputs: int, stored: str, active: bool, loses: bool
+) -> None:
+    x, weight = torch.empty(rows, inputs), torch.empty(outputs, inputs)
+    weight = weight if stored == "by rows" else weight.t().contiguous().t()
+    with processor("_by_amx"):
+        assert onednn.loses(x, weight, active=active) is loses
+        assert not onednn.loses(x.bfloat16(), weight.bfloat16(), active=active)
 
 
 @pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")

@@ -56,10 +56,12 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Comparison(msgspec.Struct, frozen=True, kw_only=True):
-    """What changed from ``base`` to ``head`` (run ids)."""
+    """What changed from ``base`` to ``head`` (run ids), begun at these times (ISO 8601)."""
 
     base: str
     head: str
+    base_created: str
+    head_created: str
     differences: tuple[str, ...]
     """How the circumstances differ, one sentence each."""
     changes: tuple[Change, ...]
@@ -94,6 +96,8 @@ def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
     return Comparison(
         base=base.id,
         head=head.id,
+        base_created=base.created,
+        head_created=head.created,
         differences=(
             *apart,
             *_differences(base, head, [(before[key], after[key]) for key in judged]),

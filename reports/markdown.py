@@ -65,12 +65,13 @@ def render_markdown(run: Run, previous: Run | None = None) -> str:
 
 def render_comparison_markdown(comparison: Comparison) -> str:
     """What changed between two runs."""
-    title = f"## From run {escape(comparison.base)} to run {escape(comparison.head)}"
+    base, head = wording.named(comparison.base, comparison.base_created), wording.named(comparison.head, comparison.head_created)
+    title = f"## From run {escape(base)} to run {escape(head)}"
     return "\n\n".join([title, *_changes(comparison)]) + "\n"
 
 
 def _differences(previous: Run, run: Run) -> list[str]:
-    title = f"### Since run {escape(previous.id)}"
+    title = f"### Since run {escape(wording.named(previous.id, previous.created))}"
     try:
         return [title, *_changes(compare(previous, run))]
     except ComparisonError as problem:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from reports.compare import Comparison
-    from reports.history import History
+    from reports.history import History, PastRun
     from reports.record import Run, Timing, Verdict
     from reports.trends import Trends
 
@@ -84,7 +84,8 @@ def render_comparison(comparison: Comparison) -> RenderableType:
 def comparison_lines(comparison: Comparison) -> Iterator[str]:
     """What changed between two runs; each change's line starts with its kind."""
     yield _clean(
-        f"from run {comparison.base} to run {comparison.head}: "
+        f"from run {wording.named(comparison.base, comparison.base_created)} "
+        f"to run {wording.named(comparison.head, comparison.head_created)}: "
         f"{wording.count(comparison.verdicts_compared, 'verdict')} and "
         f"{wording.count(comparison.timings_compared, 'timed row')} compared, "
         f"{wording.count(len(comparison.changes), 'change')}"
@@ -109,11 +110,14 @@ def history_lines(history: History, trends: Trends) -> Iterator[str]:
     series = wording.count(len(history.timings), "timing series", "timing series")
     yield f"{standing} not recovered, in {wording.count(len(history.runs), 'run')} and {series}"
     for found in trends.regressions:
-        start = f"after run {found.last_good.id}, " if found.last_good else "with the first run there is, "
-        yield _clean(
-            " ".join([f"{found.subject}: {found.sentence}. Began {start}in run {found.first_bad.id}.", *found.differences])
-        )
+        start = f"after run {_named(found.last_good)}, " if found.last_good else "with the first run there is, "
+        began = f"{found.subject}: {found.sentence}. Began {start}in run {_named(found.first_bad)}."
+        yield _clean(" ".join([began, *found.differences]))
     yield from (_clean(f"left out: {line}") for line in history.problems)
+
+
+def _named(run: PastRun) -> str:
+    return wording.named(run.id, run.created.isoformat())
 
 
 def _clean(text: str) -> str:

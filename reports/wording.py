@@ -74,6 +74,11 @@ def moment(created: str) -> str:
         return created
 
 
+def named(run: str, created: str) -> str:
+    """A run by its id, which commands take, and by its time, which people know it by."""
+    return f"{run} ({moment(created)})"
+
+
 def size(number: float) -> str:
     """Bytes in binary units."""
     for unit in ("B", "KiB", "MiB", "GiB"):

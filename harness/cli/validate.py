@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import keyword
 import shlex
 import sys
@@ -48,6 +49,7 @@ def validate(
     see_free(folder)
     begin()  # before this process imports what takes seconds too
     workers = workers or processes_on(device)
+    from ..validation.file import PolicyNotNamed
     from ..validation.isolation import Limits
     from ..validation.validate import Request
     from ..validation.validate import record as make_record
@@ -67,8 +69,13 @@ def validate(
         known=known,
         device=device,
     )
-    with Reporter() as reporter:
-        done = perform(request, reporter.verdict)
+    try:
+        with Reporter() as reporter:
+            done = perform(request, reporter.verdict)
+    except PolicyNotNamed:
+        with contextlib.suppress(OSError):  # which may have been there, with other things in it
+            folder.rmdir()
+        raise
     command = shlex.join(["harness", *sys.argv[1:]])
     run = make_record(request, done, run_id=uuid.uuid4().hex, created=created, command=command)
     storage.write(run, folder)

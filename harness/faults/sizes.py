@@ -13,6 +13,7 @@ from policies.anatomy import Norm
 from policies.fused import transformer as fused_transformer
 from policies.fused.mlp import FusedMLP
 
+from .cache import caches
 from .fault import miscomputing
 from .workspace import finishing, without_from
 
@@ -28,6 +29,8 @@ HEADS = 32
 """Heads that the faulty attention kernel has room for."""
 BLOCKS = 65_535
 """Blocks of the faulty attention kernel's grid, one for each head of a row."""
+KEYS = 4096
+"""Keys that the faulty attention kernel has room for the scores of."""
 TILE = 128
 """Columns of the MLP that the faulty kernel writes at a time."""
 ROWS = 8
@@ -84,12 +87,25 @@ def _first_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Ten
     return query if query.shape[1] <= HEADS else without_from(query, 1, HEADS), key, value
 
 
+def _first_keys(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return query, key, value if value.shape[2] <= KEYS else without_from(value, 2, KEYS)
+
+
 def _one_grid(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rows = BLOCKS // query.shape[1]
     return query, key, value if len(value) <= rows else without_from(value, 0, rows)
 
 
 LARGEST_SIZES = (
+    miscomputing(
+        "F65 keys",
+        "F65",
+        "vllm #1370, flash-attention #772",
+        "The attention kernel has room for the scores of so many keys, and those behind them count for nothing.",
+        finishing(_first_keys),
+        applies=caches,
+        expects=("far past",),
+    ),
     miscomputing(
         "F65 grid",
         "F65",

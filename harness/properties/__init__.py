@@ -26,6 +26,7 @@ from .gradients import GRADIENTS
 from .holders import SHARED_MEMORY
 from .hooks import HOOKS
 from .in_lower import IN_LOWER
+from .lengths import EACH_LENGTH, FAR_PAST
 from .lifecycle import IDEMPOTENCE, REVERT
 from .memory import FLAT, MANY_CALLS, POISON, STORAGES
 from .metamorphic import CAUSALITY, PADDING, ROWS
@@ -54,8 +55,10 @@ PROPERTIES: tuple[Property, ...] = (
     STATIC_CACHE,
     FRESH_CACHE,
     OTHER_CACHE,
+    EACH_LENGTH,
     LONG,
     MANY_TOKENS,
+    FAR_PAST,
     MANY_ROWS,
     MANY_LAYERS,
     LARGE,

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..trial import Disagreement, Trial, original_side
-from .base import Property, held_tensors, living
+from ..trial import Disagreement, Trial, original_side, storages
+from .base import Property, living
 from .sizes import that_runs
 from .training import can_checkpoint, checkpointing, for_inference
 
@@ -29,26 +29,24 @@ class _Held:
 
 @dataclass
 class _Kept:
-    """What one call kept: bytes by storage, parameters and buffers left out, and who holds each tensor now."""
+    """What one call kept: bytes by storage, and who holds each tensor now."""
 
     model: nn.Module
     sizes: dict[int, int] = field(default_factory=dict)
     holders: list[weakref.ref[_Held]] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.own = {one.untyped_storage().data_ptr() for one in held_tensors(self.model).values()}
-
     def pack(self, tensor: Tensor) -> _Held:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.own:
-            self.sizes[storage.data_ptr()] = storage.nbytes()
+        self.sizes[storage.data_ptr()] = storage.nbytes()
         held = _Held(tensor)
         self.holders.append(weakref.ref(held))
         return held
 
     @property
     def bytes(self) -> int:
-        return sum(self.sizes.values())
+        """Parameters and buffers left out, also those that have got their memory back in the call, having been packed."""
+        own = storages(self.model)
+        return sum(size for address, size in self.sizes.items() if address not in own)
 
     @property
     def alive(self) -> int:

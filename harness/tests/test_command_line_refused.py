@@ -89,6 +89,20 @@ def test_a_folder_that_cannot_be_made_is_named_before_anything_is_done(
     assert one_line(capsys).endswith(f"{tmp_path / 'file'}: cannot be written (File exists)")
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("", "has 2 policies; say which: "), (":SecnodPolicy", "did you mean SecondPolicy?")],
+    ids=["none", "typo"],
+)
+def test_a_policy_that_its_file_has_not_got_is_bad_usage_and_leaves_no_folder(
+    name: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = Path(__file__).with_name("bad_policies") / "two_policies.py"
+    assert harness("validate", f"{file}{name}", "--out", tmp_path / "run") == 2
+    assert words in one_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_policy_is_written_over_another_or_under_a_name_that_no_class_can_have(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -43,8 +43,6 @@ class Mine(HFGPT2LayerPolicy):
     [
         ("does_not_import", None, "does not import: ModuleNotFoundError: No module named 'a_package_that_nobody_has'"),
         ("no_policy", None, "has no policy: define a subclass"),
-        ("two_policies", None, "has 2 policies; say which"),
-        ("two_policies", "SecnodPolicy", "did you mean SecondPolicy?"),
         ("is_not_there", None, "there is no such file"),
         ("names_no_layer", None, 'NamesNoLayer.layer_classes has to be a tuple of names: ("module:Class",)'),
     ],

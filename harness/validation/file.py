@@ -24,6 +24,10 @@ class UnusableFile(ValueError):
     """A file from which no policy can be taken; one line says why and what to do."""
 
 
+class PolicyNotNamed(ValueError):
+    """It is not said which policy of a file is meant, or one that is not there. One line, with those that are."""
+
+
 @dataclass(frozen=True)
 class Contents:
     """The policy that is meant, and the case beside it if there is one. Names only, so that it travels."""
@@ -34,16 +38,17 @@ class Contents:
 
 
 def look(path: str, name: str | None) -> Contents:
-    """What ``path`` holds. ``name`` chooses among several policies. Raises ``UnusableFile``."""
+    """What ``path`` holds. ``name`` chooses among several policies. Raises ``UnusableFile``, or
+    ``PolicyNotNamed`` where the file is not what is wrong."""
     module = load_file(path)
     policies = _of_kind(module, DSPolicy)
     if not policies:
         raise UnusableFile(f"{path} has no policy: define a subclass of policies.base.AnatomyPolicy, or of DSPolicy, in it")
     if name is None and len(policies) > 1:
-        raise UnusableFile(f"{path} has {len(policies)} policies; say which: {path}:{policies[0]}, or {policies[1]}")
+        raise PolicyNotNamed(f"{path} has {len(policies)} policies; say which: {path}:{policies[0]}, or {policies[1]}")
     if name is not None and name not in policies:
         hint = suggestion(name, policies, f"it has: {' '.join(policies)}", cutoff=0.4)
-        raise UnusableFile(f"{path} has no policy called {name}; {hint}")
+        raise PolicyNotNamed(f"{path} has no policy called {name}; {hint}")
     chosen = name or policies[0]
     policy = getattr(module, chosen)
     left = sorted(getattr(policy, "__abstractmethods__", ()))

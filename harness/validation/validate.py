@@ -22,7 +22,7 @@ from ..faults.report import Outcome
 from ..interrupts import heed
 from ..pool import Lost
 from . import work
-from .file import Contents, UnusableFile, look
+from .file import Contents, PolicyNotNamed, UnusableFile, look
 from .isolation import Isolated, Limits, isolated
 from .models import NotDerivable
 from .subject import Known, Subject, subjects_in
@@ -81,7 +81,8 @@ Progress = Callable[[Verdict], None]
 
 
 def validate(request: Request, progress: Progress) -> Validation:
-    """Validate the policy of ``request``; never raises for anything that its file does."""
+    """Validate the policy of ``request``; never raises for anything that its file does. Raises ``PolicyNotNamed`` where the
+    request does not say which of its policies is meant."""
     heed()
     start = clock.perf_counter()
     done = Validation(policy=request.name or "?", file=Path(request.path).name)
@@ -224,7 +225,7 @@ class _Stages:
         """The result of a stage, or None with its verdict recorded."""
         start = clock.perf_counter()
         try:
-            result = self.pool.run(function, *args, raises=(UnusableFile, NotDerivable))
+            result = self.pool.run(function, *args, raises=(UnusableFile, NotDerivable, PolicyNotNamed))
         except (UnusableFile, NotDerivable, Lost) as problem:
             reason = f"{problem}"
             if isinstance(problem, Lost):

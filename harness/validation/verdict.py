@@ -97,6 +97,8 @@ def _more(run: Run, done: Validation) -> Iterator[str]:
         if row.ratio is not None:
             found = f" {row.ratio.estimate:.2f}x [{row.ratio.low:.2f}, {row.ratio.high:.2f}]"
         yield f"- {row.workload}, {row.shape}: {row.subject} against {row.baseline} {row.verdict}{found}"
+    if any(row.verdict == "AMBIGUOUS" for row in done.timings):
+        yield "- AMBIGUOUS: too little time to tell; --budget 60 takes a minute for it"
     narrower: dict[str, list[str]] = {}
     for one in done.verdicts:
         if one.reason and one.outcome in ("held", "unavailable"):

@@ -72,7 +72,7 @@ class Projection:
     def activated(self, x: Tensor, activation: Activation, emit: Emit) -> Tensor:
         """``activation`` of the projection."""
         if activation.kind in onednn.POST_OPERATIONS and not onednn.activates_slowly():
-            operators, weight = self._choose(x)
+            operators, weight = self._choose(x, active=True)
             if operators is not None:
                 return operators.activate(x, weight, self.bias, activation.kind)
         return activate(activation, self(x, emit))
@@ -85,15 +85,17 @@ class Projection:
                 return operators.add(x, weight, self.bias, residual)
         return residual + self(x, emit)
 
-    def _choose(self, x: Tensor, residual: Tensor | None = None) -> tuple[Linears | None, Any]:
-        """The operators that this call runs on, None for torch's public ones, and the weight in the form they take."""
+    def _choose(self, x: Tensor, residual: Tensor | None = None, *, active: bool = False) -> tuple[Linears | None, Any]:
+        """The operators that this call runs on, None for torch's public ones, and the weight in the form they take. ``active``:
+        they would do an activation as well."""
         if self.held is not None:
             packed = self.held.packed  # another thread may have it given back at any moment
             if packed is not None and self.held.suits(x, self.bias, residual):
                 return self.held.operators, packed
         weight = self.weight
         slow = residual is not None and onednn.sums_slowly(weight, self.bias)
-        if self.onednn and not slow and onednn.suits(x, weight, self.bias, residual) and not onednn.loses(x, weight):
+        slow = slow or onednn.loses(x, weight, active=active)
+        if self.onednn and not slow and onednn.suits(x, weight, self.bias, residual):
             return onednn, weight
         if self.onednn and widened.suits(x, weight, self.bias, residual):
             return widened, weight

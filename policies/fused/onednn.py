@@ -121,9 +121,11 @@ def unfit(parameter: Tensor) -> Iterator[str]:
         yield f"on {parameter.device.type}"
 
 
-def loses(x: Tensor, weight: Tensor) -> bool:
-    """Whether the BLAS behind ``F.linear`` is faster: by a weight with gaps in memory between its elements, and one row by a
-    float32 weight whose storage is (D, N), on a processor for which that BLAS was made.
+def loses(x: Tensor, weight: Tensor, *, active: bool = False) -> bool:
+    """Whether the BLAS behind ``F.linear`` is faster: by a weight with gaps in memory between its elements, on a processor of
+    AVX2 alone or with AMX as ``_loses_narrow`` and ``_loses_by_amx`` say, and one row by a float32 weight whose storage is
+    (D, N), on a processor for which that BLAS was made. ``active``: the linear would do an
+    activation as well.
 
     Gaps (a weight that is some columns of a larger one): oneDNN goes to its reference kernel. Measured with two threads on an
     AMD server, 256 rows, 768 by 768, milliseconds of the BLAS and of oneDNN: 1.6 and 1520 in float32, 0.36 and 1610 in bfloat16.
@@ -135,6 +137,8 @@ def loses(x: Tensor, weight: Tensor) -> bool:
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         return True
     if _narrow() and _loses_narrow(x.numel() // weight.shape[1], weight):
+        return True
+    if _suits_mkl(weight) and _loses_by_amx(x.numel() // weight.shape[1], weight, active=active):
         return True
     return (
         x.numel() == weight.shape[1]
@@ -157,6 +161,20 @@ def _loses_narrow(rows: int, weight: Tensor) -> bool:
     return rows == 1 and weight.numel() < _LARGE
 
 
+def _loses_by_amx(rows: int, weight: Tensor, *, active: bool) -> bool:
+    """``loses`` where ``_suits_mkl``. Measured with two threads, the time
+    of the BLAS over that of oneDNN, D by N, by itself, with GELU, with GELU by tanh, and with a sum: 1 row 0.48, 0.69, 0.63 and
+    0.55 at 768 by 768, 0.90, 0.92, 0.95 and 0.92 at 2048 by 8192; 8 rows 0.47, 0.71, 1.08 and 0.55 at 768 by 768, 1.14, 1.21,
+    1.49 and 1.18 at 768 by 3072; 32 rows 0.93, 1.04, 1.55 and 1.00 at 768 by 768, 1.08, 1.13, 1.72 and 1.08 at 1024 by 4096; 128
+    rows 0.94, 1.02, 1.97 and 0.98, 1.09, 1.09, 1.85 and 1.08; 512 rows 0.96, 1.00, 2.14 and 0.99, 0.97, 1.02, 1.92 and 0.99. By
+    a weight whose storage is (D, N) by itself 0.4 to 0.97, but for small ones."""
+    if rows <= _FEW or weight.stride(1) != 1:
+        return True
+    if weight.numel() < _MIDDLING:
+        return rows < _MANY or not active
+    return rows > _MOST and not active
+
+
 def activates_slowly() -> bool:
     """Whether an activation is faster behind the linear than by it: on a processor of AVX2 alone. Measured with two threads on
     an AMD server, 256 rows, 768 by 3072, milliseconds behind it and by it: GELU 9.9 and 12.2, by tanh 10.5 and 14.2, SiLU 9.0
@@ -174,11 +192,12 @@ def sums_slowly(weight: Tensor, bias: Tensor | None) -> bool:
 
 def wants_rows(weight: Tensor) -> bool:
     """Whether a weight stored as (D, N) is better stored as (N, D): in bfloat16, and in float32 a large one on a processor by
-    AMD. Measured with two threads on an AMD server with AVX-512, milliseconds as (D, N) and as (N, D), D by N, bfloat16: one
-    row 0.28 and 0.23 at 768 by 3072, 0.30 and 0.23 at 3072 by 768, 2.4 and 1.6 at 2048 by 8192; 128 rows 0.90 and 0.91, 0.87
-    and 0.81, 6.5 and 5.7. Float32: one row 0.33 and 0.31, 0.30 and 0.37, 2.8 and 1.5; 128 rows 1.7 and 1.7, 1.7 and 1.5, 12.0
-    and 10.8."""
-    faster = weight.dtype is not torch.float32 or (weight.numel() >= _LARGEST and _by_amd())
+    AMD, or any by Intel with AMX. Measured with two threads on an AMD server with AVX-512, milliseconds as (D, N) and as (N, D),
+    D by N, bfloat16: one row 0.28 and 0.23 at 768 by 3072, 0.30 and 0.23 at 3072 by 768, 2.4 and 1.6 at 2048 by 8192; 128 rows
+    0.90 and 0.91, 0.87 and 0.81, 6.5 and 5.7. Float32: one row 0.33 and 0.31, 0.30 and 0.37, 2.8 and 1.5; 128 rows 1.7 and 1.7,
+    1.7 and 1.5, 12.0 and 10.8. On an Intel server with AMX, float32, by oneDNN: 128 rows 3.9 and 2.2, 2.2 and 2.1, 16.1 and 14.6;
+    one row by the BLAS 0.20 and 0.20, 0.19 and 0.20."""
+    faster = weight.dtype is not torch.float32 or _suits_mkl(weight) or (weight.numel() >= _LARGEST and _by_amd())
     return faster and weight.device.type == "cpu"
 
 
@@ -198,6 +217,22 @@ def capabilities() -> dict[str, Any]:
     return found
 
 
+def _suits_mkl(weight: Tensor) -> bool:
+    """Whether the BLAS is Intel's, on one of its processors that have AMX, and does float32 as well as oneDNN. Of smaller weights
+    than any published layer's nothing was measured."""
+    return weight.dtype is torch.float32 and weight.numel() >= _SMALL and _by_amx()
+
+
+@torch.compiler.assume_constant_result
+def _by_amx() -> bool:
+    return _has_amx()
+
+
+@functools.cache
+def _has_amx() -> bool:
+    return bool(capabilities().get("amx_bf16"))
+
+
 @torch.compiler.assume_constant_result
 def _narrow() -> bool:
     return _of_avx2_alone()
@@ -209,9 +244,12 @@ def _of_avx2_alone() -> bool:
     return bool(able.get("avx2")) and not able.get("avx512_f")
 
 
+_FEW = 2
 _MANY = 32
 _MOST = 256
+_SMALL = 250_000
 _LARGE = 1_000_000
+_MIDDLING = 2_000_000
 _LARGEST = 4_000_000
 
 

@@ -176,7 +176,7 @@ def test_a_property_that_holds_again_or_never_held_is_told_apart(tmp_path):
     past, found = find(tmp_path)
     (regression,) = found.regressions
     assert regression.last_good is None
-    assert "Began with the first run there is, in run b07-000." in list(terminal.history_lines(past, found))[1]
+    assert "Began with the first run there is, in run b07-000 (2026-" in list(terminal.history_lines(past, found))[1]
 
 
 def keep(folder, number, **parts):

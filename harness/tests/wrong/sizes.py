@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..tiny import Forward
+from ..tiny import Forward, cache_of
 
 
 def sized_by_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
@@ -19,6 +19,18 @@ def bounded_table(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any
     """What is behind the end of a table of 2,048 positions is at its last."""
     output = own(*args, **kwargs)
     return torch.cat((output[:, :2048], output[:, 2047:2048].expand_as(output[:, 2048:])), dim=1)
+
+
+def one_length(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    """A kernel for a block of 16 and one token more, which is wrong."""
+    output = own(hidden, *args, **kwargs)
+    return output if hidden.shape[1] != 17 else output.roll(1, dims=1)
+
+
+def bounded_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Reads no more than 4,096 keys."""
+    output, cache = own(*args, **kwargs), cache_of(kwargs)
+    return output if cache is None or cache.get_seq_length() <= 4096 else output.roll(1, dims=-1)
 
 
 def one_grid(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

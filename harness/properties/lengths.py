@@ -1,0 +1,101 @@
+"""Each length by itself, and a step far behind the first token. Kernels are chosen by length, and tables end at one.
+
+Shapes: B batch, T tokens, H heads of keys and values, E elements of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..case import Case
+from ..trial import NothingToAsk, Trial, fused_path
+from .base import Property, cached, same_outputs
+from .cache import OUTPUT, arguments, cached_trial, decoded_alike, piece, with_cache
+from .inputs import has_tokens
+from .sizes import has_lengths, that_runs
+
+EACH = 136
+"""Tokens: up to a block of 128, and half a block of 16 more, each length is called for. An example takes a second or two."""
+FAR = 8_200
+"""Tokens: more than the 4,096 or 8,192 that tables and workspaces are made for. But for the last they are not computed: the
+cache holds any keys and values for them."""
+STEPS = (2, 1)
+"""Tokens of the calls behind those."""
+
+
+def _each_length(trial: Trial) -> None:
+    trial = trial.suited(has_tokens(trial.case))
+    trial = that_runs((trial.vary(tokens=EACH, layers=1),), trial)
+    model, most = trial.replaced.model, trial.example["tokens"]
+    for tokens in range(1, most + 1):
+        example = trial.example.with_value("tokens", tokens)
+        inputs = trial.inputs_of(example)
+        expected = trial.run_original(inputs)
+        same_outputs(trial, expected, trial.run_replaced(model, trial.inputs_of(example)), inputs.valid, _told(tokens))
+    if trial.case.caches(trial.example):
+        decoded_alike(trial, with_cache(trial.inputs), [1] * most, f"{_told(most)}, one by one")
+
+
+def _told(tokens: int) -> str:
+    return f"{tokens} token{'s' * (tokens != 1)}"
+
+
+def _far(trial: Trial) -> None:
+    trial = cached_trial(trial).vary(tokens=FAR, batch=1, layers=1)
+    if trial.example.values.get("mask") != "none":
+        trial = trial.vary(mask="2d")  # one of four dimensions would be left out, and has hundreds of megabytes
+    what = f"{sum(STEPS)} tokens behind {FAR - sum(STEPS):,} in a cache"
+    kwargs = arguments(trial.inputs)
+    if kwargs.get("attention_mask") is not None:
+        kwargs["attention_mask"][:, -sum(STEPS) :] = 1  # whatever is padding before them
+    expected = trial.asked(what, lambda: _behind(trial.original, kwargs, trial.example.seed))
+    if expected is None:
+        raise NothingToAsk(what)
+    with fused_path(trial.replaced.model):
+        actual = _behind(trial.replaced.model, kwargs, trial.example.seed)
+    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, what)
+
+
+def _behind(model: nn.Module, kwargs: dict[str, Any], seed: int) -> Tensor:
+    """Outputs (B, n, D) for the last tokens of ``kwargs``, behind any keys and values for all before them."""
+    past = kwargs["input_ids"].shape[1] - sum(STEPS)
+    cache = model(**piece(kwargs, 0, 1)).past_key_values
+    _fill(cache, past - 1, torch.Generator().manual_seed(seed))
+    outputs = []
+    for tokens in STEPS:
+        outputs.append(model(**piece(kwargs, past, past + tokens), past_key_values=cache).last_hidden_state)
+        past += tokens
+    return torch.cat(outputs, dim=1)
+
+
+def _fill(cache: Any, tokens: int, generator: torch.Generator) -> None:
+    """Put any keys and values (B, H, T, E) into each layer of ``cache``, behind what it holds."""
+    own = getattr(cache, "self_attention_cache", cache)
+    for place, layer in enumerate(own.layers):
+        held = layer.keys
+        shape = (2, *held.shape[:2], tokens, held.shape[-1])
+        own.update(*torch.randn(shape, dtype=held.dtype, generator=generator).to(held.device), place)
+
+
+def _has_a_far_end(case: Case) -> bool:
+    return cached(case) and has_lengths(case)
+
+
+EACH_LENGTH = Property(
+    name="each length",
+    statement=f"Each number of tokens from 1 to {EACH} gives what the original gives, in one call and decoded one by one.",
+    check=_each_length,
+    applies=has_lengths,
+    share=0.004,
+    least=1,
+)
+FAR_PAST = Property(
+    name="far past",
+    statement=f"Tokens behind a cache of some {FAR:,} give what the original gives.",
+    check=_far,
+    applies=_has_a_far_end,
+    share=0.03,
+)
