@@ -90,6 +90,7 @@ def new(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the file.")] = Path(),
 ) -> int:
     """Write a policy for a layer class, filled in as far as the layer's structure can be found out."""
+    from ..search import quiet
     from ..validation.invent import invent, write_file
     from ..validation.isolation import limited
 
@@ -98,7 +99,7 @@ def new(
     path = options.made(out) / f"{name.lower()}.py"
     if path.exists():
         raise typer.BadParameter(f"{path}: exists, and is not overwritten; choose another NAME, or another folder by --out")
-    with limited():
+    with limited(), quiet():
         invented = invent(name, layer)
     write_file(invented, path)
     lines = invented.source.count("\n")
