@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,6 +16,7 @@ import policies
 from cases.bert import BertCase
 from cases.gpt2 import GPT2Case
 from cases.llama import LlamaCase
+from cases.processors import processor
 from cases.unet import UNetCase
 from cases.vae import VAECase
 from harness.case import Case
@@ -26,16 +26,6 @@ from policies.fused.linear import Projection
 from policies.fused.memory import in_strides
 
 GPT2 = GPT2Case()
-PROCESSORS = ("_narrow", "_by_amd", "_by_amx")
-
-
-@contextlib.contextmanager
-def processor(*kinds: str) -> Iterator[None]:
-    """Of these kinds, and of no other."""
-    with contextlib.ExitStack() as stack:
-        for kind in PROCESSORS:
-            stack.enter_context(mock.patch.object(onednn, kind, return_value=kind in kinds))
-        yield
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from policies.plans import PlanUnavailable
 from . import CASES
 from .diffusion_pairs import pair
 from .llama import LlamaCase
+from .processors import KINDS, processor
 from .unet import UNetCase
 from .vae import VAECase
 
@@ -103,6 +104,24 @@ def test_an_exported_program_gives_what_the_original_gives(entry: CaseEntry) -> 
             assert not any(one.requires_grad for one in found), "the program turns gradients on"
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close([*tensors_in(replaced(**given))], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_program_exported_for_many_lengths_takes_each_whatever_the_processor(kind: str) -> None:
+    """Which kernel is faster by a weight of published size may depend on the number of rows."""
+    case = LlamaCase()
+    sizes = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 2, "num_key_value_heads": 2}
+    original = case.build(case.simplest, **sizes)
+    replaced = copy.deepcopy(original)
+    policies.replace_module(replaced)
+    many = {"x": {1: torch.export.Dim("tokens", min=2, max=300)}}
+    with torch.no_grad(), processor(kind):
+        call = Of(replaced, lambda model, ids: model(ids, use_cache=False).last_hidden_state)
+        program = torch.export.export(call, (IDS,), dynamic_shapes=many, strict=False).module()
+        for tokens in (2, 20, 300):
+            ids = IDS[:, :2].repeat(1, 150)[:, :tokens]
+            expected = original(ids, use_cache=False).last_hidden_state
+            torch.testing.assert_close(program(ids), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_packed_model_cannot_be_exported_and_says_what_can() -> None:

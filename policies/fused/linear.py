@@ -94,8 +94,8 @@ class Projection:
                 return self.held.operators, packed
         weight = self.weight
         slow = residual is not None and onednn.sums_slowly(weight, self.bias)
-        slow = slow or onednn.loses(x, weight, active=active)
-        if self.onednn and not slow and onednn.suits(x, weight, self.bias, residual):
+        fits = self.onednn and not slow and onednn.suits(x, weight, self.bias, residual)
+        if fits and not onednn.loses(x, weight, active=active):
             return onednn, weight
         if self.onednn and widened.suits(x, weight, self.bias, residual):
             return widened, weight

@@ -22,7 +22,7 @@ from ..anatomy import ActivationKind
 from . import traced
 from .activations import KERNELS, QUICK_GELU_SLOPE
 from .memory import alone
-from .transforms import compiling
+from .transforms import compiling, settled
 
 DTYPES = (torch.float32, torch.bfloat16)
 POST_OPERATIONS: dict[ActivationKind, tuple[str, str]] = {
@@ -136,17 +136,12 @@ def loses(x: Tensor, weight: Tensor, *, active: bool = False) -> bool:
     0.11 and 0.07 at 768 by 3072, 2.4 and 1.6 at 2048 by 8192."""
     if not (weight.is_contiguous() or weight.t().is_contiguous()):
         return True
-    if _narrow() and _loses_narrow(x.numel() // weight.shape[1], weight):
+    rows = settled(x.numel() // weight.shape[1], _USUAL)
+    if _narrow() and _loses_narrow(rows, weight):
         return True
-    if _suits_mkl(weight) and _loses_by_amx(x.numel() // weight.shape[1], weight, active=active):
+    if _suits_mkl(weight) and _loses_by_amx(rows, weight, active=active):
         return True
-    return (
-        x.numel() == weight.shape[1]
-        and weight.dtype is torch.float32
-        and weight.numel() >= _LARGE
-        and weight.stride(1) != 1
-        and not _by_amd()
-    )
+    return rows == 1 and weight.dtype is torch.float32 and weight.numel() >= _LARGE and weight.stride(1) != 1 and not _by_amd()
 
 
 def _loses_narrow(rows: int, weight: Tensor) -> bool:
@@ -244,6 +239,8 @@ def _of_avx2_alone() -> bool:
     return bool(able.get("avx2")) and not able.get("avx512_f")
 
 
+_USUAL = 128
+"""Rows of a call whose number is not settled."""
 _FEW = 2
 _MANY = 32
 _MOST = 256

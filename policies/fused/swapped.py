@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 from ..plans import Plan
 from . import onednn, widened
 from .attributes import HOOKS, hooked_everywhere
-from .transforms import transforming
+from .transforms import settled, transforming
 
 if TYPE_CHECKING:
     from .diffusion import DiffusionState
@@ -150,7 +150,7 @@ def is_plain(module: Any, cls: type[nn.Module]) -> bool:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """``x @ weight.T + bias`` for x (..., D), weight (N, D), bias (N,): (..., N)."""
-    large = x.numel() * weight.shape[0] >= SMALLEST_PRODUCT
+    large = settled(x.numel() * weight.shape[0], SMALLEST_PRODUCT) >= SMALLEST_PRODUCT
     if large and plan is Plan.ONEDNN and type(x) is Tensor and not transforming() and x.is_contiguous():
         if onednn.suits(x, weight, bias) and not onednn.loses(x, weight):
             return onednn.linear(x, weight, bias)

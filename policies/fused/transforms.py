@@ -36,6 +36,16 @@ def exporting() -> bool:
     return torch.compiler.is_exporting() and (torch.compiler.is_dynamo_compiling() or any(map(_mode, _OF_EXPORTERS)))
 
 
+def settled(size: int, otherwise: int) -> int:
+    """``size``, or where a compiler leaves it open ``otherwise``. A choice by an open size would split what is compiled, and an
+    exporter would refuse the sizes beyond it."""
+    if not compiling():
+        return size
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # takes a while, and is there where there is a compiler
+
+    return size if has_static_value(size) else otherwise
+
+
 def tracing() -> bool:
     """Whether ``torch.jit.trace`` (or ONNX's exporter, by way of it) is watching."""
     return _tracing_state() is not None
