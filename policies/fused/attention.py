@@ -15,7 +15,7 @@ from torch import Tensor
 from ..anatomy import Attention, FusedQKV, Linear, QKVLayout, SplitCrossQKV, SplitQKV
 from ..plans import Plan
 from .linear import Emit, Projection, can_pack, held_by_nobody_else, pack, unpack
-from .masks import eager, resolve, spread_if_blind
+from .masks import eager, put_over, resolve, spread_if_blind
 from .norm import normalise
 from .packed import Packer
 from .positions import rotate
@@ -197,6 +197,8 @@ class FusedAttention:
             # The causal flag aligns to the first key. transformers calls a layer so only with a preallocated cache
             # that holds nothing behind these queries yet.
             key, value = key[..., :queries, :], value[..., :queries, :]
+        by_products = torch.is_grad_enabled() and eager(attention)  # to ask a configuration takes microseconds
+        over = put_over(attention, queries, key.shape[-2], query.device) if by_products and mask is not None else None
         context = scaled_dot_product_attention(
             query,
             key,
@@ -205,7 +207,8 @@ class FusedAttention:
             is_causal=causal,
             scale=attention.scale,
             enable_gqa=self.grouped,
-            eager=torch.is_grad_enabled() and eager(attention),  # to ask a configuration takes microseconds
+            eager=by_products,
+            put_over=over,
         )
         context = context.transpose(1, 2).flatten(-2)
         emit(f"{attention.out.name}:input", context)

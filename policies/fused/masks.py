@@ -65,6 +65,12 @@ def eager(attention: Attention) -> bool:
     return getattr(config, "_attn_implementation", "eager") == "eager"  # BLOOM and Megatron have no other
 
 
+def put_over(attention: Attention, queries: int, keys: int, device: torch.device) -> Tensor | None:
+    """(T, S) bool: scores in whose place the original puts a number, through which no gradient goes back: those that a table of
+    its own forbids, where it has one."""
+    return None if attention.causality is not Causality.ALWAYS else ~_own_mask(attention, queries, keys, device)
+
+
 def _outweighing(mask: Tensor) -> Tensor:
     """``mask`` of float16 in float32, its smallest number with it. Beside that, float16 keeps nothing of a score up to 16: a
     query that sees nothing attends to every key evenly."""

@@ -33,11 +33,15 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     eager: bool = False,
+    put_over: Tensor | None = None,
 ) -> Tensor:
     """``F.scaled_dot_product_attention`` of query (B, H, T, E), key and value (B, K, S, E): (B, H, T, E). ``eager``: the original
-    attends by products and a softmax, and so does this where there are gradients to come."""
+    attends by products and a softmax, and so does this where there are gradients to come. ``put_over`` (T, S) bool: scores
+    through which none goes back, whatever weight they have."""
     if eager and torch.is_grad_enabled() and any(one.requires_grad for one in (query, key, value)):
-        return _by_products(query, key, value, attn_mask, is_causal, scale)
+        if is_causal:
+            attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        return _by_products(query, key, value, attn_mask, put_over, scale)
     if query.shape[-2] == 1 and query.dim() == 4 and query.device.type == "cpu" and (enable_gqa or _slow_alone(query)):
         return _of_one_query(query, key, value, attn_mask, scale)
     return F.scaled_dot_product_attention(
@@ -45,7 +49,9 @@ def scaled_dot_product_attention(
     )
 
 
-def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+def _by_products(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, put_over: Tensor | None, scale: float | None
+) -> Tensor:
     """Attention as an original has it that attends so, in the layer's own dtype.
 
     The kernel's backward pass computes weights anew from the logarithm of their sum. A query that sees nothing has scores of
@@ -56,8 +62,8 @@ def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
     if group > 1:
         key, value = (one.repeat_interleave(group, dim=-3) for one in (key, value))
     scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)
-    if causal:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if put_over is not None:
+        scores = scores.masked_fill(put_over, 0.0)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
     return scores.softmax(-1).to(value.dtype) @ value
