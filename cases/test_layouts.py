@@ -20,6 +20,7 @@ from cases.processors import processor
 from cases.unet import UNetCase
 from cases.vae import VAECase
 from harness.case import Case
+from harness.trial import cast
 from policies.anatomy import Activation, ActivationKind
 from policies.fused import onednn
 from policies.fused.linear import Projection
@@ -209,6 +210,27 @@ def test_a_model_with_weights_by_rows_can_be_saved(tmp_path: Path) -> None:
     model = GPT2.build(GPT2.simplest).bfloat16()
     policies.replace_module(model).model.save_pretrained(tmp_path)
     assert torch.equal(conv1d(type(model).from_pretrained(tmp_path)), conv1d(model))
+
+
+@pytest.mark.parametrize(
+    ("case", "name", "dtype"),
+    [(GPT2, "h.0.mlp.c_fc.weight", torch.bfloat16), (VAECase(), "decoder.conv_in.weight", torch.float32)],
+    ids=lambda one: getattr(one, "name", str(one)),
+)
+def test_a_gradient_lies_as_its_weight_does_after_a_revert_too(case: Case, name: str, dtype: torch.dtype) -> None:
+    model = case.build(case.simplest).to(dtype)
+    handle = policies.replace_module(model)
+    output = next(iter(case.run(model, cast(case.inputs(case.simplest), dtype)).values()))
+    output.float().square().mean().backward()  # type: ignore[no-untyped-call]
+    weight = model.get_parameter(name)
+    assert weight.grad is not None
+    assert not weight.is_contiguous()
+    assert weight.grad.stride() == weight.stride()
+    values = weight.grad.clone()
+    handle.revert()
+    assert weight.is_contiguous()
+    assert weight.grad.is_contiguous()
+    assert torch.equal(weight.grad, values)
 
 
 def for_inpainting(unet: Any) -> Tensor:

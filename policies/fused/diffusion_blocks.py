@@ -21,7 +21,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from ..plans import Plan
 from .boundary import suggests_channels_last
-from .memory import alone, in_strides, may_move
+from .memory import alone, lay_out, may_move
 from .swapped import Swapped, apply, differentiated, linear
 from .transforms import compiling, transforming
 from .widened import HALVES, suits_convolution
@@ -61,7 +61,7 @@ class FusedConv2d(Swapped):
         shape, strides = self.__dict__.pop("_fused_before", (None, ()))
         for parameter in self.parameters():
             if parameter.shape == shape and parameter.is_contiguous(memory_format=CHANNELS_LAST):
-                parameter.data = in_strides(parameter.data, strides)
+                lay_out(parameter, strides)
 
     def forward(self, input: Tensor) -> Tensor:
         if transforming():

@@ -76,7 +76,7 @@ class FusedLayer(nn.Module):
             if not self._fused_looked_at:
                 self._fused_state = FusedState(self, self._fused_policy, self._fused_plan, shared=self._fused_shared)
 
-    @torch.compiler.disable
+    @torch.compiler.disable(reason="weights of plan packed are no tensors; for fullgraph replace with plan='auto'")
     def _fused_untraced(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return self._fused_forward(args, kwargs)
 

@@ -21,7 +21,7 @@ from ..anatomy import Activation, Linear
 from ..plans import Plan
 from . import onednn, widened
 from .activations import KERNELS
-from .memory import alone, may_move
+from .memory import alone, lay_out, may_move
 from .packed import Linears, PackedWeight, Packer
 
 Emit = Callable[[str, Tensor], None]
@@ -196,7 +196,7 @@ def by_columns(layer: nn.Module, names: frozenset[str]) -> None:
     """Undo ``by_rows`` of those ``names`` that ``layer`` still has."""
     for name, weight in layer.named_parameters():
         if name in names:
-            weight.data = weight.data.contiguous()
+            lay_out(weight, (weight.shape[1], 1))
 
 
 def _movable(linear: Linear) -> bool:

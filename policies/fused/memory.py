@@ -65,6 +65,17 @@ def in_strides(values: Tensor, strides: tuple[int, ...]) -> Tensor:
     return torch.empty_strided(values.shape, strides, dtype=values.dtype, device=values.device).copy_(values)
 
 
+def lay_out(parameter: Tensor, strides: tuple[int, ...]) -> None:
+    """Give ``parameter`` ``strides``, its values bit for bit, and its gradient too, where that lies as it does and is nobody
+    else's. Raises ValueError where two values would lie in one place."""
+    before = parameter.stride()
+    parameter.data = in_strides(parameter.data, strides)
+    gradient, parameter.grad = parameter.grad, None  # a parameter is one more who holds it
+    if gradient is not None and gradient.stride() == before and alone((gradient,)):
+        gradient.data = in_strides(gradient.data, strides)
+    parameter.grad = gradient
+
+
 def _overlap(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     reached = 0
     for stride, size in sorted(zip(strides, shape, strict=True)):
