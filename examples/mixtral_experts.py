@@ -42,7 +42,11 @@ class ChangeOfClass(Swap):
         self.module.__class__ = GatheredExperts
 
     def revert(self) -> None:
-        self.module.__class__ = MixtralExperts
+        now = type(self.module)
+        if now is GatheredExperts:
+            self.module.__class__ = MixtralExperts
+        else:  # a class that was put on top later, as a parametrization puts it
+            now.__bases__ = tuple(MixtralExperts if one is GatheredExperts else one for one in now.__bases__)
 
 
 class MixtralExpertsPolicy(DSPolicy):

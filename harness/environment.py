@@ -27,13 +27,13 @@ PACKAGES = (
 )
 
 
-def fingerprint() -> Environment:
-    """Describe this machine, and with how many threads this process computes. Imports torch."""
+def fingerprint(*notes: str) -> Environment:
+    """Describe this machine, and with how many threads this process computes, with ``notes`` of the caller's. Imports torch."""
     import torch
 
     cpu, cores, memory = cpu_name(), psutil.cpu_count() or 1, psutil.virtual_memory().total
     device = _accelerator()
-    notes = [] if device is not None else ["No accelerator: nothing was measured or checked on a GPU."]
+    missing = () if device is not None else ("No accelerator: nothing was measured or checked on a GPU.",)
     identity = f"{cpu}|{cores}|{round(memory / 2**30)}|{device.name if device else ''}"
     return Environment(
         machine=hashlib.sha256(identity.encode()).hexdigest()[:12],
@@ -46,7 +46,7 @@ def fingerprint() -> Environment:
         python=platform.python_version(),
         packages=installed(),
         git=_commit(),
-        notes=tuple(notes),
+        notes=(*missing, *notes),
     )
 
 

@@ -6,13 +6,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Protocol
 
+from policies.plans import CAPTURED, Plan
 from reports.record import Coverage, Environment, Run, Timing, Verdict
 from reports.storage import write
 from reports.summary import WRONG
 
 from .environment import fingerprint
 from .interrupts import heed
-from .journal import Begun, CeilingsDone, CheckDone, Contents, Journal, TimingDone, TimingsPlanned, read
+from .journal import Begun, CeilingsDone, CheckDone, Contents, Journal, Order, TimingDone, TimingsPlanned, read
 from .profiles import depth
 from .registry import CaseEntry, choose
 from .timing.light import best, held_against
@@ -34,8 +35,11 @@ class Watcher(Protocol):
 def perform(journal: Journal, entries: tuple[CaseEntry, ...], watcher: Watcher, *, workers: int | None = None) -> Run:
     """Do what is left of a run, which is of the cases ``entries``, and write its record. On interruption what is done is in the
     journal."""
+    emulated = _emulated(journal.order)
+    for line in emulated:
+        watcher.say(line)
     if _environment(journal.contents) is None:
-        journal.append(Begun(environment=fingerprint()))
+        journal.append(Begun(environment=fingerprint(*emulated)))
     if journal.order.check:
         _check(journal, entries, watcher, workers)
     if journal.order.bench:
@@ -44,6 +48,13 @@ def perform(journal: Journal, entries: tuple[CaseEntry, ...], watcher: Watcher, 
     write(run, journal.folder)
     journal.remove()
     return run
+
+
+def _emulated(order: Order) -> tuple[str, ...]:
+    """What a reader has to know of a plan that is for a GPU, in one sentence, where there is none."""
+    if not order.check or order.device != "cpu" or Plan(order.execution) not in CAPTURED:
+        return ()
+    return (f"Plan {order.execution} on a CPU: calls were captured and replayed by an emulator of CUDA graphs.",)
 
 
 def _check(journal: Journal, entries: tuple[CaseEntry, ...], watcher: Watcher, workers: int | None) -> None:

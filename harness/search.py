@@ -162,7 +162,8 @@ def tell(prop: Property, case: Case, replacer: Replacer, example: Example) -> tu
 def judge(prop: Property, case: Case, replacer: Replacer, example: Example, found: Found) -> None:
     """Check ``prop`` on one example and add what came of it to ``found``; raises what the property raised."""
     trial = Trial(case, example, replacer, dtype=prop.dtype)
-    if found.failure is None:
+    counts = found.failure is None
+    if counts:
         found.examples += 1
         found.last = example
     watched = shared_untouched(case) if found.examples == 1 else contextlib.nullcontext()
@@ -177,9 +178,10 @@ def judge(prop: Property, case: Case, replacer: Replacer, example: Example, foun
         raise
     except Exception as problem:
         found.failure = (example, problem)
+        trial.evidence.note(getattr(problem, "error", None) or 0.0)
         raise
     finally:
-        if found.failure is None:
+        if counts:
             found.replaced += trial.evidence.replaced
             found.expected += trial.evidence.expected
             found.refusals.update(trial.evidence.refusals)

@@ -13,5 +13,6 @@ def suggestion(
 
     ``cutoff`` is the least likeness, from 0 to 1, that counts as near.
     """
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"did you mean {written(near[0])}?" if near else otherwise
+    lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=cutoff)
+    return f"did you mean {written(lower[near[0]])}?" if near else otherwise

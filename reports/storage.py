@@ -94,9 +94,11 @@ def read(path: Path) -> Run:
 
 
 def read_named(run: Path) -> Run:
-    """The run at ``run``, or the one below ``runs`` whose id that is, as reports name it. Raises ``RecordError``."""
+    """The run at ``run``, or the one below ``runs`` whose id, as reports name it, or folder that is. Raises ``RecordError``."""
     if run.exists() or run != Path(run.name):
         return read(run)
+    if ("runs" / run).exists():
+        return read("runs" / run)
     for path in sorted(Path("runs").rglob(RECORD_NAME)):
         with contextlib.suppress(RecordError):
             if decode(read_bytes(path), _Named, path).id == run.name:

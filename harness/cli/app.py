@@ -33,7 +33,8 @@ sizes, and writes a report.
 
 Start with:  harness list, then  harness run bert --profile quick
 
-Exit status: 0 all held; 1 something failed or regressed; 2 bad usage or unreadable input.
+Exit status: 0 all held; 1 something failed or regressed; 2 bad usage or unreadable input; 130 interrupted or terminated;
+141 nobody reads what is printed.
 """
 
 app = typer.Typer(
@@ -89,7 +90,8 @@ def main(cases: tuple[CaseEntry, ...]) -> None:
             stream.reconfigure(errors="replace")
     result = status(cases, sys.argv[1:])
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None:  # which somebody may have closed
+            sys.stdout.flush()
     except BrokenPipeError:
         result = options.CLOSED_PIPE
     _end(result)
@@ -99,7 +101,7 @@ def _end(result: int) -> NoReturn:
     """End the program, and do what is to be done at its end, but do not wait for Python to take apart all that torch and
     transformers hold, which takes it one to two seconds, nor let it try once more to print what nobody reads."""
     atexit._run_exitfuncs()
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):
         sys.stderr.flush()
     os._exit(result)
 

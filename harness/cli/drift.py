@@ -22,7 +22,10 @@ def drift(
     now = take()
     if update:
         write_kept(now)
-        print(f"{KEPT}: {len(now.layers)} layer classes of {_words(now.versions)}")
+        if json:
+            print_json({"kept": str(KEPT), "layers": sorted(now.layers), "versions": now.versions})
+        else:
+            print(f"{KEPT}: {len(now.layers)} layer classes of {_words(now.versions)}")
         return 0
     found = compare(read_kept(), now)
     if json:

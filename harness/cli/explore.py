@@ -27,7 +27,9 @@ def list_cases(
         print_json({"cases": rows})
         return 0
     console = Console()
-    table = Table("case", "policy", "replaces", "here", box=None)
+    table = Table(box=None)
+    for name in ("case", "policy", "replaces", "here"):
+        table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(row["case"], row["policy"], ", ".join(row["replaces"]), row["unavailable"] or "available")
     if console.is_terminal:
@@ -77,7 +79,7 @@ def doctor(
     if timing:
         return _timing(device, limit, json=json)
     if {"device", "limit"} & {*options.said(ctx)}:
-        raise typer.BadParameter("--device and --limit say how --timing is done")
+        raise typer.BadParameter("--device and --limit say how --timing is done; add --timing")
     from ..environment import fingerprint
     from ..timing.devices import DeviceUnavailable
     from ..timing.opening import open_device

@@ -43,11 +43,11 @@ def faults(
 
     settle(plan)
     chosen = options.chosen(ctx, cases)
+    if fault and (cases or not listing):
+        _see_fitting(tuple(fault), chosen, plan)
     if listing:
         return _list(tuple(fault or ()), chosen if cases else (), plan, json=json)
     options.see_profile(profile)
-    if fault:
-        _see_fitting(tuple(fault), chosen, plan)
     begin()  # before this process imports what takes seconds too
     from ..faults import run_faults
 

@@ -93,7 +93,7 @@ def reproduce(
     """Write the self-contained script that shows one failure of a run, without the harness."""
     failures = {one.failure.id: one.failure for one in _found(ctx, run).verdicts if one.failure is not None}
     if failure not in failures:
-        known = f"there are: {' '.join(failures)}" if failures else "nothing failed in this run"
+        known = f"there are: {' '.join(failures)}" if failures else "no failure of this run has a script"
         raise typer.BadParameter(f"{run}: no failure is called {failure!r}; {known}")
     script = failures[failure].script
     if script is None:

@@ -41,6 +41,8 @@ def validate(
 
     options.see_profile(profile)
     path, name = _split(file)
+    if not path:
+        raise typer.BadParameter("the file has no name")
     if not Path(path).is_file():
         raise typer.BadParameter(f"{path}: {'is a folder, not a file' if Path(path).is_dir() else 'there is no such file'}")
     options.see_device(device)

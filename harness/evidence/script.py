@@ -65,7 +65,10 @@ def chosen_replacer():
     file, _, name = chosen.rpartition(":")
     if not (file and name.isidentifier()):  # a colon in a folder's name is no separator
         file, name = chosen, ""
-    found = runpy.run_path(file)
+    found, wanted = runpy.run_path(file) if os.path.isfile(file) else {{}}, name or "replace_module"
+    if wanted not in found:
+        print(f"{{file}} is not there, or has no {{wanted}}; FILE:NAME names a policy in it", file=sys.stderr)
+        sys.exit(2)
     return functools.partial(replace_module, policies=[found[name]]) if name else found["replace_module"]
 '''
 
@@ -197,7 +200,7 @@ def _written_out(prop: Property, case: Case, example: Example, plan: str) -> str
         body, imports = construction(case, example)
         inputs = Trial(case, example, replace_module).fresh_inputs()
     bundle = Bundle()
-    bundle.imports |= {*imports, "import copy", "import functools", "import logging", "import runpy", "import sys"}
+    bundle.imports |= {*imports, "import copy", "import functools", "import logging", "import os", "import runpy", "import sys"}
     bundle.imports |= {"import warnings", "import torch"}
     bundle.add("harness.randomise", "randomise")
     bundle.add("harness.exact", "exact_mode")
@@ -221,7 +224,7 @@ def _written_out(prop: Property, case: Case, example: Example, plan: str) -> str
 def _carried_along(prop: Property, case: Case, example: Example, plan: str) -> str:
     """A script that holds the source of the property and of the case."""
     bundle = Bundle({("harness.rounding.calibration", "multiple"): _multiples()} if prop.lower is not None else None)
-    bundle.imports |= {"import functools", "import logging", "import runpy", "import sys", "import torch"}
+    bundle.imports |= {"import functools", "import logging", "import os", "import runpy", "import sys", "import torch"}
     bundle.imports |= {"import warnings"}
     kind = kind_of(case)
     made = f"{bundle.add(kind.__module__, kind.__name__)}({', '.join(_told(bundle, one) for one in case.made_with)})"

@@ -167,7 +167,7 @@ def _new_lengths(trial: Trial) -> None:
     """A call of each length. What is kept of a length for the next call of the same is dropped at last for
     that of another, which is shorter; what is kept of every length is more after each call."""
     trial = that_runs((trial.vary(tokens=LENGTHS[0], batch=1, layers=1),), trial)
-    if trial.example["tokens"] != LENGTHS[0]:
+    if trial.example.values.get("tokens") != LENGTHS[0]:
         return
     model, held = trial.replaced.model, []
     gc.freeze()

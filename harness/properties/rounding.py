@@ -32,6 +32,7 @@ def _within_budget(dtype: str) -> Callable[[Trial], None]:
                     ratio = pooled(confirmed).ratio
             used.append(ratio / most)
             if not ratio <= most:
+                trial.evidence.budgets_used.append(max(used))
                 raise Disagreement(_excess(name, allowance, measured, ratio / most), error=measured.error)
         trial.evidence.budgets_used += [max(used)] if judged else []
 

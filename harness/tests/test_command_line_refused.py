@@ -12,9 +12,10 @@ from .command_line import begun, harness, one_line
 
 
 @pytest.mark.parametrize("command", ["check", "bench", "run", "list"])
-def test_an_unknown_case_gets_a_suggestion(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert harness(command, "bret") == 2
-    assert one_line(capsys) == "harness: no case is called 'bret'; did you mean bert?"
+@pytest.mark.parametrize("name", ["bret", "BERT"])
+def test_an_unknown_case_gets_a_suggestion(command: str, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert harness(command, name) == 2
+    assert one_line(capsys) == f"harness: no case is called {name!r}; did you mean bert?"
 
 
 def test_a_case_that_resembles_nothing_gets_the_list(capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,7 +151,7 @@ def test_a_fault_that_can_matter_nowhere_is_refused_and_its_case_is_no_matter(ca
 
 def test_doctor_takes_no_device_for_what_is_not_timed(capsys: pytest.CaptureFixture[str]) -> None:
     assert harness("doctor", "--device", "cuda") == 2
-    assert one_line(capsys).endswith("--device and --limit say how --timing is done")
+    assert one_line(capsys).endswith("--device and --limit say how --timing is done; add --timing")
 
 
 def test_what_a_resumed_run_is_told_besides_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

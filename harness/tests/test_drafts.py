@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from harness.validation.fields import idle_dropouts
 from harness.validation.invent import invent
 from harness.validation.models import NotDerivable
 from harness.validation.parts import Passed, linear_paths
+from harness.validation.validate import Request, validate
 from policies.structure import Structure
 from policies.swap import UnsupportedLayer
 
@@ -124,6 +126,15 @@ def test_a_case_is_derived_for_a_layer_that_sees_images() -> None:
     case = DerivedCase(derive(MODELING.format("vit", "ViTLayer")))
     assert not {"tokens", "mask", "positions"} & {one.name for one in case.axes}
     assert not (case.cached or case.static_cache)
+
+
+def test_a_layer_that_sees_images_keeps_nothing_and_is_asked_so(tmp_path: Path) -> None:
+    """A file may have a name that Python's modules cannot be saved by."""
+    file = tmp_path / "sée.py"
+    file.write_text(invent("See", MODELING.format("vit", "ViTLayer")).source)
+    request = Request(path=str(file), profile="quick", budget=0.0, faults=0.0, properties=("flat memory", "pickle"))
+    found = {one.property: (one.outcome, one.reason) for one in validate(request, lambda verdict: None).verdicts}
+    assert found["flat memory"] == found["pickle"] == ("held", "")
 
 
 def test_a_window_that_is_drawn_is_in_effect_in_every_other_layer() -> None:

@@ -86,6 +86,7 @@ def test_a_script_run_by_itself_fails_with_a_faulty_policy_and_passes_with_the_h
     file.write_text(text)
     assert run(file, f"{policy}:DoubledScale" if prop == "cache" else policy) == (1, 1)
     assert run(file) == (0, 1)
+    assert run(file, f"{policy}:Nobody") == run(file, tmp_path / "nowhere.py") == (2, 0)
 
 
 def test_a_script_run_by_itself_replaces_by_the_plan_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

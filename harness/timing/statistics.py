@@ -152,7 +152,8 @@ def judge(
     if bounds is None:
         return _without_interval(
             "AMBIGUOUS",
-            f"{len(differences)} blocks of 4 samples cannot carry a {confidence:.0%} interval, {blocks_needed(alpha)} can: "
+            f"{len(differences)} block{'s' * (len(differences) != 1)} of 4 samples cannot carry a {confidence:.0%} interval, "
+            f"{blocks_needed(alpha)} can: "
             "raise the time budget",
         )
     estimate, low, high = (math.exp(bound) for bound in bounds)

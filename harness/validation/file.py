@@ -6,6 +6,7 @@ import ast
 import functools
 import importlib.util
 import inspect
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -80,7 +81,8 @@ def load_file(path: str) -> ModuleType:
     """The module in ``path``, imported once a process. Raises ``UnusableFile`` with the line on which it failed."""
     if not Path(path).is_file():
         raise UnusableFile(f"{path}: there is no such file")
-    spec = importlib.util.spec_from_file_location(f"validated_{Path(path).stem}", path)
+    name = re.sub(r"\W", "_", f"validated_{Path(path).stem}", flags=re.ASCII)  # torch.save writes no other letters
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise UnusableFile(f"{path} is not a Python file")
     SHARED.look_at(_mentioned(path))  # as it is before somebody's file changes it

@@ -160,5 +160,6 @@ def test_a_run_is_found_by_its_id_among_those_here(tmp_path, monkeypatch):
     assert storage.read_named(Path("second")).id == "second"
     assert storage.read_named(Path("deep")).id == "deep"
     assert storage.read_named(Path("runs/folder of first")).id == "first"
+    assert storage.read_named(Path("folder of first")).id == "first"
     with pytest.raises(storage.RecordError, match=r"third: no such folder, and no run in runs/ has this id"):
         storage.read_named(Path("third"))

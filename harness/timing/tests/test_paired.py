@@ -88,7 +88,7 @@ def test_a_budget_that_is_too_short_measures_one_block_and_says_what_is_needed()
     """Slow calls cannot be judged from nothing."""
     result, _ = _compare(baseline=3.0, subject=1.0, budget=5.0)
     assert (result.verdict, result.pairs) == ("AMBIGUOUS", 2)
-    assert "1 blocks of 4 samples cannot carry a 99% interval" in result.reason
+    assert "1 block of 4 samples cannot carry a 99% interval" in result.reason
 
 
 def test_the_garbage_collector_is_held_off_and_given_back():
