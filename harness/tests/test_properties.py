@@ -12,13 +12,14 @@ from harness.case import Example
 from harness.check import check_property
 from harness.faults.exam import LEAST_SHARE
 from harness.hf.case import TransformersCase
+from harness.numerics import EXACT_TOLERANCE
 from harness.profiles import depth
 from harness.properties import BY_NAME, PROPERTIES, Property
 from harness.properties.rounding import ROUNDING
 from harness.trial import Vacuous
 
 from . import tiny
-from .asking import check, examples, first_failure
+from .asking import CASE, check, examples, first_failure
 from .wrong import caches, inputs, memories, numbers, replacing, sizes, training, weights
 
 WRONG: dict[str, Callable[[nn.Module], Any]] = {
@@ -98,6 +99,22 @@ def test_every_property_is_shown_to_bite() -> None:
     around = {"several threads", "function transforms", "shared memory"}
     elsewhere = {prop.name for prop in ROUNDING} | {"captured graphs"} | around
     assert {prop.name for prop in PROPERTIES} == WRONG.keys() | BY_MONKEYPATCH | elsewhere
+
+
+def test_the_example_that_fails_counts_in_what_the_verdict_says_of_errors_and_layers() -> None:
+    verdict = check_property(
+        BY_NAME["model equality"],
+        CASE,
+        profile=depth("quick"),
+        seed=0,
+        policy="",
+        replacer=tiny.around(numbers.slightly_off),
+        explain=False,
+    ).verdict
+    assert (verdict.outcome, verdict.examples) == ("failed", 1)
+    assert verdict.worst_error is not None
+    assert verdict.worst_error > EXACT_TOLERANCE
+    assert verdict.layers_replaced > 0
 
 
 class Limited(tiny.TinyLlama):
