@@ -18,7 +18,7 @@ from harness.validation.file import Contents
 from harness.validation.isolation import Limits
 from harness.validation.subject import Subject
 from harness.validation.validate import Request, Validation, record, validate
-from harness.validation.verdict import NO_FLOAT64, block
+from harness.validation.verdict import NO_FLOAT64, TOO_SLOW, block
 from harness.validation.work import Task, judge, time
 from reports.record import Failure, Verdict
 from reports.tests import synthetic
@@ -215,6 +215,17 @@ def test_a_policy_that_cannot_be_timed_does_not_hold(tmp_path: Path) -> None:
     text = block(run, done, tmp_path)
     assert not run.ok and text.startswith("### Mine: DOES NOT HOLD")
     assert "- **timing**: no layer was replaced [" in text
+
+
+def test_a_verdict_to_paste_says_how_a_failure_is_shown_again_and_what_a_slow_check_needs(tmp_path: Path) -> None:
+    request = Request(path="mine.py")
+    done = Validation(policy="Mine", file="mine.py", subjects={"bert": Subject("mine.py", Contents("Mine", (), None))})
+    failed = synthetic.full_run(faulty=True).verdicts
+    done.verdicts += [synthetic.verdict(outcome="error", reason="did not end within 60 s, and was stopped")]
+    done.verdicts += [one for one in failed if one.failure is not None and one.failure.script][:1]
+    text = block(record(request, done, run_id="1", created="", command=""), done, tmp_path)
+    assert f"Next: {TOO_SLOW}." in text
+    assert f"Again, by itself: harness reproduce {tmp_path} " in text
 
 
 def test_a_workload_that_does_not_fit_the_memory_of_a_check_is_not_timed_and_says_what_would() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from reports.record import Run, Verdict
-from reports.wording import one_line
+from reports.wording import one_line, reproduce
 
 from .validate import Validation, notes
 
@@ -29,6 +29,8 @@ NO_FLOAT64 = (
     "most properties call layers in float64; where a kernel has none, let the layer compute by public operators there: the "
     "rounding properties judge the kernel"
 )
+
+TOO_SLOW = "a check may take longer by --seconds, on a busy machine above all"
 
 
 def block(run: Run, done: Validation, folder: Path) -> str:
@@ -60,13 +62,23 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
     if wrong:
         yield ""
         yield from _reasons(wrong)
-        hint = NO_FLOAT64 if any(map(_lacks_float64, wrong)) else HINTS.get(wrong[0].property)
-        if hint is not None:
+        hint = _hint(wrong)
+        shown = next((one.failure.id for one in wrong if one.failure is not None and one.failure.script), None)
+        if hint is not None or shown is not None:
             yield ""
+        if hint is not None:
             yield f"Next: {hint}."
+        if shown is not None:
+            yield f"Again, by itself: {reproduce(shown, str(folder))}"
     yield from _more(run, done)
     yield ""
     yield f"Report: {folder / 'index.html'}"
+
+
+def _hint(wrong: list[Verdict]) -> str | None:
+    if any(map(_lacks_float64, wrong)):
+        return NO_FLOAT64
+    return TOO_SLOW if "did not end within" in wrong[0].reason else HINTS.get(wrong[0].property)
 
 
 def _lacks_float64(verdict: Verdict) -> bool:
@@ -119,7 +131,7 @@ def _budgets(run: Run) -> Iterator[str]:
     for one in run.budgets:
         worst[one.dtype] = max(one.used_worst, worst.get(one.dtype, 0.0))
     if worst:
-        used = ", ".join(f"{dtype} {share:.0%}" for dtype, share in worst.items())
+        used = ", ".join(f"{dtype} {share:.0%}" if share < 10 else f"{dtype} {share:.1g} times" for dtype, share in worst.items())
         yield f"- error budget used at worst: {used}"
 
 
