@@ -124,8 +124,7 @@ def unfit(parameter: Tensor) -> Iterator[str]:
 def loses(x: Tensor, weight: Tensor, *, active: bool = False) -> bool:
     """Whether the BLAS behind ``F.linear`` is faster: by a weight with gaps in memory between its elements, on a processor of
     AVX2 alone or with AMX as ``_loses_narrow`` and ``_loses_by_amx`` say, and one row by a float32 weight whose storage is
-    (D, N), on a processor for which that BLAS was made. ``active``: the linear would do an
-    activation as well.
+    (D, N), on a processor for which that BLAS was made. ``active``: the linear would do an activation as well.
 
     Gaps (a weight that is some columns of a larger one): oneDNN goes to its reference kernel. Measured with two threads on an
     AMD server, 256 rows, 768 by 768, milliseconds of the BLAS and of oneDNN: 1.6 and 1520 in float32, 0.36 and 1610 in bfloat16.
@@ -157,12 +156,12 @@ def _loses_narrow(rows: int, weight: Tensor) -> bool:
 
 
 def _loses_by_amx(rows: int, weight: Tensor, *, active: bool) -> bool:
-    """``loses`` where ``_suits_mkl``. Measured with two threads, the time
-    of the BLAS over that of oneDNN, D by N, by itself, with GELU, with GELU by tanh, and with a sum: 1 row 0.48, 0.69, 0.63 and
-    0.55 at 768 by 768, 0.90, 0.92, 0.95 and 0.92 at 2048 by 8192; 8 rows 0.47, 0.71, 1.08 and 0.55 at 768 by 768, 1.14, 1.21,
-    1.49 and 1.18 at 768 by 3072; 32 rows 0.93, 1.04, 1.55 and 1.00 at 768 by 768, 1.08, 1.13, 1.72 and 1.08 at 1024 by 4096; 128
-    rows 0.94, 1.02, 1.97 and 0.98, 1.09, 1.09, 1.85 and 1.08; 512 rows 0.96, 1.00, 2.14 and 0.99, 0.97, 1.02, 1.92 and 0.99. By
-    a weight whose storage is (D, N) by itself 0.4 to 0.97, but for small ones."""
+    """``loses`` where ``_suits_mkl``. Measured with two threads, the time of the BLAS over that of oneDNN, D by N, by itself,
+    with GELU, with GELU by tanh, and with a sum: 1 row 0.48, 0.69, 0.63 and 0.55 at 768 by 768, 0.90, 0.92, 0.95 and 0.92 at
+    2048 by 8192; 8 rows 0.47, 0.71, 1.08 and 0.55 at 768 by 768, 1.14, 1.21, 1.49 and 1.18 at 768 by 3072; 32 rows 0.93, 1.04,
+    1.55 and 1.00 at 768 by 768, 1.08, 1.13, 1.72 and 1.08 at 1024 by 4096; 128 rows 0.94, 1.02, 1.97 and 0.98, 1.09, 1.09, 1.85
+    and 1.08; 512 rows 0.96, 1.00, 2.14 and 0.99, 0.97, 1.02, 1.92 and 0.99. By a weight whose storage is (D, N) by itself 0.4
+    to 0.97, but for small ones."""
     if rows <= _FEW or weight.stride(1) != 1:
         return True
     if weight.numel() < _MIDDLING:
