@@ -158,6 +158,8 @@ def _perform(ctx: typer.Context, journal: Journal, *, workers: int | None = None
         begin()  # before this process imports what takes seconds too
     with Reporter() as reporter:
         reporter.say(f"run {journal.folder}, profile {journal.order.profile}, seed {journal.order.seed}")
+        if journal.done:
+            reporter.say(f"going on with what was begun by: {journal.order.command}")
         try:
             finished = perform_run(journal, entries, reporter, workers=workers)
         except KeyboardInterrupt:

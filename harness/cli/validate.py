@@ -78,8 +78,11 @@ def validate(
         with contextlib.suppress(OSError):  # which may have been there, with other things in it
             folder.rmdir()
         raise
+    run_id = uuid.uuid4().hex
+    if (folder / storage.RECORD_NAME).exists():  # of somebody who has ended earlier, and has chosen the same
+        folder = options.made(folder.with_name(f"{folder.name}-{run_id[:8]}"))
     command = shlex.join(["harness", *sys.argv[1:]])
-    run = make_record(request, done, run_id=uuid.uuid4().hex, created=created, command=command)
+    run = make_record(request, done, run_id=run_id, created=created, command=command)
     storage.write(run, folder)
     write_page(run, folder)
     sys.stdout.write((folder / storage.RECORD_NAME).read_text() if json else block(run, done, folder))

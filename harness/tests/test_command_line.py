@@ -18,7 +18,10 @@ from harness.drift import compare
 from harness.journal import CheckDone, Journal
 from harness.properties import BY_NAME
 from harness.timing import selftest
+from harness.validation import validate as validating
+from harness.validation.validate import Request, Validation
 from reports import storage
+from reports.tests import synthetic
 
 from .command_line import begun, harness, one_line
 
@@ -100,6 +103,20 @@ def test_a_finished_run_is_not_overwritten(finished: Path, capsys: pytest.Captur
     assert harness("check", "gptj", "--out", finished) == 2
     assert "finished run already" in one_line(capsys)
     assert (finished / storage.RECORD_NAME).read_bytes() == before
+
+
+def test_two_validations_into_one_folder_keep_what_each_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def beside_another(request: Request, progress: Any) -> Validation:
+        storage.write(synthetic.run("another"), tmp_path / "run")
+        return Validation(policy="Mine", file="mine.py")
+
+    monkeypatch.setattr(validating, "validate", beside_another)
+    harness("validate", __file__, "--out", tmp_path / "run")
+    mine, its = sorted(tmp_path.iterdir(), key=lambda folder: len(folder.name), reverse=True)
+    assert (storage.read(its).id, its.name) == ("another", "run")
+    assert f"Report: {mine / 'index.html'}" in capsys.readouterr().out
 
 
 def test_a_validation_takes_no_folder_that_holds_a_run(

@@ -148,6 +148,7 @@ def test_an_interrupted_check_keeps_what_it_found_and_goes_on_from_there(
     assert status(CASES, ["check", "--resume", str(tmp_path)]) == 0
     told = capsys.readouterr().err
     assert told.count("held") == 1
+    assert "\ngoing on with what was begun by: harness" in told
     assert "\n1/1 opt · " in told
     assert {one.property for one in storage.read(tmp_path).verdicts} == {"revert", "deep copy"}
 
