@@ -15,9 +15,7 @@ from .models import model_of
 CAUSAL = ("gpt2", "gptj", "gpt_neo", "gpt_neox", "bloom", "llama", "opt")
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [*((name, torch.float32) for name in CAUSAL), ("gpt_neo", torch.float64)], ids=lambda one: str(one)
-)
+@pytest.mark.parametrize(("name", "dtype"), [*((name, torch.float32) for name in CAUSAL), ("gpt_neo", torch.float64)], ids=str)
 def test_a_query_that_sees_nothing_passes_on_what_an_eager_original_passes_on(name: str, dtype: torch.dtype) -> None:
     """As a loss over all tokens of a batch that is padded on the left asks. In float64 GPT-Neo, which puts float32's smallest
     number over scores, attends to what comes later there; others give NaN."""

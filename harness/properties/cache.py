@@ -72,9 +72,11 @@ def own_cache(model: nn.Module, kind: type | None = None) -> Any:
     return EncoderDecoderCache(own, DynamicCache()) if getattr(model.config, "add_cross_attention", False) else own
 
 
-def in_chunks(model: nn.Module, kwargs: dict[str, Any], lengths: list[int], cache: Any = None) -> tuple[Tensor, Any]:
-    """All positions' outputs, computed call by call, and the cache that results."""
-    start, outputs = 0, []
+def in_chunks(
+    model: nn.Module, kwargs: dict[str, Any], lengths: list[int], cache: Any = None, *, start: int = 0
+) -> tuple[Tensor, Any]:
+    """All positions' outputs, computed call by call, and the cache that results. The first ``start`` are in ``cache`` already."""
+    outputs = []
     for length in lengths:
         output = model(**piece(kwargs, start, start + length), past_key_values=cache)
         cache = output.past_key_values

@@ -10,10 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..case import Case
 from ..trial import NothingToAsk, Trial, fused_path
 from .base import Property, cached, same_outputs
-from .cache import OUTPUT, arguments, cached_trial, decoded_alike, piece, with_cache
+from .cache import OUTPUT, arguments, cached_trial, decoded_alike, in_chunks, with_cache
 from .inputs import has_tokens
 from .sizes import has_lengths, that_runs
 
@@ -22,7 +21,7 @@ EACH = 136
 FAR = 8_200
 """Tokens: more than the 4,096 or 8,192 that tables and workspaces are made for. But for the last they are not computed: the
 cache holds any keys and values for them."""
-STEPS = (2, 1)
+STEPS = [2, 1]
 """Tokens of the calls behind those."""
 
 
@@ -34,13 +33,9 @@ def _each_length(trial: Trial) -> None:
         example = trial.example.with_value("tokens", tokens)
         inputs = trial.inputs_of(example)
         expected = trial.run_original(inputs)
-        same_outputs(trial, expected, trial.run_replaced(model, trial.inputs_of(example)), inputs.valid, _told(tokens))
+        same_outputs(trial, expected, trial.run_replaced(model, trial.inputs_of(example)), inputs.valid, f"tokens={tokens}")
     if trial.case.caches(trial.example):
-        decoded_alike(trial, with_cache(trial.inputs), [1] * most, f"{_told(most)}, one by one")
-
-
-def _told(tokens: int) -> str:
-    return f"{tokens} token{'s' * (tokens != 1)}"
+        decoded_alike(trial, with_cache(trial.inputs), [1] * most, f"tokens={most}, one by one")
 
 
 def _far(trial: Trial) -> None:
@@ -62,13 +57,9 @@ def _far(trial: Trial) -> None:
 def _behind(model: nn.Module, kwargs: dict[str, Any], seed: int) -> Tensor:
     """Outputs (B, n, D) for the last tokens of ``kwargs``, behind any keys and values for all before them."""
     past = kwargs["input_ids"].shape[1] - sum(STEPS)
-    cache = model(**piece(kwargs, 0, 1)).past_key_values
+    cache = in_chunks(model, kwargs, [1])[1]
     _fill(cache, past - 1, torch.Generator().manual_seed(seed))
-    outputs = []
-    for tokens in STEPS:
-        outputs.append(model(**piece(kwargs, past, past + tokens), past_key_values=cache).last_hidden_state)
-        past += tokens
-    return torch.cat(outputs, dim=1)
+    return in_chunks(model, kwargs, STEPS, cache, start=past)[0]
 
 
 def _fill(cache: Any, tokens: int, generator: torch.Generator) -> None:
@@ -78,10 +69,6 @@ def _fill(cache: Any, tokens: int, generator: torch.Generator) -> None:
         held = layer.keys
         shape = (2, *held.shape[:2], tokens, held.shape[-1])
         own.update(*torch.randn(shape, dtype=held.dtype, generator=generator).to(held.device), place)
-
-
-def _has_a_far_end(case: Case) -> bool:
-    return cached(case) and has_lengths(case)
 
 
 EACH_LENGTH = Property(
@@ -96,6 +83,6 @@ FAR_PAST = Property(
     name="far past",
     statement=f"Tokens behind a cache of some {FAR:,} give what the original gives.",
     check=_far,
-    applies=_has_a_far_end,
+    applies=cached,
     share=0.03,
 )

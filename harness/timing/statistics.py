@@ -28,6 +28,7 @@ import numpy as np
 from scipy import stats
 
 from reports.record import Interval, TimingVerdict
+from reports.wording import count
 
 PAIRS_IN_BLOCK = 2
 PLAUSIBLE_RATIO = 50.0
@@ -152,7 +153,7 @@ def judge(
     if bounds is None:
         return _without_interval(
             "AMBIGUOUS",
-            f"{len(differences)} block{'s' * (len(differences) != 1)} of 4 samples cannot carry a {confidence:.0%} interval, "
+            f"{count(len(differences), 'block')} of 4 samples cannot carry a {confidence:.0%} interval, "
             f"{blocks_needed(alpha)} can: "
             "raise the time budget",
         )
