@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Protocol
 
 from policies.plans import CAPTURED, Plan
-from reports.record import Coverage, Environment, Run, Timing, Verdict
+from reports.record import Coverage, Environment, Run, Verdict
 from reports.storage import write
 from reports.summary import WRONG
 
@@ -17,19 +16,11 @@ from .journal import Begun, CeilingsDone, CheckDone, Contents, Journal, Order, T
 from .profiles import depth
 from .registry import CaseEntry, choose
 from .timing.light import best, held_against
+from .watcher import Watcher
 
 BYTES_A_WORKER = 2**32
 """Memory of a GPU that a checking process is given. Its context and libraries take half a GiB, the largest layers in float64
 the most of the rest."""
-
-
-class Watcher(Protocol):
-    """Is told what happens, for whoever waits."""
-
-    def begin(self, what: str, total: int) -> None: ...
-    def verdict(self, verdict: Verdict) -> None: ...
-    def timed(self, timings: tuple[Timing, ...]) -> None: ...
-    def say(self, line: str) -> None: ...
 
 
 def perform(journal: Journal, entries: tuple[CaseEntry, ...], watcher: Watcher, *, workers: int | None = None) -> Run:

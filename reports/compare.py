@@ -17,12 +17,12 @@ Requirements this file must meet:
 from __future__ import annotations
 
 import statistics
-from collections.abc import Collection, Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from reports import wording
+from reports.record import begun
 from reports.summary import WRONG, is_replaced, measured_ratio
 
 if TYPE_CHECKING:
@@ -170,7 +170,8 @@ def _machine(environment: Environment) -> str:
 
 
 def _differences(base: Run, head: Run, judged: list[tuple[Verdict, Verdict]]) -> tuple[str, ...]:
-    sentences = list(environment_differences(base.environment, head.environment))
+    sentences = ["The base run is the later of the two: the changes are told backwards."] if _later(base, head) else []
+    sentences += environment_differences(base.environment, head.environment)
     for what, old, new in (("profile", base.profile, head.profile), ("seed", base.seed, head.seed)):
         if old != new:
             sentences.append(f"The {what} differs: {old}, then {new}.")
@@ -184,6 +185,12 @@ def _differences(base: Run, head: Run, judged: list[tuple[Verdict, Verdict]]) ->
                 f"{wording.error(old_verdict.tolerance)}, then {wording.error(new_verdict.tolerance)}."
             )
     return tuple(sentences)
+
+
+def _later(run: Run, other: Run) -> bool:
+    """Whether ``run`` was begun after ``other``, as far as their times can be read."""
+    own, since = begun(run.created), begun(other.created)
+    return own is not None and since is not None and own > since
 
 
 def _unmeasured(pairs: list[tuple[Timing, Timing]]) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ original's output (its largest absolute value over the positions that count) unl
 
 from __future__ import annotations
 
+import datetime
 import sys
 from typing import Literal
 
@@ -278,3 +279,12 @@ class Run(Struct, frozen=True, kw_only=True):
         """True when every verdict held (unavailable cases aside) and no timed row was wrong."""
         held = all(v.outcome in ("held", "unavailable") for v in self.verdicts)
         return held and all(t.verdict != "FAILED" for t in self.timings)
+
+
+def begun(created: str) -> datetime.datetime | None:
+    """A record's time of creation, in UTC where it says no zone; None where it is no ISO 8601 time."""
+    try:
+        time = msgspec.convert(created, datetime.datetime)
+        return (time if time.tzinfo is not None else time.replace(tzinfo=datetime.timezone.utc)).astimezone(datetime.timezone.utc)
+    except (msgspec.ValidationError, OverflowError):
+        return None

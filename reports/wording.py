@@ -10,14 +10,11 @@ Requirements this file must meet:
 
 from __future__ import annotations
 
-import datetime
 import shlex
 import statistics
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from reports.record import NOT_FINITE, Interval, Timing, Verdict
+from reports.record import NOT_FINITE, Interval, Timing, Verdict, begun
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,11 +64,8 @@ def duration(seconds: float) -> str:
 
 def moment(created: str) -> str:
     """A record's time of creation to the minute, ``2026-03-14 04:10 UTC``; as it stands when it is no ISO 8601 time."""
-    try:
-        time = msgspec.convert(created, datetime.datetime)
-        return time.astimezone(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    except (msgspec.ValidationError, OverflowError):
-        return created
+    time = begun(created)
+    return created if time is None else time.strftime("%Y-%m-%d %H:%M UTC")
 
 
 def named(run: str, created: str) -> str:

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 
 from reports import storage
-from reports.record import Environment, Run
+from reports.record import Environment, Run, begun
 from reports.wording import count
 
 from ..interrupts import INTERRUPTED
@@ -202,7 +202,7 @@ class _Head(msgspec.Struct, frozen=True):
     """As much of a record as says whether it may be the one before; the rest is skipped unparsed."""
 
     id: str
-    created: datetime
+    created: str
     profile: str
     environment: Environment
 
@@ -212,28 +212,23 @@ def previous_run(run: Run, folder: Path) -> Run | None:
     no later, the latest that has something in common with it."""
     from reports.compare import comparable
 
-    try:
-        own = _begun(msgspec.convert(run.created, datetime))
-    except msgspec.ValidationError:
+    own = begun(run.created)
+    if own is None:
         return None  # nobody knows what came before it
     candidates = []
     for path in folder.resolve().parent.glob(f"*/{storage.RECORD_NAME}"):
         with contextlib.suppress(storage.RecordError):
             head = storage.decode(storage.read_bytes(path), _Head, path)
+            since = begun(head.created)
             same = head.environment.machine == run.environment.machine and head.profile == run.profile
-            if same and head.id != run.id and _begun(head.created) <= own:
-                candidates.append((_begun(head.created), path))
+            if same and head.id != run.id and since is not None and since <= own:
+                candidates.append((since, path))
     for _, path in sorted(candidates, reverse=True):
         with contextlib.suppress(storage.RecordError):
             other = storage.read(path)
             if comparable(other, run):
                 return other
     return None
-
-
-def _begun(created: datetime) -> datetime:
-    """A time without a zone is UTC."""
-    return created if created.tzinfo is not None else created.replace(tzinfo=timezone.utc)
 
 
 def _list_jobs(entries: tuple[CaseEntry, ...], kind: str, budget: float, *, json: bool) -> int:

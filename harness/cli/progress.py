@@ -9,11 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from reports.record import Timing, Verdict
 from reports.wording import judged, one_line
 
+from ..watcher import Watcher
+
 MARKS = {"held": "held", "failed": "FAILED", "vacuous": "VACUOUS", "error": "ERROR", "unavailable": "unavailable"}
 
 
-class Reporter:
-    """Watches a run."""
+class Reporter(Watcher):
+    """Tells it on stderr."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False)
@@ -28,7 +30,6 @@ class Reporter:
             self.bar.stop()
 
     def begin(self, what: str, total: int) -> None:
-        """A stage of ``total`` pieces begins."""
         if not total:
             return
         self.done, self.total = 0, total

@@ -73,7 +73,8 @@ def validate(
     )
     try:
         with Reporter() as reporter:
-            done = perform(request, reporter.verdict)
+            reporter.say(f"run {folder}, profile {profile}, seed {request.seed}")
+            done = perform(request, reporter)
     except PolicyNotNamed:
         with contextlib.suppress(OSError):  # which may have been there, with other things in it
             folder.rmdir()

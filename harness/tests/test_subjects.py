@@ -38,7 +38,7 @@ def known(path: Path, *properties: str) -> tuple[Request, Validation]:
     """The validation of the policy at ``path`` on the cases that this project has, limited to ``properties``."""
     limits = Limits(seconds=60.0, memory=2**30, workers=1)
     request = Request(path=str(path), profile="quick", budget=0.0, faults=0.0, limits=limits, properties=properties, known=KNOWN)
-    return request, validate(request, lambda verdict: None)
+    return request, validate(request)
 
 
 def said(request: Request, done: Validation, folder: Path) -> str:
@@ -70,7 +70,7 @@ def test_each_layer_that_a_policy_replaces_is_judged_on_the_case_that_is_known_f
 def test_a_case_that_nobody_wrote_and_nobody_can_derive_is_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(FORWARDING.format(module="vae", policy="VAEPolicy"))
-    done = validate(Request(path=str(path), limits=LIMITS, properties=("revert",)), lambda verdict: None)
+    done = validate(Request(path=str(path), limits=LIMITS, properties=("revert",)))
     assert reason(done, "case").endswith("has no transformers model: write a Case beside the policy")
 
 
@@ -128,7 +128,6 @@ def test_a_part_of_a_layer_is_judged_as_a_layer_is_and_may_do_what_a_changed_ori
             limits=Limits(seconds=60.0, memory=2**30, workers=1),
             properties=("contract", "layer equality", "hooks", "settings", "shared weights", "refusal"),
         ),
-        lambda verdict: None,
     )
     assert [one.property for one in done.failed] == failed
 

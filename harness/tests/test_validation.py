@@ -114,7 +114,7 @@ def test_a_policy_that_never_ends_is_stopped(name: str, stage: str) -> None:
         limits=Limits(seconds=3.0, memory=2**30, workers=1),
         properties=("contract",),
     )
-    done = validate(request, lambda verdict: None)
+    done = validate(request)
     assert "did not end within 3 s" in reason(done, stage)
 
 
@@ -122,7 +122,7 @@ def test_syntax_errors_name_their_line(tmp_path: Path) -> None:
     """A file that is not Python says on which line."""
     path = tmp_path / "broken.py"
     path.write_text("class Policy(\n    layer_classes = (\n")
-    done = validate(Request(path=str(path), limits=LIMITS), lambda verdict: None)
+    done = validate(Request(path=str(path), limits=LIMITS))
     assert "SyntaxError" in reason(done, "file") and "(line " in reason(done, "file")
 
 
@@ -130,7 +130,7 @@ def test_layer_classes_that_are_a_string_are_shown_as_they_should_be(tmp_path: P
     """A tuple of one without its comma is a string, and its letters are no layers."""
     path = tmp_path / "one.py"
     path.write_text((BAD / "wrong_type.py").read_text() + "\n\nBadPolicy.layer_classes = 'module:Layer'\n")
-    done = validate(Request(path=str(path), limits=LIMITS), lambda verdict: None)
+    done = validate(Request(path=str(path), limits=LIMITS))
     assert reason(done, "file") == 'BadPolicy.layer_classes has to be a tuple: ("module:Layer",)'
 
 
@@ -139,7 +139,7 @@ def test_a_file_of_which_nothing_could_be_judged_is_not_said_to_fail(tmp_path: P
     path = tmp_path / "empty.py"
     path.write_text("")
     request = Request(path=str(path), limits=LIMITS)
-    done = validate(request, lambda verdict: None)
+    done = validate(request)
     text = block(
         record(request, done, run_id="1", created="2026-03-02T02:17:00+00:00", command="harness validate"), done, tmp_path
     )
@@ -200,7 +200,7 @@ def test_the_examples_hold(example: str) -> None:
         limits=limits,
         properties=("layer equality", "model equality", "refusal"),
     )
-    done = validate(request, lambda verdict: None)
+    done = validate(request)
     assert not done.failed, [f"{one.property}: {one.reason}" for one in done.failed]
     assert len(done.verdicts) == 6
 
@@ -263,9 +263,7 @@ def test_the_script_of_a_failure_shows_it_by_itself_with_the_policy_that_was_val
     policy = tmp_path / "mine.py"
     policy.write_text(REVERSED)
     limits = Limits(seconds=60.0, memory=2**30, workers=1)
-    done = validate(
-        Request(path=str(policy), profile="quick", budget=0.0, limits=limits, properties=(prop,)), lambda verdict: None
-    )
+    done = validate(Request(path=str(policy), profile="quick", budget=0.0, limits=limits, properties=(prop,)))
     (failed,) = (one.failure for one in done.failed)
     assert failed is not None and failed.script is not None
     script = tmp_path / "script.py"

@@ -15,7 +15,7 @@ def judged(name: str, *properties: str, policy: str | None = None) -> Validation
     """The validation of one bad policy, limited to ``properties``."""
     path = str(BAD / f"{name}.py")
     request = Request(path=path, name=policy, profile="quick", budget=0.0, limits=LIMITS, properties=properties or ("contract",))
-    return validate(request, lambda verdict: None)
+    return validate(request)
 
 
 def reason(done: Validation, prop: str) -> str:

@@ -21,6 +21,7 @@ from reports.record import Coverage, ErrorBudget, Run, Timing, Verdict
 from ..faults.report import Outcome
 from ..interrupts import heed
 from ..pool import Lost
+from ..watcher import NOBODY, Watcher
 from . import work
 from .file import Contents, PolicyNotNamed, UnusableFile, look
 from .isolation import Isolated, Limits, isolated
@@ -77,17 +78,14 @@ class Validation:
         return next(iter(self.subjects), self.file)
 
 
-Progress = Callable[[Verdict], None]
-
-
-def validate(request: Request, progress: Progress) -> Validation:
+def validate(request: Request, watcher: Watcher = NOBODY) -> Validation:
     """Validate the policy of ``request``; never raises for anything that its file does. Raises ``PolicyNotNamed`` where the
     request does not say which of its policies is meant."""
     heed()
     start = clock.perf_counter()
     done = Validation(policy=request.name or "?", file=Path(request.path).name)
     with isolated(request.limits, fresh=True) as fresh, isolated(request.limits, fresh=False) as quick:
-        _Stages(request, fresh, quick, done, progress).all()
+        _Stages(request, fresh, quick, done, watcher).all()
     done.seconds = clock.perf_counter() - start
     return done
 
@@ -95,8 +93,8 @@ def validate(request: Request, progress: Progress) -> Validation:
 class _Stages:
     """The stages of one validation, in order. Processes are shared only by what has shown that it leaves them clean."""
 
-    def __init__(self, request: Request, fresh: Isolated, quick: Isolated, done: Validation, progress: Progress) -> None:
-        self.request, self.pool, self.quick, self.done, self.progress = request, fresh, quick, done, progress
+    def __init__(self, request: Request, fresh: Isolated, quick: Isolated, done: Validation, watcher: Watcher) -> None:
+        self.request, self.pool, self.quick, self.done, self.watcher = request, fresh, quick, done, watcher
 
     def all(self) -> None:
         contents = self._file()
@@ -173,6 +171,7 @@ class _Stages:
         names = [name for name in applicable if name in wanted]
         # A property that is given hardly a share of the examples is one whose example takes seconds.
         longest_first = sorted(names, key=lambda name: (BY_NAME[name].share >= LEAST_SHARE, -BY_NAME[name].share))
+        self.watcher.begin(f"checking {case}", len(names))
         drawn: list[Checked] = []
         found: dict[str, Verdict] = {}
         for task, result in self.pool.run_all(work.judge, [self._task(subject, name) for name in longest_first]):
@@ -182,7 +181,7 @@ class _Stages:
             else:
                 statement = BY_NAME[task.prop].statement
                 found[task.prop] = _verdict(self.done, self.request, task.prop, statement, f"{result}", case=case)
-            self.progress(found[task.prop])
+            self.watcher.verdict(found[task.prop])
         self.done.verdicts += [found[name] for name in names]
         if drawn:
             self.done.budgets += [one.budget for one in drawn if one.budget is not None]
@@ -198,6 +197,7 @@ class _Stages:
         seconds = self.request.faults
         if seconds <= 0 or self.done.failed:
             return
+        self.watcher.say(f"seeding faults for {seconds:g} s")
         parts = [work.Part(subject, place, FAULT_PARTS, seconds, self.request.seed) for place in range(FAULT_PARTS)]
         for _, result in self.quick.run_all(work.try_faults, parts, besides=seconds):
             if isinstance(result, Lost):
@@ -211,6 +211,7 @@ class _Stages:
         elif self.done.failed:
             self.done.untimed = "a policy that failed a check is not worth a time"
         else:
+            self.watcher.say(f"timing for {self.request.budget:g} s")
             try:
                 budget, memory, threads = self.request.budget, self.request.limits.memory, torch.get_num_threads()
                 timed = self.pool.run(work.time, subject, budget, self.request.seed, memory, threads, besides=budget)
@@ -238,7 +239,7 @@ class _Stages:
 
     def _say(self, verdict: Verdict) -> None:
         self.done.verdicts.append(verdict)
-        self.progress(verdict)
+        self.watcher.verdict(verdict)
 
 
 def _verdict(

@@ -33,6 +33,13 @@ def test_a_run_compared_with_itself_shows_no_change_and_no_difference():
     assert found.timings_compared == len(run.timings)
 
 
+def test_a_base_that_is_the_later_run_is_said_to_be():
+    earlier, later = judged(), synthetic.run("y", created="2026-03-14T04:10:01", timings=())
+    said = "The base run is the later of the two: the changes are told backwards."
+    assert said in compare.compare(later, earlier).differences
+    assert said not in compare.compare(earlier, later).differences
+
+
 @pytest.mark.parametrize(
     ("before", "after", "kind"),
     [
