@@ -57,7 +57,7 @@ def check_property(
         outcome=outcome,
         reason=reason,
         examples=found.examples,
-        refused=found.refusals.total(),
+        refused=found.refused,
         refusals=dict(found.refusals),
         layers_replaced=found.replaced,
         layers_expected=found.expected,

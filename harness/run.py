@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from policies.plans import CAPTURED, Plan
-from reports.record import Coverage, Environment, Run, Verdict
+from reports.record import Coverage, Environment, NullLane, Run, Verdict
 from reports.storage import write
 from reports.summary import WRONG
 
@@ -171,7 +171,19 @@ def _record(contents: Contents, entries: tuple[CaseEntry, ...], *, complete: boo
         budgets=tuple(one.budget for one in checks if one.budget is not None),
         timings=tuple(held_against(light, row) for row in rows) if light else (),
         ceilings=(light.record(),) if light else (),
-        null_lane=lanes[-1] if lanes else None,
+        null_lane=_whole_lane(lanes),
+    )
+
+
+def _whole_lane(lanes: list[NullLane]) -> NullLane | None:
+    """What a run that was taken up again has shown of its timing, all times together."""
+    if not lanes:
+        return None
+    effects = [one.smallest_effect for one in lanes if one.smallest_effect is not None]
+    return NullLane(
+        comparisons=sum(one.comparisons for one in lanes),
+        alarms=sum(one.alarms for one in lanes),
+        smallest_effect=max(effects, default=None),
     )
 
 

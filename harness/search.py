@@ -37,6 +37,7 @@ class Found:
     examples: int = 0
     replaced: int = 0
     expected: int = 0
+    refused: int = 0
     refusals: Counter[str] = field(default_factory=Counter)
     replays: int = 0
     worst_error: float = 0.0
@@ -172,6 +173,7 @@ def judge(prop: Property, case: Case, replacer: Replacer, example: Example, foun
             prop.check(trial)
     except NothingToAsk as nothing:
         found.examples -= found.failure is None
+        trial.evidence.built.clear()  # nothing was judged on them
         trial.evidence.leave_out("some examples", nothing)
     except (Vacuous, OriginalFailed) as nothing:
         found.original_failed, found.original_raised = (example, str(nothing)), isinstance(nothing, OriginalFailed)
@@ -184,7 +186,8 @@ def judge(prop: Property, case: Case, replacer: Replacer, example: Example, foun
         if counts:
             found.replaced += trial.evidence.replaced
             found.expected += trial.evidence.expected
-            found.refusals.update(trial.evidence.refusals)
+            found.refused += bool(trial.evidence.refusals)
+            found.refusals.update(set(trial.evidence.refusals))
             found.replays += trial.evidence.replays
             found.worst_error = max(found.worst_error, trial.evidence.worst_error)
             found.budgets_used += trial.evidence.budgets_used

@@ -276,9 +276,10 @@ class Run(Struct, frozen=True, kw_only=True):
 
     @property
     def ok(self) -> bool:
-        """True when every verdict held (unavailable cases aside) and no timed row was wrong."""
-        held = all(v.outcome in ("held", "unavailable") for v in self.verdicts)
-        return held and all(t.verdict != "FAILED" for t in self.timings)
+        """True when something was judged, every verdict held (unavailable ones aside), and no timed row was wrong."""
+        outcomes = {v.outcome for v in self.verdicts}
+        wrong = outcomes - {"held", "unavailable"} or any(t.verdict == "FAILED" for t in self.timings)
+        return not wrong and bool("held" in outcomes or self.timings)
 
 
 def begun(created: str) -> datetime.datetime | None:

@@ -89,15 +89,16 @@ def _rows(job: Job, case: Case, replacer: Replacer, *, device: Device, seconds_a
     for number, (baseline, subject) in enumerate(pairs):
         try:
             error = show_equal(expected, baseline, subject, equality)
-        except NotTimed as problem:
-            rows.append(_row(job, device, baseline.name, subject.name, verdict="FAILED", reason=str(problem)))
-            continue
-        for clock in device.clocks:
-            with device.pinned():
-                result = compare(
-                    baseline.call, subject.call, device=device, budget_seconds=seconds_a_pair, seed=seed + number, clock=clock
-                )
-            rows.append(_timed(job, device, baseline, subject, result, error=error, flops=flops, bytes=moved, **costs(subject)))
+            for clock in device.clocks:
+                with device.pinned():
+                    result = compare(
+                        baseline.call, subject.call, device=device, budget_seconds=seconds_a_pair, seed=seed + number, clock=clock
+                    )
+                known = dict(error=error, flops=flops, bytes=moved, **costs(subject))
+                rows.append(_timed(job, device, baseline, subject, result, **known))
+        except Exception as problem:  # of this pair: what was measured of others stays
+            reason = str(problem) if isinstance(problem, NotTimed) else _one_line(problem)
+            rows.append(_row(job, device, baseline.name, subject.name, verdict="FAILED", reason=reason))
     return tuple(rows)
 
 

@@ -15,6 +15,7 @@ import typer
 
 from reports import storage
 
+from ..interrupts import INTERRUPTED
 from . import options
 from .progress import Reporter
 
@@ -87,7 +88,7 @@ def validate(
     storage.write(run, folder)
     write_page(run, folder)
     sys.stdout.write((folder / storage.RECORD_NAME).read_text() if json else block(run, done, folder))
-    return 0 if run.ok else 1
+    return INTERRUPTED if done.interrupted else 0 if run.ok else 1
 
 
 def new(

@@ -63,7 +63,15 @@ def fingerprint(path: str) -> Fingerprint:
 
 
 def _hash(node: ast.AST) -> str:
-    return hashlib.sha256(ast.dump(node).encode()).hexdigest()[:16]
+    return hashlib.sha256(_text(node).encode()).hexdigest()[:16]
+
+
+def _text(node: object) -> str:
+    """A syntax tree as text, without what is empty: releases of Python differ in which fields there are to be so."""
+    if isinstance(node, ast.AST):
+        fields = (f"{name}={_text(value)}" for name, value in ast.iter_fields(node) if value not in (None, []))
+        return f"{type(node).__name__}({', '.join(fields)})"
+    return f"[{', '.join(map(_text, node))}]" if isinstance(node, list) else repr(node)
 
 
 def _used(module: str, start: str) -> Iterator[tuple[str, str, Definition]]:

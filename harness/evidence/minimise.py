@@ -3,8 +3,7 @@
 Axes are independent and listed simplest first, so greedy descent is enough: put all axes back to their simplest values,
 or halves of them, or quarters (delta debugging: Zeller and Hildebrandt, IEEE TSE 28(2), 2002), then give each the
 simplest value at which the example still fails, until nothing changes. The result is minimal in the sense that no
-single axis can be made simpler. The seed is tried at a few small values, because it ought not to matter; where it stays
-odd, the failure depends on the numbers.
+single axis can be made simpler. The seed stays: by it a property chooses what it asks, and another question is another failure.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ NEIGHBOURS = 40
 SECONDS = 20.0
 """Time that either may take: examples of a diffusion model in half precision take a second each, and who validates a policy
 gives a check one minute."""
-SEEDS = (0, 1, 2)
 Fails = Callable[[Example], bool | None]
 """Whether an example fails; None where it shows nothing either way."""
 
@@ -58,7 +56,7 @@ def minimise(example: Example, axes: tuple[Axis, ...], fails: Fails, *, budget: 
         before = example
         for axis in axes:
             example = _simplest_value(example, axis, probe)
-    return _small_seed(example, probe)
+    return example
 
 
 def _put_back_together(example: Example, axes: tuple[Axis, ...], probe: Probe) -> Example:
@@ -82,11 +80,6 @@ def _simplest_value(example: Example, axis: Axis, probe: Probe) -> Example:
         if probe(simpler):
             return simpler
     return example
-
-
-def _small_seed(example: Example, probe: Probe) -> Example:
-    seeds = [seed for seed in SEEDS if seed < example.seed]
-    return next((one for seed in seeds if probe(one := Example(example.values, seed))), example)
 
 
 def nearest_passing(example: Example, axes: tuple[Axis, ...], fails: Fails, *, budget: int = NEIGHBOURS) -> Example | None:

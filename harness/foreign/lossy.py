@@ -20,7 +20,6 @@ of what an MLP with a ReLU multiplies is not rounded at all. Weights alone: e_x 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -32,7 +31,7 @@ from ..case import Inputs
 from ..exact import exact_mode
 from ..properties.base import Property
 from ..rounding.calibration import multiple
-from ..rounding.statistic import Allowance, Measured, allowances, other_numbers, pooled
+from ..rounding.statistic import Allowance, Measured, allowances, confirmed, other_numbers, rms
 from ..trial import Disagreement, Trial, Vacuous, cast
 
 LEVELS = 127.0
@@ -50,10 +49,11 @@ def _weights_and_inputs(trial: Trial) -> None:
 def _within_budget(trial: Trial, *, inputs: bool) -> None:
     most = multiple("float32")
     for name, (allowance, measured) in _measured(trial, inputs).items():
-        ratio = measured.ratio
-        if not ratio <= most:
-            again = [_measured(trial.on(other), inputs) for other in other_numbers(trial.example)]
-            ratio = pooled(one[name][1] for one in again).ratio
+
+        def again(name: str = name) -> list[Measured]:
+            return [_measured(trial.on(other), inputs)[name][1] for other in other_numbers(trial.example)]
+
+        ratio = confirmed(measured, again, most)
         trial.evidence.budgets_used.append(ratio / most)
         if not ratio <= most:
             rounding = "int8 weights and inputs" if inputs else "int8 weights"
@@ -70,7 +70,7 @@ def _measured(trial: Trial, inputs: bool) -> dict[str, tuple[Allowance, Measured
     outputs = trial.run_replaced(trial.replaced.model, trial.fresh_inputs())
     found = {}
     for name, allowance in allowed.items():
-        wider = replace(allowance, propagated=_rms(shifted[name] - allowance.exact, allowance.valid) / allowance.scale)
+        wider = replace(allowance, propagated=rms(shifted[name] - allowance.exact, allowance.valid) / allowance.scale)
         if outputs[name].shape != allowance.exact.shape:
             raise Disagreement(f"{name} is of shape {tuple(outputs[name].shape)}, not {tuple(allowance.exact.shape)}")
         found[name] = (wider, wider.measure(outputs[name]))
@@ -104,11 +104,6 @@ def _rounding(rows: Tensor, generator: torch.Generator) -> Tensor:
     """What a random rounding of each row of ``rows`` to its own grid adds; nothing to zeros."""
     step = rows.abs().amax(-1, keepdim=True) / LEVELS
     return step * (torch.rand(rows.shape, generator=generator) - 0.5) * (rows != 0)
-
-
-def _rms(values: Tensor, valid: Tensor | None) -> float:
-    values = values if valid is None else values[valid]
-    return math.sqrt(float(values.double().square().mean()))
 
 
 BUDGET = Property(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
 from ..covering import chosen_by
 from ..rounding.calibration import multiple
-from ..rounding.statistic import DTYPES, Allowance, Measured, other_numbers, pooled
+from ..rounding.statistic import DTYPES, Allowance, Measured, confirmed, other_numbers
 from ..trial import Disagreement, Trial
 from .base import Property
 from .ways import ways
@@ -23,13 +23,13 @@ def _within_budget(dtype: str) -> Callable[[Trial], None]:
         with _full_precision(trial.case.device):
             judged = way(trial, dtype)
         for name, (allowance, measured) in judged.items():
-            ratio = measured.ratio
-            if not ratio <= most:
+
+            def again(name: str = name) -> Iterator[Measured]:
                 with _full_precision(trial.case.device):
-                    again = [way(trial.on(other), dtype) for other in other_numbers(trial.example)]
-                confirmed = [one[name][1] for one in again if name in one]
-                if confirmed:  # where nothing could be measured with other numbers, what was measured stands
-                    ratio = pooled(confirmed).ratio
+                    others = [way(trial.on(other), dtype) for other in other_numbers(trial.example)]
+                return (one[name][1] for one in others if name in one)
+
+            ratio = confirmed(measured, again, most)
             used.append(ratio / most)
             if not ratio <= most:
                 trial.evidence.budgets_used.append(max(used))

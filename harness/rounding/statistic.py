@@ -11,7 +11,8 @@ float64. All errors are root mean squares over the positions that count, divided
 
 An example over its budget is asked again with ``CONFIRMATIONS`` other seeds, that is, the same configuration with other
 numbers, and counts only if it is over the budget there as well, errors and allowances pooled (root mean square). Honest
-excesses come from an original that was lucky with one set of numbers; a careless computation is careless with any.
+excesses come from an original that was lucky with one set of numbers; a careless computation is careless with any. Where the
+original's result is finite and the replacement's is not, that is no excess but the result lost, and counts at once.
 
 Why not the original's own error alone: on a tiny model it is a single draw from a wide distribution, and an original
 that was lucky would leave an honest replacement no room. ``propagated`` is what one rounding of each parameter does to
@@ -65,6 +66,16 @@ def pooled(measured: Iterable[Measured]) -> Measured:
     )
 
 
+def confirmed(first: Measured, again: Callable[[], Iterable[Measured]], most: float) -> float:
+    """The ratio that counts where an output was first measured so: one above ``most`` is asked ``again`` with other numbers. What
+    is lost to NaN or infinity is no bad luck, and is not asked about again; and where nothing could be measured with other
+    numbers, what was measured stands."""
+    if first.ratio <= most or not math.isfinite(first.error):
+        return first.ratio
+    others = tuple(again())
+    return pooled(others).ratio if others else first.ratio
+
+
 def other_numbers(example: Example) -> tuple[Example, ...]:
     """The same configuration with other weights and inputs."""
     return tuple(Example(example.values, (example.seed + 1 + i) % 2**16) for i in range(CONFIRMATIONS))
@@ -89,7 +100,7 @@ class Allowance:
 
     def error(self, actual: Tensor) -> float:
         """Relative error of ``actual`` against the exact result; infinite where it is not finite."""
-        error = _rms(actual.double() - self.exact, self.valid) / self.scale
+        error = rms(actual.double() - self.exact, self.valid) / self.scale
         return error if math.isfinite(error) else math.inf
 
     def measure(self, actual: Tensor) -> Measured:
@@ -118,14 +129,14 @@ def allowances(run: Run, model: nn.Module, inputs: Inputs, example: Example) -> 
     found = {}
     for name, tensor in exact.items():
         valid = inputs.valid if tensor.dim() > 1 else None
-        scale = _rms(tensor, valid)
+        scale = rms(tensor, valid)
         found[name] = Allowance(
             exact=tensor,
             dtype=own[name].dtype,
             valid=valid,
             scale=scale,
-            own=_rms(own[name].double() - tensor, valid) / scale,
-            propagated=_rms(shifted[name] - tensor, valid) / scale,
+            own=rms(own[name].double() - tensor, valid) / scale,
+            propagated=rms(shifted[name] - tensor, valid) / scale,
             floor=FLOOR * eps,
         )
     return found
@@ -146,7 +157,8 @@ def _exact_outputs(
         return exact, run(wide, wide_inputs)
 
 
-def _rms(values: Tensor, valid: Tensor | None) -> float:
+def rms(values: Tensor, valid: Tensor | None) -> float:
+    """Root mean square of ``values`` at the positions that count."""
     if valid is not None:
         values = values[valid]
     return float(values.double().square().mean().sqrt())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -215,6 +216,23 @@ def test_what_disturbed_a_row_stands_beside_its_reason(monkeypatch: pytest.Monke
     timed = time_job(Job(entry, small, "float32"), device=open_device("cpu"), seconds_a_pair=0.05, seed=0)
     assert timed
     assert all(row.warnings == ("another process ran",) and "another" not in row.reason for row in timed)
+
+
+def test_a_pair_that_raises_costs_nothing_that_was_measured_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = itertools.count()
+
+    def falling(*sides: Any, **options: Any) -> Any:
+        if next(measured):
+            raise torch.OutOfMemoryError("no memory left")
+        return compare(*sides, **options)
+
+    monkeypatch.setattr(rows, "compare", falling)
+    (entry,) = choose(CASES, ["bert"])
+    small = Workload(name="small", phase="encoder", batch=1, tokens=3, config=TINY)
+    first, *others = time_job(Job(entry, small, "float32"), device=open_device("cpu"), seconds_a_pair=0.05, seed=0)
+    assert first.ratio is not None
+    assert {one.reason for one in others} == {"OutOfMemoryError: no memory left"}
+    assert len({(one.baseline, one.subject) for one in (first, *others)}) == 1 + len(others)
 
 
 LIGHT = 60 * 2**20

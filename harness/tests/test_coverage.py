@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from cases import CASES
 from harness.case import Axis, Example
 from harness.coverage import claimed_pairs, coverage, coverage_failure, tally
-from harness.covering import SEEDS, covering_array, covering_examples
+from harness.covering import SEEDS, chosen_by, covering_array, covering_examples
 from harness.properties import BY_NAME
-from harness.search import search
+from harness.properties.base import Property
+from harness.properties.in_lower import ASKED, IN_LOWER
+from harness.search import search, seed_of
 from policies import replace_module
 
 from .mutants import case_named
@@ -37,6 +39,13 @@ def test_covering_examples_meet_every_claimed_pair_of_a_case(entry) -> None:  # 
     met = {pair for one in covering_examples(axes, 3, 1000) for pair in tally(one)[1]}
     claimed = sorted((axis for axis in axes if axis.claimed), key=lambda axis: axis.name)
     assert met >= set(claimed_pairs(claimed))
+
+
+@pytest.mark.parametrize("prop", IN_LOWER, ids=lambda prop: prop.name)
+@given(seed=st.integers(0, 2**16), parts=st.integers(1, len(ASKED)))
+def test_whatever_is_asked_by_turns_in_lower_dtypes_is_asked_at_least_once(prop: Property, seed: int, parts: int) -> None:
+    planned = covering_examples((Axis("a", range(7)), Axis("b", range(8))), seed_of(seed, prop), prop.least)
+    assert {chosen_by(one.seed, range(parts)) for one in planned} == set(range(parts))
 
 
 @given(st.integers(0, 2**32), st.integers(2, 10), st.sampled_from((3, 14, 40)))

@@ -35,12 +35,12 @@ def example(**values: object) -> Example:
 def test_an_example_is_made_simple_but_for_the_axes_that_matter() -> None:
     worst = Example({"a": 3, "b": "z", "c": True, "d": 5}, 999)
     least = minimise(worst, AXES, lambda one: one["a"] >= 2 and one["c"])
-    assert (dict(least.values), least.seed) == ({"a": 2, "b": "x", "c": True, "d": 4}, 0)
+    assert dict(least.values) == {"a": 2, "b": "x", "c": True, "d": 4}
 
 
-def test_a_seed_that_matters_stays() -> None:
+def test_the_seed_stays_because_a_property_chooses_by_it_what_it_asks() -> None:
     worst = Example({"a": 3, "b": "z", "c": True, "d": 5}, 999)
-    assert minimise(worst, AXES, lambda one: one.seed == 999).seed == 999
+    assert minimise(worst, AXES, lambda one: True).seed == 999
 
 
 def test_minimising_stops_at_its_budget() -> None:

@@ -19,6 +19,7 @@ from harness import workers
 from harness.cli.app import status
 from harness.faults import CaseReport, Outcome, runner
 from harness.pool import in_parallel, processes
+from harness.validation.isolation import Isolated
 from reports import storage
 
 
@@ -151,6 +152,22 @@ def test_an_interrupted_check_keeps_what_it_found_and_goes_on_from_there(
     assert "\ngoing on with what was begun by: harness" in told
     assert "\n1/1 opt · " in told
     assert {one.property for one in storage.read(tmp_path).verdicts} == {"revert", "deep copy"}
+
+
+def test_an_interrupted_validation_reports_what_it_has_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_all = Isolated.run_all
+    monkeypatch.setattr(Isolated, "run_all", breaking_off_after_the_first(run_all))
+    example = Path(__file__).parents[2] / "examples" / "cohere.py"
+    asked = ("--profile", "quick", "--workers", "1", "--out", str(tmp_path))
+    assert status(CASES, ["validate", str(example), *asked]) == 130
+    told = capsys.readouterr()
+    assert told.out.startswith("### CoherePolicy: HOLDS SO FAR, broken off\n")
+    assert told.err.endswith("harness: interrupted\n")
+    run = storage.read(tmp_path)
+    assert not run.complete and [one.property for one in run.verdicts[:3]] == ["file", "case", "reading"]
+    assert len(run.verdicts) == 4
 
 
 def test_an_interrupted_exam_reports_the_parts_that_were_done(

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.journal import CheckDone, Journal, JournalError, Order, read
-from reports.record import Verdict
+from harness.journal import CeilingsDone, CheckDone, Contents, Journal, JournalError, Order, read
+from harness.run import _record
+from harness.timing.light import SpeedOfLight
+from reports.record import NullLane, Verdict
 from reports.storage import JOURNAL_NAME
 
 
@@ -52,6 +55,15 @@ def test_what_was_appended_is_there_on_resuming(tmp_path: Path) -> None:
     again = Journal.resume(tmp_path)
     assert again.order == order()
     assert again.done == [verdict("a"), verdict("b")]
+
+
+def test_a_run_that_goes_on_counts_the_alarms_of_each_time() -> None:
+    """What was timed the first time stands beside what is timed the second."""
+    lanes = [NullLane(comparisons=3, alarms=3, smallest_effect=None), NullLane(comparisons=4, alarms=0, smallest_effect=0.02)]
+    light = SpeedOfLight(device="cpu", gemm_flops={}, stream_bytes={1: 1.0}, warnings=())
+    order = Order(id="a", created="", command="", profile="bench", seed=0, cases=(), bench=True)
+    done: list[Any] = [CeilingsDone(light=light, null_lane=one) for one in lanes]
+    assert _record(Contents(order, done), (), complete=True).null_lane == NullLane(comparisons=7, alarms=3, smallest_effect=0.02)
 
 
 def test_a_run_that_somebody_is_at_work_on_is_not_resumed_and_not_touched(tmp_path: Path) -> None:

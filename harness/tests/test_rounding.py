@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -191,6 +192,13 @@ def test_an_excess_that_other_numbers_do_not_show_is_no_alarm() -> None:
 
 def test_an_excess_that_other_numbers_show_too_is_an_alarm() -> None:
     with quiet(), _measuring(iter([100.0] * 5)), pytest.raises(AssertionError, match="times the budget"):
+        judge(BY_NAME["rounding float16"], LLAMA, replace_module, LLAMA.simplest, Found())
+
+
+def test_a_result_that_is_lost_to_nan_is_no_bad_luck() -> None:
+    """Other numbers that give a result are no excuse for these, which gave none."""
+    lost = iter([math.inf, *[0.5] * len(other_numbers(LLAMA.simplest))])
+    with quiet(), _measuring(lost), pytest.raises(AssertionError, match="error inf of its scale"):
         judge(BY_NAME["rounding float16"], LLAMA, replace_module, LLAMA.simplest, Found())
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+import torch
 
+from harness.bench import rows
 from harness.case import Axis, Case
 from harness.check import Checked
 from harness.validation import work
@@ -19,7 +21,7 @@ from harness.validation.isolation import Limits
 from harness.validation.subject import Subject
 from harness.validation.validate import Request, Validation, record, validate
 from harness.validation.verdict import NO_FLOAT64, TOO_SLOW, block
-from harness.validation.work import Task, judge, time
+from harness.validation.work import Task, judge, time_subject
 from reports.record import Failure, Verdict
 from reports.tests import synthetic
 
@@ -231,7 +233,23 @@ def test_a_verdict_to_paste_says_how_a_failure_is_shown_again_and_what_a_slow_ch
 def test_a_workload_that_does_not_fit_the_memory_of_a_check_is_not_timed_and_says_what_would() -> None:
     """It does not fail: nothing of the policy is wrong."""
     subject = Subject("", Contents("Mine", (), None), known="cases.unet:UNetCase")
-    assert time(subject, 1.0, 0, 2**30, 2) == "its workloads need 8 GiB of memory or more; allow it with --memory"
+    assert (
+        time_subject(subject, 1.0, 0, 2**30, torch.get_num_threads())
+        == "its workloads need 8 GiB of memory or more; allow it with --memory"
+    )
+
+
+def test_a_validation_times_by_as_many_threads_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that check have one each; the record's environment has as many as a command has."""
+    seen = []
+    monkeypatch.setattr(rows, "compare", lambda *_, device, **__: seen.append((torch.get_num_threads(), device.threads)))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        time_subject(Subject("", Contents("Mine", (), None), known="cases.bert:BertCase"), 0.1, 0, None, 2)
+    finally:
+        torch.set_num_threads(before)
+    assert set(seen) == {(2, 2)}
 
 
 def test_a_failure_found_without_an_axis_has_a_note_a_line_and_a_script_of_the_policy(

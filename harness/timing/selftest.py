@@ -20,6 +20,8 @@ from harness.timing.devices import Call, Device
 from harness.timing.null_lane import count_alarms, smallest_effect
 from harness.timing.paired import PairedResult, compare
 
+ALARM_RATE = 0.01
+"""Share of comparisons of equal calls that may end in a difference: intervals have 99 % confidence."""
 CALL_SECONDS = 1e-3
 UNITS = 100
 _UNIT_SIZES = tuple(range(16, 257, 8))
@@ -65,6 +67,14 @@ class SelfTest:
     """False when the time limit came first."""
     warnings: dict[str, int]
     """Kinds of instability warnings and how many comparisons gave them."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether equal calls were compared, and no more of them called different than a rate of ``ALARM_RATE`` gives in 99 of a
+        hundred self-tests."""
+        if not self.comparisons:
+            return False
+        return bool(stats.binomtest(self.alarms, self.comparisons, ALARM_RATE, alternative="greater").pvalue >= 0.01)
 
     def lines(self) -> Iterator[str]:
         """The table for a terminal."""
@@ -149,7 +159,7 @@ def _summary(device: Device, results: dict[float, list[PairedResult]], *, planne
         call_seconds=statistics.median(statistics.median(result.baseline_seconds) for result in every) if every else float("nan"),
         comparisons=len(null),
         alarms=alarms,
-        alarm_bound=float(stats.beta.ppf(0.95, alarms + 1, len(null) - alarms)) if alarms < len(null) else 1.0,
+        alarm_bound=float(stats.binomtest(alarms, len(null)).proportion_ci(0.90).high) if null else 1.0,
         smallest_effect=smallest_effect(null),
         effects=tuple(_injected(effect, kind) for effect, kind in results.items() if effect),
         seconds_per_pair=statistics.fmean(result.seconds for result in every) if every else float("nan"),

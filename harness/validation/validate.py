@@ -7,7 +7,7 @@ recorded as not judged, with the reason, and nothing is lost. Properties depend 
 from __future__ import annotations
 
 import os
-import time as clock
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -66,6 +66,8 @@ class Validation:
     untimed: str = ""
     faults: list[Outcome] = field(default_factory=list)
     unexamined: str = ""
+    interrupted: bool = False
+    """Whether somebody broke it off: what it had found by then is here."""
     seconds: float = 0.0
 
     @property
@@ -80,13 +82,17 @@ class Validation:
 
 def validate(request: Request, watcher: Watcher = NOBODY) -> Validation:
     """Validate the policy of ``request``; never raises for anything that its file does. Raises ``PolicyNotNamed`` where the
-    request does not say which of its policies is meant."""
+    request does not say which of its policies is meant. An interrupt ends it, and it gives what it has found."""
     heed()
-    start = clock.perf_counter()
+    start = time.perf_counter()
     done = Validation(policy=request.name or "?", file=Path(request.path).name)
-    with isolated(request.limits, fresh=True) as fresh, isolated(request.limits, fresh=False) as quick:
-        _Stages(request, fresh, quick, done, watcher).all()
-    done.seconds = clock.perf_counter() - start
+    try:
+        with isolated(request.limits, fresh=True) as fresh, isolated(request.limits, fresh=False) as quick:
+            _Stages(request, fresh, quick, done, watcher).all()
+    except KeyboardInterrupt:
+        done.interrupted = True
+        done.untimed = done.untimed or "broken off"
+    done.seconds = time.perf_counter() - start
     return done
 
 
@@ -173,16 +179,15 @@ class _Stages:
         longest_first = sorted(names, key=lambda name: (BY_NAME[name].share >= LEAST_SHARE, -BY_NAME[name].share))
         self.watcher.begin(f"checking {case}", len(names))
         drawn: list[Checked] = []
-        found: dict[str, Verdict] = {}
+        before = len(self.done.verdicts)
         for task, result in self.pool.run_all(work.judge, [self._task(subject, name) for name in longest_first]):
             if isinstance(result, Checked):
                 drawn.append(result)
-                found[task.prop] = result.verdict
+                self._say(result.verdict)
             else:
                 statement = BY_NAME[task.prop].statement
-                found[task.prop] = _verdict(self.done, self.request, task.prop, statement, f"{result}", case=case)
-            self.watcher.verdict(found[task.prop])
-        self.done.verdicts += [found[name] for name in names]
+                self._say(_verdict(self.done, self.request, task.prop, statement, f"{result}", case=case))
+        self.done.verdicts[before:] = sorted(self.done.verdicts[before:], key=lambda one: names.index(one.property))
         if drawn:
             self.done.budgets += [one.budget for one in drawn if one.budget is not None]
             try:
@@ -214,7 +219,7 @@ class _Stages:
             self.watcher.say(f"timing for {self.request.budget:g} s")
             try:
                 budget, memory, threads = self.request.budget, self.request.limits.memory, torch.get_num_threads()
-                timed = self.pool.run(work.time, subject, budget, self.request.seed, memory, threads, besides=budget)
+                timed = self.pool.run(work.time_subject, subject, budget, self.request.seed, memory, threads, besides=budget)
                 self.done.timings, self.done.untimed = ((), timed) if isinstance(timed, str) else (timed, "")
             except Lost as loss:
                 self.done.untimed = f"timing {loss}"
@@ -224,7 +229,7 @@ class _Stages:
 
     def _stage(self, name: str, statement: str, function: Callable[..., Any], *args: Any) -> Any:
         """The result of a stage, or None with its verdict recorded."""
-        start = clock.perf_counter()
+        start = time.perf_counter()
         try:
             result = self.pool.run(function, *args, raises=(UnusableFile, NotDerivable, PolicyNotNamed))
         except (UnusableFile, NotDerivable, Lost) as problem:
@@ -233,7 +238,7 @@ class _Stages:
                 reason = f"importing the file {reason}" if name == "file" else f"preparing the case {reason}"
             self._say(_verdict(self.done, self.request, name, statement, reason))
             return None
-        seconds = clock.perf_counter() - start
+        seconds = time.perf_counter() - start
         self._say(_verdict(self.done, self.request, name, statement, "", outcome="held", seconds=seconds))
         return result
 
@@ -275,7 +280,7 @@ def record(request: Request, done: Validation, *, run_id: str, created: str, com
         command=command,
         profile=request.profile,
         seed=request.seed,
-        complete=True,
+        complete=not done.interrupted,
         seconds=done.seconds,
         environment=fingerprint(),
         verdicts=tuple(_of_the_policy(one, done, request.device) for one in done.verdicts),

@@ -45,7 +45,7 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
     replaced = sum(one.layers_replaced for one in judged)
     holds = len(judged) - len([one for one in wrong if one in judged])
     if judged:
-        yield f"### {done.policy}: {'HOLDS' if run.ok else 'DOES NOT HOLD'}"
+        yield f"### {done.policy}: {'DOES NOT HOLD' if not run.ok else 'HOLDS' if run.complete else 'HOLDS SO FAR, broken off'}"
         yield ""
         yield (
             f"{holds} of {len(judged)} properties hold on {examples} random models of {' and '.join(done.subjects)} "

@@ -140,7 +140,7 @@ def fit(subject: Subject) -> Refused:
     return refused_by(subject.policy, subject.case)
 
 
-def time(subject: Subject, budget: float, seed: int, memory: int | None, threads: int) -> tuple[Timing, ...] | str:
+def time_subject(subject: Subject, budget: float, seed: int, memory: int | None, threads: int) -> tuple[Timing, ...] | str:
     """Time the subject's first workload that fits ``memory`` bytes, or where that is None its device, in float32, replaced
     against original, by so many threads; a string that says why not where there is none."""
     import torch
@@ -153,6 +153,7 @@ def time(subject: Subject, budget: float, seed: int, memory: int | None, threads
 
     case = subject.case
     entry: Any = _Entry(case, subject.contents.policy)
+    torch.set_num_threads(threads)  # before there is a device, which times with as many as it meets
     device = open_device(subject.device)
     jobs = [Job(entry, workload, "float32") for workload in case.workloads]
     memory = device.free_bytes() if memory is None else memory
@@ -160,7 +161,6 @@ def time(subject: Subject, budget: float, seed: int, memory: int | None, threads
     if job is None:
         least = min((job.memory_bytes for job in jobs), default=0) / 2**30
         return f"its workloads need {least:.0f} GiB of memory or more; allow it with --memory" if jobs else "no workload is known"
-    torch.set_num_threads(threads)
     light = measure_ceilings(device, dtypes=(torch.float32,), budget_seconds=1.2)
     rows = time_job(
         job,

@@ -120,11 +120,14 @@ def test_a_wrong_or_unknown_field_is_refused_by_its_place(tmp_path, change):
     [
         ({}, True),
         ({"verdicts": (synthetic.verdict(outcome="unavailable"),)}, True),
+        ({"verdicts": (synthetic.verdict(outcome="unavailable"),), "timings": ()}, False),
+        ({"verdicts": (), "timings": ()}, False),
+        ({"verdicts": ()}, True),
         ({"verdicts": (synthetic.verdict(outcome="vacuous"),)}, False),
         ({"timings": (synthetic.timing(verdict="FAILED"),)}, False),
     ],
 )
-def test_a_run_is_ok_when_all_that_was_judged_held_and_nothing_timed_was_wrong(changes, ok):
+def test_a_run_is_ok_when_something_was_judged_all_of_it_held_and_nothing_timed_was_wrong(changes, ok):
     assert synthetic.run(**changes).ok is ok
 
 

@@ -83,6 +83,15 @@ def test_a_self_test_without_time_for_one_comparison_claims_nothing():
     assert outcome.effects[0].power is None
 
 
+@pytest.mark.parametrize(
+    ("alarms", "comparisons", "kept"), [(0, 0, False), (0, 5, True), (1, 60, True), (3, 300, True), (9, 300, False)]
+)
+def test_a_self_test_fails_where_alarms_are_more_than_chance_explains(alarms: int, comparisons: int, kept: bool):
+    """One alarm in a short self-test says nothing; no comparison shows nothing."""
+    outcome = selftest(NoisyDevice(), time_limit_seconds=1.0, work=_work)
+    assert dataclasses.replace(outcome, alarms=alarms, comparisons=comparisons).kept is kept
+
+
 def test_a_self_test_whose_comparisons_gave_no_interval_says_so():
     """An effect is then counted and not measured."""
     outcome = selftest(NoisyDevice(), comparisons=12, effect_comparisons=4, work=_work)
