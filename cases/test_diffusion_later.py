@@ -16,6 +16,8 @@ from harness.properties.memory import bytes_held
 from harness.properties.set_later import FREE_U, a_wrapper
 from harness.properties.transforms import call_with
 from harness.search import tell
+from policies.fused import onednn, swapped, widened
+from policies.plans import Plan
 from policies.replace import replace_module
 
 from .diffusion_pairs import CASES, UNET, VAE, assert_close, edits, example, pair
@@ -70,6 +72,22 @@ def test_hooks_on_inner_modules_fire_and_may_change_the_result(kind: str) -> Non
         [one for one in model.modules() if type(one).__name__ == kind][-1].register_forward_hook(double)
     assert_close(UNET.run(replaced, inputs), UNET.run(original, inputs), 1e-4)
     assert len(seen) > 0 and len(seen) % 2 == 0
+
+
+def test_a_weight_that_is_quantised_later_is_multiplied_by_its_own_operators(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its class says how, whatever dtype and device it shows."""
+
+    class Quantised(Tensor):
+        pass
+
+    monkeypatch.setattr(swapped, "SMALLEST_PRODUCT", 0)
+    layer = nn.Linear(8, 8)
+    x = torch.randn(2, 8)
+    expected = layer(x)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Quantised))
+    for operators in (onednn, widened):
+        monkeypatch.setattr(operators, "linear", None)
+    assert torch.equal(swapped.apply(layer, x, Plan.ONEDNN), expected)
 
 
 def test_an_adapter_around_a_projection_is_used() -> None:

@@ -8,13 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from transformers import (
     BertConfig,
     BertModel,
     BloomConfig,
     BloomModel,
+    GPT2Config,
+    GPT2Model,
+    GPTJConfig,
+    GPTJModel,
     GPTNeoConfig,
     GPTNeoForCausalLM,
+    GPTNeoModel,
     GPTNeoXConfig,
     GPTNeoXModel,
     LlamaConfig,
@@ -25,7 +31,10 @@ from transformers import (
 
 import policies
 from harness.exact import exact_mode
+from harness.trial import cast
 from policies.fused import onednn
+
+from .diffusion_pairs import UNET, example
 
 pytestmark = pytest.mark.usefixtures("no_gradients")
 
@@ -112,6 +121,65 @@ def errors(original: Any, replaced: Any, **call: Any) -> tuple[float, float]:
     found = (model(**call).last_hidden_state.double() - expected for model in (original, replaced))
     mine, its = (float(one.square().mean().sqrt()) for one in found)
     return mine, its
+
+
+def test_padding_in_float16_is_given_what_gpt2_gives_it_whose_scores_are_float32() -> None:
+    config = GPT2Config(
+        n_layer=2, n_head=2, n_embd=32, vocab_size=50, reorder_and_upcast_attn=True, attn_implementation="eager",
+        initializer_range=0.2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    original = GPT2Model(config).eval().half()
+    replaced = copy.deepcopy(original)
+    policies.replace_module(replaced)
+    ids, mask = torch.randint(0, 50, (2, 6)), torch.tensor([[0, 0, 0, 1, 1, 1], [1] * 6])
+    expected, found = (one(ids, attention_mask=mask)[0].float() for one in (original, replaced))
+    assert (expected - found).abs().max() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("model", "config"),
+    [
+        (GPTNeoModel, GPTNeoConfig(hidden_size=64, num_layers=1, attention_types=[[["global"], 1]], num_heads=2, vocab_size=50)),
+        (GPTJModel, GPTJConfig(n_embd=64, n_layer=1, n_head=2, rotary_dim=16, vocab_size=50)),
+        (GPT2Model, GPT2Config(n_embd=64, n_layer=1, n_head=2, vocab_size=50, reorder_and_upcast_attn=True)),
+    ],
+)
+def test_scores_beyond_float16_are_no_infinities_where_the_original_has_them_in_float32(model: Any, config: Any) -> None:
+    """With gradients, as a plain call of a model in eval mode has them, attention is by matrix products."""
+    config.initializer_range = 0.2
+    config._attn_implementation = "eager"
+    torch.manual_seed(0)
+    original = model(config).eval()
+    for name, one in original.named_parameters():
+        if name.rpartition(".")[0].endswith(("q_proj", "k_proj", "c_attn")):
+            one.mul_(150.0)
+    original.half()
+    replaced = copy.deepcopy(original)
+    policies.replace_module(replaced)
+    ids = torch.randint(0, 50, (2, 12))
+    with torch.enable_grad():
+        expected, found = (one(ids)[0] for one in (original, replaced))
+    assert not replaced.h[0].fused.fallbacks
+    assert expected.isfinite().all() and found.isfinite().all()
+
+
+def test_scores_beyond_float16_are_no_infinities_in_a_unet_that_has_them_in_float32() -> None:
+    original: Any = UNET.build(example(UNET))
+    original.set_attn_processor(AttnProcessor())
+    for one in original.modules():
+        if type(one) is Attention:
+            one.upcast_attention = True
+            one.to_q.weight.mul_(1000.0)
+            one.to_k.weight.mul_(1000.0)
+    original.half()
+    replaced = copy.deepcopy(original)
+    policies.replace_module(replaced)
+    inputs = cast(UNET.inputs(example(UNET)), torch.float16)
+    with torch.enable_grad():
+        expected, found = (UNET.run(one, inputs) for one in (original, replaced))
+    assert not replaced.fused.fallbacks
+    assert all(one.isfinite().all() for one in (*expected.values(), *found.values()))
 
 
 def test_a_mask_of_float32_keeps_its_digits_beside_bfloat16() -> None:

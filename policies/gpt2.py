@@ -49,6 +49,7 @@ def _attention(layer: Any, path: str, qkv: FusedQKV | SplitCrossQKV) -> Attentio
         causality=_causality(layer, own),
         module=own,
         cache_index=own.layer_idx,
+        scores_in_float32=own.reorder_and_upcast_attn and own.config._attn_implementation == "eager",
     )
 
 

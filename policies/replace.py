@@ -116,7 +116,7 @@ def survey(model: nn.Module, policies: tuple[type[DSPolicy], ...]) -> tuple[list
         except UnsupportedLayer as refusal:
             left.append(Left(path, name, refusal.feature))
         else:
-            swap.shared = frozenset(n for n, p in module.named_parameters() if holders[id(p)] > 1)
+            swap.shared = frozenset(n for n, p in module.named_parameters(remove_duplicate=False) if holders[id(p)] > 1)
             found.append((Replaced(path, name, policy.__name__), swap))
             inside.append(f"{path}." if path else "")
     return found, left

@@ -229,7 +229,7 @@ MASKS = (
         "M14 F46",
         "DeepSpeed PR #4338",
         "A bool mask hides keys from an attention that adds it to the scores.",
-        (fused_arguments, "not_a_mask", lambda honest: lambda state, mask: None),
+        (fused_arguments, "not_a_mask", lambda honest: lambda core, mask: None),
         applies=lambda traits: _masked(traits) and traits.case.speaks_transformers,
         expects=("call forms",),
     ),

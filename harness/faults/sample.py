@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import seed as with_seed
 
@@ -85,8 +87,8 @@ def _traits(case: Case, example: Example, replacer: Replacer) -> Traits:
         policies.add(one.policy)
         layer = model.get_submodule(one.path)
         layers.append(layer)
-        state = getattr(layer, "fused", None)
-        if state is not None and hasattr(state, "core"):
+        state: Any = getattr(layer, "fused", None)
+        if getattr(state, "core", None) is not None:
             anatomies.append(state.core.anatomy)
             calls.append(state.policy.call)
             joins = joins or _joins(state.core.attention.packed)

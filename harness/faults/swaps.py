@@ -112,7 +112,7 @@ def transposes_source(handle: Handle, model: nn.Module) -> None:
     """Square weights are transposed in the layer's own storage, and read so."""
     for layer in _fused(handle, model):
         core = layer.fused.core
-        core.unpack()
+        core.attention.unpack()
         turned = each_linear(transposed)(core.anatomy)
         with torch.no_grad():
             for name, parameter in core.anatomy.parameters.items():
@@ -194,8 +194,8 @@ def shared_cores(replacer: Replacer) -> Replacer:
             state = layer.fused
             cores[one.path] = state.core
             del state.core
-            shared = type(state)
-            state.__class__ = type("GlobalState", (shared,), {"core": property(functools.partial(_shared_core, cores, one.path))})
+            core = property(functools.partial(_shared_core, cores, one.path), lambda state, core: None)
+            state.__class__ = type("GlobalState", (type(state),), {"core": core})
         return handle
 
     return wrong

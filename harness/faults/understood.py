@@ -18,11 +18,9 @@ def calling(edit: Callable[[AttentionCall, Attention], AttentionCall]) -> Patch:
     """A patch of what the fused layer understands of each call."""
 
     def make(honest: Any) -> Any:
-        def wrong(state: Any, *rest: Any) -> Arguments:
-            arguments: Arguments = honest(state, *rest)
-            if state.refusal is not None:
-                return arguments
-            return dataclasses.replace(arguments, call=edit(arguments.call, state.core.anatomy.attention))
+        def wrong(convention: Any, core: Any, *rest: Any) -> Arguments:
+            arguments: Arguments = honest(convention, core, *rest)
+            return dataclasses.replace(arguments, call=edit(arguments.call, core.anatomy.attention))
 
         return wrong
 

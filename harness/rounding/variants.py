@@ -45,8 +45,8 @@ def _unpacked(model: nn.Module) -> nn.Module:
     """Replaced, with each projection on its own."""
     replace_module(model)
     for state in fused_states(model):
-        if hasattr(state, "core"):
-            state.core.unpack()
+        if getattr(state, "core", None) is not None:
+            state.core.attention.unpack()
     return model
 
 

@@ -6,20 +6,17 @@ Shapes: B batch, T tokens, D hidden size, R rotated elements of a head.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..anatomy import Causality
-from ..calls import CACHE_NAMES, RotarySource
+from ..anatomy import Attention, Causality
+from ..calls import CACHE_NAMES, CallConvention, RotarySource
 from ..releases import at_least
 from .attention import AttentionCall
-from .transformer import EncoderStates
+from .transformer import EncoderStates, FusedTransformerLayer
 from .transforms import compiling
-
-if TYPE_CHECKING:
-    from .state import FusedState
 
 
 @dataclass(slots=True, kw_only=True, eq=False)  # frozen would cost a microsecond a call
@@ -48,13 +45,18 @@ of them handed on sines and cosines."""
 _TOLD_AS = frozenset({"kwargs", "cache_kwargs"})
 
 
-def read_arguments(state: FusedState, parameters: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """Understand a layer's ``args`` and ``kwargs`` by its policy's call convention.
+def read_arguments(
+    convention: CallConvention,
+    core: FusedTransformerLayer,
+    parameters: tuple[str, ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Arguments:
+    """Understand the ``args`` and ``kwargs`` of a layer that ``core`` computes, by its policy's call ``convention``.
 
     A step of decoding is a millisecond, and nothing here is in a cache when it begins: what a call does not bring is not
     looked at by a function of its own.
     """
-    convention = state.policy.call
     given = {name: value for name, value in kwargs.items() if value is not None}
     for name, value in zip(parameters, args):
         if value is not None:
@@ -69,32 +71,32 @@ def read_arguments(state: FusedState, parameters: tuple[str, ...], args: tuple[A
                 problem = "a cache that may read what else the layer was given"
             break
     positions = given.get("cache_position")
-    if convention.rotary is not None and state.refusal is None:
+    if convention.rotary is not None:
         try:
-            cos, sin = _cos_sin(convention.rotary, state, given, hidden)
+            cos, sin = _cos_sin(convention.rotary, core.anatomy.attention, given, hidden)
         except _NotGivenError as missing:
             unknown = str(missing)
     if convention.true_means_masked and mask is not None:
         mask, problem = (~mask, problem) if getattr(mask, "dtype", None) is torch.bool else (mask, _kind(mask))
     elif not _added(mask):
-        problem = problem or not_a_mask(state, mask)
+        problem = problem or not_a_mask(core, mask)
     call = AttentionCall(
         mask=mask,
         cache=getattr(cache, "self_attention_cache", cache),
         cos=cos,
         sin=sin,
         alibi=_of_heads(given.pop("alibi"), hidden) if "alibi" in given else None,
-        causal=_causal(state, given.pop("is_causal")) if "is_causal" in given else None,
+        causal=_causal(convention, core, given.pop("is_causal")) if "is_causal" in given else None,
         extra=None if positions is None else {"cache_position": positions},
     )
     encoder_mask = given.pop("encoder_attention_mask", None)
     if "encoder_hidden_states" in given:
         encoder = EncoderStates(states=given.pop("encoder_hidden_states"), call=AttentionCall(mask=encoder_mask, cache=cache))
-        problem = _no_encoder(state, cache) or problem
+        problem = _no_encoder(core, cache) or problem
         if not _added(encoder_mask):
-            problem = problem or not_a_mask(state, encoder_mask)
+            problem = problem or not_a_mask(core, encoder_mask)
         # BERT's cross-attention is handed the word, too, GPT-2's is not.
-        if call.causal or (call.causal is False and _crosses_causally(state)):
+        if call.causal or (call.causal is False and _crosses_causally(core)):
             problem = problem or "a word on causality beside encoder states"
     if given.pop("output_attentions", False):
         problem = "attention weights asked for"
@@ -115,10 +117,10 @@ class _NotGivenError(Exception):
 
 
 def _cos_sin(
-    source: RotarySource, state: FusedState, given: dict[str, Any], hidden: Tensor
+    source: RotarySource, attention: Attention, given: dict[str, Any], hidden: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """Cosines and sines as (B or 1, 1, T, R)."""
-    rotary = state.core.anatomy.attention.rotary
+    rotary = attention.rotary
     if rotary is None:
         if source is RotarySource.ANGLES:
             given.pop("rotary_pos_emb", None)  # every layer is handed them, and those without rotary take no notice
@@ -134,13 +136,13 @@ def _cos_sin(
     elif source is RotarySource.HALVES:
         sin, cos = (half.repeat_interleave(2, dim=-1) for half in value)
     elif source is RotarySource.TABLE:
-        cos, sin = _from_table(state.core.anatomy.attention.module.get_buffer("embed_positions"), value, hidden)
+        cos, sin = _from_table(attention.module.get_buffer("embed_positions"), value, hidden)
     else:
         if not isinstance(value, Tensor) or value.dim() != 4 or value.shape[2] != 1:
             raise _NotGivenError(f"{name} that is not one (T, B or 1, 1, R) tensor for queries and keys")
         cos, sin = _from_angles(value, hidden)
     size = cos.shape[-1]
-    if (rotary.size is not None and size != rotary.size) or size > state.core.anatomy.attention.head_size:
+    if (rotary.size is not None and size != rotary.size) or size > attention.head_size:
         raise _NotGivenError(f"rotary positions of {size} elements")
     return cos.unsqueeze(1), sin.unsqueeze(1)
 
@@ -163,20 +165,20 @@ def _of_heads(alibi: Tensor, hidden: Tensor) -> Tensor:
     return alibi.unflatten(0, (hidden.shape[0], -1))
 
 
-def _causal(state: FusedState, causal: Any) -> bool | None:
+def _causal(convention: CallConvention, core: FusedTransformerLayer, causal: Any) -> bool | None:
     """transformers' sdpa lets a call overrule the layer's causality, where the layer hands the word on; its eager attention
     reads only the mask."""
-    if state.refusal is not None or "is_causal" in state.policy.call.ignored:
+    if "is_causal" in convention.ignored:
         return None
-    return bool(causal) if _by_sdpa(state) else None
+    return bool(causal) if _by_sdpa(core) else None
 
 
-def _crosses_causally(state: FusedState) -> bool:
-    return state.core.cross is not None and state.core.cross.attention.causality is not Causality.NEVER
+def _crosses_causally(core: FusedTransformerLayer) -> bool:
+    return core.cross is not None and core.cross.attention.causality is not Causality.NEVER
 
 
-def _by_sdpa(state: FusedState) -> bool:
-    config = getattr(state.core.anatomy.attention.module, "config", None)
+def _by_sdpa(core: FusedTransformerLayer) -> bool:
+    config = getattr(core.anatomy.attention.module, "config", None)
     return getattr(config, "_attn_implementation", None) == "sdpa"
 
 
@@ -185,10 +187,10 @@ def _added(mask: Any) -> bool:
     return mask is None or (isinstance(mask, Tensor) and mask.is_floating_point())
 
 
-def not_a_mask(state: FusedState, mask: Any) -> str | None:
+def not_a_mask(core: FusedTransformerLayer, mask: Any) -> str | None:
     """Why ``mask``, which holds no numbers to add, is none here: only sdpa reads truth values as keys that are seen. Eager
     attention adds 0 and 1, and torch has no integer masks."""
-    if state.refusal is not None or (getattr(mask, "dtype", None) is torch.bool and _by_sdpa(state)):
+    if getattr(mask, "dtype", None) is torch.bool and _by_sdpa(core):
         return None
     return _kind(mask)
 
@@ -206,9 +208,9 @@ def _reads_more(cache: Any) -> bool:
     return code is None or not _TOLD_AS.isdisjoint(code.co_varnames)
 
 
-def _no_encoder(state: FusedState, cache: Any) -> str | None:
+def _no_encoder(core: FusedTransformerLayer, cache: Any) -> str | None:
     """Why encoder states cannot be attended to."""
-    if state.refusal is not None or state.core.cross is None:
+    if core.cross is None:
         return "encoder states for a layer without cross-attention"
     if cache is not None and not hasattr(cache, "is_updated"):
         return "cross-attention with a cache that has no place for it"

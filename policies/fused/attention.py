@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..anatomy import Attention, FusedQKV, Linear, QKVLayout, SplitCrossQKV, SplitQKV
 from ..plans import Plan
@@ -84,6 +84,11 @@ class FusedAttention:
         if self.packed is None:
             return ()
         return tuple(one for linear in self.attention.qkv.linears for one in linear.parameters.values())
+
+    def joins_what_is_in(self, layer: nn.Module) -> bool:
+        """Whether the joined parameters, if any are, all are those of ``layer``."""
+        there = {id(one) for one in layer.parameters()} if self.packed is not None else ()
+        return all(id(one) in there for one in self.joined)
 
     def unpack(self) -> None:
         if self.packed is not None:
@@ -208,6 +213,7 @@ class FusedAttention:
             scale=attention.scale,
             enable_gqa=self.grouped,
             eager=by_products,
+            wide=attention.scores_in_float32,
             put_over=over,
         )
         context = context.transpose(1, 2).flatten(-2)

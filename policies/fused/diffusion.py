@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..plans import CAPTURED, Plan, in_words, settle
+from ..structure import patched
 from ..swap import Swap, UnsupportedLayer, qualified_name
 from .capture import CaptureBackend
 from .diffusion_attention import FusedAttention
@@ -48,6 +49,15 @@ PARTS: Mapping[str, type[Swapped]] = {
     "torch.nn.modules.normalization:GroupNorm": FusedGroupNorm,
 }
 """What is swapped inside a model, by exact class."""
+
+
+class Derived:
+    """What is derived from a model, and kept by the model itself: every part knows the model's state, and whatever that kept of
+    the model would keep it alive when nobody else does."""
+
+    def __init__(self) -> None:
+        self.watch: Watch | None = None
+        self.graphs: dict[str, Graphed] = {}
 
 
 class DiffusionState:
@@ -78,8 +88,6 @@ class DiffusionState:
     def _start(self) -> None:
         self.calls = 0
         self.fallbacks: Counter[str] = Counter()
-        self.watch: Watch | None = None
-        self.graphs: dict[str, Graphed] = {}
         self._made: CaptureBackend | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -105,6 +113,7 @@ class DiffusionState:
             return self
         another = copy.copy(self)
         another.owner = weakref.ref(root)
+        another.forget()
         return another
 
     @property
@@ -112,6 +121,16 @@ class DiffusionState:
         root = None if self.owner is None else self.owner()
         assert root is not None, "asked of a part without its model"
         return root
+
+    @property
+    def _derived(self) -> Derived:
+        found: Derived = self.root.__dict__.setdefault("_fused_derived", Derived())
+        return found
+
+    @property
+    def graphs(self) -> dict[str, Graphed]:
+        """The captured graphs."""
+        return self._derived.graphs
 
     @property
     def plan(self) -> str:
@@ -127,7 +146,8 @@ class DiffusionState:
 
     def refresh(self) -> bool:
         """Lay out and pack anew, where a parameter or submodule is not the one that this was done for; True where one was not."""
-        if self.watch is not None and not self.watch.stale():
+        watch = self._derived.watch
+        if watch is not None and not watch.stale():
             return False
         with lasting():
             self.bind()
@@ -142,21 +162,21 @@ class DiffusionState:
             elif isinstance(module, FusedAttention):
                 module._fused_name = name
                 module.fused_bind()
-        self.watch = Watch(self.root)
+        self._derived.watch = Watch(self.root)
 
-    def unbind(self) -> None:
-        """Give every parameter the storage and strides that it had."""
+    def unbind(self, *gone: nn.Module) -> None:
+        """Give every parameter the storage and strides that it had, also of parts that are ``gone`` from the model."""
         with lasting():
-            for module in self.root.modules():
+            for module in (*gone, *self.root.modules()):
                 if isinstance(module, FusedAttention):
                     module.fused_unbind()
                 elif isinstance(module, FusedConv2d):
                     module.fused_give_back()
-        self._start_caches()
+        self.forget()
 
-    def _start_caches(self) -> None:
-        self.watch = None
-        self.graphs = {}
+    def forget(self) -> None:
+        """Derive anew when asked next."""
+        self.root.__dict__["_fused_derived"] = Derived()
 
     def graph(self, name: str, module: nn.Module, function: Any, sample: Tensor) -> Any:
         """``function`` behind captured graphs, which refresh by themselves, where the backend takes ``sample``'s device; else
@@ -166,16 +186,16 @@ class DiffusionState:
         if self._made is None or self._made.refuses(sample) is not None:
             self.refresh()
             return function
-        if name not in self.graphs:
-            self.graphs[name] = Graphed(
-                function, backend=self._made, modules=(module,), prepare=self.refresh, veto=self._stateful
-            )
-        return self.graphs[name]
+        graphs = self.graphs
+        if name not in graphs:
+            graphs[name] = Graphed(function, backend=self._made, modules=(module,), prepare=self.refresh, veto=self._stateful)
+        return graphs[name]
 
     def _stateful(self) -> str | None:
         """A processor that this package does not know may keep state that a graph would freeze."""
-        assert self.watch is not None, "bound before a graph is asked for"
-        for module in self.watch.modules:
+        watch = self._derived.watch
+        assert watch is not None, "bound before a graph is asked for"
+        for module in watch.modules:
             processor = module.__dict__.get("processor")
             if processor is not None and qualified_name(type(processor)) not in _STATELESS:
                 return f"attention processor {type(processor).__name__}"
@@ -197,6 +217,8 @@ _STATELESS = frozenset(
 class FusedRoot(Swapped):
     """Mixin before a whole diffusion model."""
 
+    _fused_transient = ("_fused_derived",)
+
     @property
     def _fused_policy(self) -> type[DSPolicy]:
         return self._fused_state.policy
@@ -211,8 +233,8 @@ class FusedRoot(Swapped):
         self.__dict__["_fused_state"] = self._fused_state.of(self)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # What is watched would keep the parameters that were here until the next call.
-        self._fused_state.watch = None
+        # What is watched, or captured, would keep the parameters that were here until the next call.
+        self.fused.forget()
         return super()._apply(fn, recurse)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
@@ -267,6 +289,8 @@ class DiffusionSwap(Swap):
             for module in self.root.modules():
                 mixin = self.mixin if module is self.root else self.parts.get(qualified_name(type(module)))
                 if mixin is not None:
+                    if not patched(module):  # the class's own forward, bound, would hide the fused one
+                        module.__dict__.pop("forward", None)
                     self._swapped.append(module)
                     module.__class__ = swapped_class(type(module), mixin)
                     module.__dict__["_fused_state"] = state
@@ -280,7 +304,7 @@ class DiffusionSwap(Swap):
             self._restore(self.root.fused)
 
     def _restore(self, state: DiffusionState) -> None:
-        state.unbind()
+        state.unbind(*self._swapped)
         for module in (*self._swapped, *self.root.modules()):
             restore_class(module)
         self._swapped.clear()
@@ -289,7 +313,7 @@ class DiffusionSwap(Swap):
 def refuse_unless_plain(root: nn.Module) -> None:
     """Raise ``UnsupportedLayer`` for what no replacement of a diffusion model expresses."""
     name = type(root).__name__
-    if "forward" in root.__dict__:
+    if patched(root):
         raise UnsupportedLayer("forward is patched on the instance (offloading or another tool's hooks)", layer=name)
     for path, parameter in root.named_parameters():
         if type(parameter) is not nn.Parameter:

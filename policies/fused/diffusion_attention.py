@@ -9,6 +9,7 @@ Shapes: B batch, T queries, S keys, C channels, H heads, E head size; images are
 
 from __future__ import annotations
 
+from operator import is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from ..anatomy import Linear
 from ..plans import Plan
 from ..structure import overridden
 from ..swap import qualified_name
-from .linear import Projection, can_pack, held_by_nobody_else, pack, unpack
+from .linear import Projection, can_pack, held_by_nobody_else, pack
 from .sdpa import scaled_dot_product_attention
 from .swapped import Swapped, apply, differentiated, is_plain, linear
 from .transforms import compiling, lasting, not_plain
@@ -42,12 +43,23 @@ class PackedProjections:
 
     def stale(self, attention: Any) -> bool:
         """True where a parameter was exchanged, or has another storage."""
+        return self._exchanged(attention) or any(one.data_ptr() != at for one, at in self._addresses)
+
+    def moved(self, attention: Any) -> bool:
+        """True where parameters are what they were, and have another storage."""
+        return not self._exchanged(attention) and self.stale(attention)
+
+    def _exchanged(self, attention: Any) -> bool:
         names = ("to_q", "to_k", "to_v")[-len(self.linears) :]
-        modules = [getattr(attention, name) for name in names]
-        now = [one for module in modules for one in (module.weight, module.bias) if one is not None]
-        return len(now) != len(self._addresses) or any(
-            one is not known or one.data_ptr() != at for one, (known, at) in zip(now, self._addresses, strict=True)
-        )
+        known = [one for one, _ in self._addresses]
+        now = [one for name in names for one in getattr(attention, name)._parameters.values() if one is not None]
+        return len(now) != len(known) or not all(map(is_, now, known))
+
+    def give_back(self) -> None:
+        """Give each parameter a storage of its own again; one that was given another since has it."""
+        for parameter, at in self._addresses:
+            if parameter.data_ptr() == at:
+                parameter.data = parameter.data.clone()
 
 
 class FusedAttention(Swapped):
@@ -56,6 +68,9 @@ class FusedAttention(Swapped):
     _fused_transient = ("_fused_packed",)
     _fused_name: str = ""
     _fused_packed: PackedProjections | None = None
+    _fused_moves: bool = False
+    """Whether somebody gives the projections other memory within a call, as who keeps weights on the host until they are needed.
+    Packed anew each time, they would be on the device for good."""
 
     def forward(
         self,
@@ -108,7 +123,11 @@ class FusedAttention(Swapped):
 
     def fused_bind(self) -> None:
         """Pack the projections, where they may be. Their storages change, their values do not."""
-        self._fused_packed = None
+        if self._fused_packed is not None and not self._fused_packed.stale(self):
+            return
+        self.fused_unbind()
+        if self._fused_moves:
+            return
         modules = {part: getattr(self, part) for part in ("to_q", "to_k", "to_v")}
         if not all(type(one) is nn.Linear and one.weight.is_contiguous() for one in modules.values()):
             return
@@ -121,13 +140,15 @@ class FusedAttention(Swapped):
             self._fused_packed = PackedProjections(linears, self._fused_state.execution)
 
     def fused_unbind(self) -> None:
-        if self._fused_packed is not None:
-            unpack(self._fused_packed.linears)
-            self._fused_packed = None
+        packed = self.__dict__.pop("_fused_packed", None)
+        if packed is not None:
+            with lasting():
+                packed.give_back()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # Moving gives each parameter a storage of its own; the packed weight left behind would be a second copy.
-        self.__dict__.pop("_fused_packed", None)
+        # Moving gives each parameter a storage of its own, but where it is there already; the packed weight left behind would be
+        # a second copy.
+        self.fused_unbind()
         return super()._apply(fn, recurse)
 
     def _fused_attend(self, hidden: Tensor, encoder: Tensor | None, mask: Tensor | None) -> Tensor:
@@ -144,7 +165,7 @@ class FusedAttention(Swapped):
         )
         eager = qualified_name(type(self.processor)) == _EAGER
         context = scaled_dot_product_attention(
-            query, key, value, attn_mask=bias, scale=self.scale if eager else None, eager=eager
+            query, key, value, attn_mask=bias, scale=self.scale if eager else None, eager=eager, wide=self.upcast_attention
         )
         result = apply(self.to_out[0], context.transpose(1, 2).flatten(2).to(query.dtype), self._fused_state.execution)
         result = self.to_out[1](result)
@@ -186,6 +207,6 @@ class FusedAttention(Swapped):
         if compiling():
             return None  # what is compiled would not ask again whether it is stale
         if self._fused_packed is not None and self._fused_packed.stale(self):
-            with lasting():
-                self.fused_bind()
+            self.__dict__["_fused_moves"] = self._fused_packed.moved(self)
+            self.fused_unbind()
         return self._fused_packed

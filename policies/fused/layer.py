@@ -120,7 +120,12 @@ class FusedLayer(nn.Module):
             return super().forward(*args, **kwargs)
 
     def _fused_call(self, state: FusedState, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiling: bool) -> Any:
-        arguments = read_arguments(state, self._fused_parameters, args, kwargs)
+        core = state.core
+        if core is None:
+            if not compiling:
+                state.fallbacks[state.refusal or ""] += 1
+            return super().forward(*args, **kwargs)
+        arguments = read_arguments(state.policy.call, core, self._fused_parameters, args, kwargs)
         reason = self._why_not(state, arguments)
         if reason is not None:
             if not compiling:
@@ -128,7 +133,6 @@ class FusedLayer(nn.Module):
             return super().forward(*args, **kwargs)
         if not compiling:
             state.calls += 1
-        core = state.core
         core.emit = state.emit
         # What is compiled asks no more where a parameter's values are, which are given another place by ``parameter.data = ...``.
         arguments.call.apart = compiling
@@ -142,8 +146,6 @@ class FusedLayer(nn.Module):
         return in_form(self._fused_returns, hidden, arguments.context)
 
     def _why_not(self, state: FusedState, arguments: Arguments) -> str | None:
-        if state.refusal is not None:
-            return state.refusal
         if self.training or any(module.training for module in state.watch.modules):
             return "training mode"
         if arguments.unknown is not None:
@@ -161,8 +163,12 @@ class FusedLayer(nn.Module):
             )
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        # Moving a layer gives each parameter a storage of its own; a packed weight left behind would be a second copy.
-        self._fused_state = None
+        # Moving a layer gives each parameter a storage of its own, but where it is there already; a packed weight left behind
+        # would be a second copy.
+        if self._fused_state is not None:
+            release_all(self)
+            self._fused_state.give_back(self)
+            self._fused_state = None
         moved = super()._apply(fn, recurse)
         self._fused_look()
         return moved
@@ -229,9 +235,9 @@ class LayerSwap(Swap):
             return
         release_all(self.layer)
         state = self.layer._fused_state
-        if state is not None and hasattr(state, "core"):  # also of a layer that came to be refused later
-            state.core.unpack()
-        by_columns(self.layer, self.layer._fused_by_rows)
+        if state is not None:
+            state.give_back(self.layer)
+        by_columns(self.layer.named_parameters(), self.layer._fused_by_rows)  # of a copy, which has no state yet
         if not patched(self.layer):
             self.layer.__dict__.pop("forward", None)
         for name in ("_fused_state", "_fused_shared", "_fused_by_rows", "_fused_backend", "_fused_plan"):

@@ -192,9 +192,9 @@ def by_rows(linears: tuple[Linear, ...], shared: frozenset[str]) -> frozenset[st
     return frozenset(f"{linear.name}.weight" for linear in done)
 
 
-def by_columns(layer: nn.Module, names: frozenset[str]) -> None:
-    """Undo ``by_rows`` of those ``names`` that ``layer`` still has."""
-    for name, weight in layer.named_parameters():
+def by_columns(named: Iterable[tuple[str, Tensor]], names: frozenset[str]) -> None:
+    """Undo ``by_rows`` of those of ``named`` parameters that are among ``names``."""
+    for name, weight in named:
         if name in names:
             lay_out(weight, (weight.shape[1], 1))
 

@@ -33,14 +33,17 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     eager: bool = False,
+    wide: bool = False,
     put_over: Tensor | None = None,
 ) -> Tensor:
     """``F.scaled_dot_product_attention`` of query (B, H, T, E), key and value (B, K, S, E): (B, H, T, E). ``eager``: the original
-    attends by products and a softmax, and so does this where there are gradients to come. ``put_over`` (T, S) bool: scores
-    through which none goes back, whatever weight they have."""
+    attends by products and a softmax, and so does this where there are gradients to come; ``wide`` with scores in float32,
+    whatever the layer's dtype. ``put_over`` (T, S) bool: scores through which none goes back, whatever weight they have."""
     if eager and torch.is_grad_enabled() and any(one.requires_grad for one in (query, key, value)):
         if is_causal:
             attn_mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
+        if wide:
+            query, key = query.float(), key.float()
         return _by_products(query, key, value, attn_mask, put_over, scale)
     if query.shape[-2] == 1 and query.dim() == 4 and query.device.type == "cpu" and (enable_gqa or _slow_alone(query)):
         return _of_one_query(query, key, value, attn_mask, scale)
@@ -52,7 +55,7 @@ def scaled_dot_product_attention(
 def _by_products(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, put_over: Tensor | None, scale: float | None
 ) -> Tensor:
-    """Attention as an original has it that attends so, in the layer's own dtype.
+    """Attention as an original has it that attends so, with scores in the dtype of query and key.
 
     The kernel's backward pass computes weights anew from the logarithm of their sum. A query that sees nothing has scores of
     the dtype's smallest number, beside which that logarithm is lost: each weight is one there instead of a share. And it has no

@@ -44,7 +44,8 @@ class FusedState:
         self.emit: Emit = silent
         self.gate = Gate()
         self.refusal: str | None = None
-        self.core: FusedTransformerLayer
+        self.core: FusedTransformerLayer | None = None
+        """None of a layer that is refused."""
         self.graph: Graphed | None = None
         self.by_rows: bool
         self.watch: Watch
@@ -57,11 +58,14 @@ class FusedState:
         here on."""
         release_all(layer)
         self.graph = None  # what was captured may hold weights
-        ours = self.core.attention.held if hasattr(self, "core") else ()
+        if self.core is not None and not self.core.attention.joins_what_is_in(layer):
+            self.give_back(layer)
+        ours = () if self.core is None else self.core.attention.held
         try:
             anatomy = read or self.policy(layer).anatomy
         except UnsupportedLayer as refusal:
             self.refusal = str(refusal)
+            self.give_back(layer)
         else:
             self.refusal = None
             with lasting():
@@ -70,12 +74,20 @@ class FusedState:
                 self.by_rows = bool(layer._fused_by_rows)
                 operators = Plan.PLAIN if self.execution in CAPTURED else self.execution
                 self.core = FusedTransformerLayer(anatomy, operators, shared=self.shared, ours=ours)
-            self.graph = self._graphed(layer) if self.execution in CAPTURED else None
+            self.graph = self._graphed(self.core, layer) if self.execution in CAPTURED else None
         # Packed weights are given back behind the replacement's back: it has to find out from each of them. A graph reads each
         # of them where it was.
-        all_of_them = self.refusal is not None or self.execution in (Plan.PACKED, *CAPTURED)
-        self.watch = Watch(layer, None if all_of_them else self.core.attention.joined)
+        all_of_them = self.core is None or self.execution in (Plan.PACKED, *CAPTURED)
+        self.watch = Watch(layer, None if all_of_them or self.core is None else self.core.attention.joined)
         self.settings = Settings(layer, self.watch.modules, configured=self.policy.call.configured)
+
+    def give_back(self, layer: FusedLayer) -> None:
+        """Give what the core was made of, whatever ``layer`` still has of it, the storages and strides that it had, and keep
+        nothing of it."""
+        core, self.core = self.core, None
+        if core is not None:
+            with lasting():
+                core.give_back(layer._fused_by_rows)
 
     def still_read(self, layer: FusedLayer) -> bool:
         """True where no more than parameters of ``layer`` were exchanged."""
@@ -85,17 +97,17 @@ class FusedState:
         """For one call of an exporter, which has put tensors without values in the places of parameters. Values decide how some
         policies read, so that what was read before has to hold."""
         state = copy.copy(self)
-        if self.refusal is None:
+        if self.core is not None:
             state.bind(layer, self.core.anatomy.with_parameters(layer))
         return state
 
-    def _graphed(self, layer: FusedLayer) -> Graphed:
+    def _graphed(self, core: FusedTransformerLayer, layer: FusedLayer) -> Graphed:
         """The core behind captured graphs. What else it depends on, this state looks after: it is bound anew."""
         capturing = layer._fused_backend.made()
         return Graphed(
-            self.core,
+            core,
             backend=capturing,
-            captured=CompiledLayer(self.core, capturing.compiler) if self.execution is Plan.COMPILED else None,
+            captured=CompiledLayer(core, capturing.compiler) if self.execution is Plan.COMPILED else None,
             modules=(layer,),
             watched=(),
             patience=2 * DEFAULT_LIMIT,
@@ -110,7 +122,7 @@ class FusedState:
     @property
     def plan(self) -> str:
         """How the replacement runs, in a word or two."""
-        if self.refusal is not None:
+        if self.core is None:
             return f"original ({self.refusal})"
         held = "" if self.core.packer is None else f", {self.core.packer}"
         packed = ", QKV packed" if self.core.attention.packed is not None else ""
@@ -126,4 +138,4 @@ class FusedState:
         """True where ``layer`` is not what the replacement was derived from, or more of its weights can be packed."""
         if self.watch.stale() or self.settings.changed(layer):
             return True
-        return self.refusal is None and self.core.may_pack_more()
+        return self.core is not None and self.core.may_pack_more()

@@ -16,6 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils import parametrize
 
 from ..plans import Plan
+from ..structure import patched
 from . import onednn, widened
 from .attributes import HOOKS, hooked_everywhere
 from .transforms import settled, transforming
@@ -144,14 +145,15 @@ def is_plain(module: Any, cls: type[nn.Module]) -> bool:
         (found is cls or found.__dict__.get("_fused_original") is cls)
         and not any(getattr(module, name) for name in HOOKS)
         and not hooked_everywhere()
-        and "forward" not in module.__dict__
+        and not patched(module)
     )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """``x @ weight.T + bias`` for x (..., D), weight (N, D), bias (N,): (..., N)."""
     large = settled(x.numel() * weight.shape[0], SMALLEST_PRODUCT) >= SMALLEST_PRODUCT
-    if large and plan is Plan.ONEDNN and type(x) is Tensor and not transforming() and x.is_contiguous():
+    plain = type(x) is Tensor and type(weight) in (Tensor, nn.Parameter)  # what is quantised has operators of its own
+    if large and plan is Plan.ONEDNN and plain and not transforming() and x.is_contiguous():
         if onednn.suits(x, weight, bias) and not onednn.loses(x, weight):
             return onednn.linear(x, weight, bias)
         if widened.suits(x, weight, bias):

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..anatomy import LayerAnatomy, Norm, NormPosition
 from ..plans import Plan
 from .attention import AttentionCall, FusedAttention
-from .linear import Emit
+from .linear import Emit, by_columns
 from .mlp import FusedMLP
 from .norm import normalise
 from .packed import Packer
@@ -52,9 +52,10 @@ class FusedTransformerLayer:
         cross = anatomy.cross_attention
         self.cross = None if cross is None else FusedAttention(cross, plan, packing=False, shared=shared, packer=self.packer)
 
-    def unpack(self) -> None:
-        """Give parameters their own storages back."""
+    def give_back(self, by_rows: frozenset[str]) -> None:
+        """Give parameters their own storages back, and weights of the names ``by_rows`` the strides that they had."""
         self.attention.unpack()
+        by_columns(((f"{linear.name}.weight", linear.weight) for linear in self.anatomy.linears), by_rows)
 
     def may_pack_more(self) -> bool:
         """True where weights that were left as they are, because others held their memory, are held by nobody else any more."""
