@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import operator
@@ -18,12 +19,17 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 from ..case import Inputs
 from ..exact import exact_mode
 from ..numerics import tolerance_of
+from ..rounding.statistic import rms
 from ..trial import Disagreement, OriginalFailed, Trial, Vacuous, cast, fused_path, original_side, replacement_side
 from .base import Property
 from .cache import OUTPUT, cuts, in_chunks, with_cache
 from .calls import alike
 from .hooks import scaled
 
+OWN, ITS = 0.05, 0.3
+"""Where an original's gradient in a lower dtype is within the one of the exact gradient's root mean square, a replacement's has
+to be within the other. Of 60 examples of eight cases in bfloat16 that is asked of 56 % of the gradients (VAE) to 97 % (GPT-NeoX),
+44,000 in all, and no honest one was beyond it."""
 Gradients = dict[str, Tensor | None]
 Run = Callable[[nn.Module, Inputs], dict[str, Tensor]]
 
@@ -108,6 +114,24 @@ def _gradients_alone(trial: Trial) -> None:
         run(model, inputs)
     mine, its = _both(run, trial.original, model, inputs)
     _same_gradients(trial, mine, its, _largest(mine), f"{how}all parameters")
+    wide = copy.deepcopy(trial.original).double()
+    with exact_mode(), original_side("with gradients in float64"):
+        exact = _backward(run, wide, cast(inputs, torch.float64))
+    _each_at_its_own_scale(exact, mine, its, how)
+
+
+def _each_at_its_own_scale(exact: Gradients, mine: Gradients, its: Gradients, how: str) -> None:
+    """Beside the largest gradient of a model most are small, and in half precision could be missing without being far off. Each
+    of which the original has some digits is asked for by itself, in root mean squares."""
+    for name, one in exact.items():
+        expected, actual = mine[name], its[name]
+        if one is None or expected is None or actual is None:
+            continue
+        scale = rms(one)
+        if 0.0 < scale and rms(expected.double() - one) <= OWN * scale:
+            error = rms(actual.double() - one) / scale
+            if not error <= ITS:
+                raise Disagreement(f"{how}gradient of {name}: relative error {error:.1e} at its own scale", error=error)
 
 
 def _under_autocast(trial: Trial, run: Run, model: nn.Module, inputs: Inputs, what: str) -> None:

@@ -157,7 +157,7 @@ def _exact_outputs(
         return exact, run(wide, wide_inputs)
 
 
-def rms(values: Tensor, valid: Tensor | None) -> float:
+def rms(values: Tensor, valid: Tensor | None = None) -> float:
     """Root mean square of ``values`` at the positions that count."""
     if valid is not None:
         values = values[valid]
