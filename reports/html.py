@@ -65,8 +65,11 @@ def render_html(run: Run, previous: Run | None = None) -> str:
 
 
 def render_history_html(history: History, trends: Trends) -> str:
-    """The page of a folder of runs: regressions that still stand, then every series."""
-    return _environment().get_template("history.html.j2").render(history=history, trends=trends)
+    """The page of a folder of runs: regressions that still stand, what never held, then every series."""
+    steady = [(key, points) for key, points in history.properties.items() if all(p.outcome == "held" for p in points)]
+    unsteady = [(key, points) for key, points in history.properties.items() if any(p.outcome != "held" for p in points)]
+    template = _environment().get_template("history.html.j2")
+    return template.render(history=history, trends=trends, steady=steady, unsteady=unsteady)
 
 
 def _comparison(previous: Run | None, run: Run) -> tuple[Comparison | None, str]:

@@ -84,12 +84,13 @@ def _changes(comparison: Comparison) -> Iterator[str]:
         f"{wording.count(comparison.timings_compared, 'timed row')} compared, "
         f"{wording.count(len(comparison.changes), 'change')}."
     )
-    if comparison.differences:
-        yield _list(comparison.differences)
     for kind in dict.fromkeys(change.kind for change in comparison.changes):
         changes: Sequence[Change] = comparison.of(kind)
         yield f"**{kind.capitalize()}: {len(changes)}**"
         yield _list(change.sentence for change in changes)
+    if comparison.differences:
+        yield "**Circumstances**"
+        yield _list(comparison.differences)
     for name, items in (("base", comparison.only_in_base), ("head", comparison.only_in_head)):
         if items:
             yield f"**Only in the {name} run: {len(items)}**"

@@ -31,7 +31,7 @@ STYLES = {
     "held": "green", "failed": "bold red", "error": "bold red", "vacuous": "bold yellow", "unavailable": "dim",
     "FASTER": "blue", "SLOWER": "bold yellow", "FAILED": "bold red", "VOID": "yellow", "SAME": "", "AMBIGUOUS": "dim",
     "good": "bold green", "bad": "bold red", "unsure": "bold yellow",
-    "wrong": "bold red", "still wrong": "red", "fixed": "green", "refused": "yellow",
+    "wrong": "bold red", "still wrong": "red", "fixed": "green", "refused": "yellow", "missing": "yellow",
     "slower": "bold yellow", "faster": "blue",
 }  # fmt: skip
 
@@ -90,29 +90,31 @@ def comparison_lines(comparison: Comparison) -> Iterator[str]:
         f"{wording.count(comparison.timings_compared, 'timed row')} compared, "
         f"{wording.count(len(comparison.changes), 'change')}"
     )
-    yield from map(_clean, comparison.differences)
     for change in comparison.changes:
         yield _clean(f"{change.kind}: {change.sentence}")
+    yield from map(_clean, comparison.differences)
     yield from (_clean(f"only in the base run: {name}") for name in comparison.only_in_base)
     yield from (_clean(f"only in the head run: {name}") for name in comparison.only_in_head)
 
 
 def render_history(history: History, trends: Trends) -> RenderableType:
-    """Regressions that still stand, then what was left out."""
+    """Regressions that still stand, what never held, then what was left out."""
     head, *rest = history_lines(history, trends)
-    style = STYLES["bad" if trends.regressions else "good"]
+    style = STYLES["bad" if trends.regressions or trends.never_held else "good"]
     return Group(Text(head, style=style), *(Text(line) for line in rest))
 
 
 def history_lines(history: History, trends: Trends) -> Iterator[str]:
-    """One line a regression, with the runs between which it began; one line a record left out."""
+    """One line a regression, with the runs between which it began; one line each for what never held and a record left out."""
     standing = wording.count(len(trends.regressions), "regression has", "regressions have")
+    never = f", {len(trends.never_held):,} never held" if trends.never_held else ""
     series = wording.count(len(history.timings), "timing series", "timing series")
-    yield f"{standing} not recovered, in {wording.count(len(history.runs), 'run')} and {series}"
+    yield f"{standing} not recovered{never}, in {wording.count(len(history.runs), 'run')} and {series}"
     for found in trends.regressions:
-        start = f"after run {_named(found.last_good)}, " if found.last_good else "with the first run there is, "
-        began = f"{found.subject}: {found.sentence}. Began {start}in run {_named(found.first_bad)}."
-        yield _clean(" ".join([began, *found.differences]))
+        began = f"Held until run {_named(found.last_good)}, began in run {_named(found.first_bad)}."
+        yield _clean(" ".join([f"{found.subject}: {found.sentence.removesuffix('.')}. {began}", *found.differences]))
+    for one in trends.never_held:
+        yield _clean(f"{one.subject}: {one.sentence.removesuffix('.')}. First judged in run {_named(one.first)}.")
     yield from (_clean(f"left out: {line}") for line in history.problems)
 
 

@@ -151,6 +151,18 @@ def test_report_writes_the_page_again(finished: Path, capsys: pytest.CaptureFixt
     assert "gptj" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["now", "run-now"])
+def test_a_run_named_without_its_folder_is_reported_where_it_lies_and_against_those_beside_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage.write(synthetic.run("run-before", created="2026-03-13T04:10:00Z"), tmp_path / "runs" / "before")
+    storage.write(synthetic.run("run-now"), tmp_path / "runs" / "now")
+    assert harness("report", name) == 0
+    assert capsys.readouterr().out == f"report: {Path('runs/now/index.html')}\n"
+    assert "From run run-before" in Path("runs/now/index.html").read_text()
+
+
 def test_a_mistyped_format_gets_a_suggestion_and_prints_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, hint in (
         (("report", finished, "--format", "htlm"), "did you mean html?"),
@@ -229,6 +241,17 @@ def test_a_pipe_that_nobody_reads_is_no_failed_check() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 141
+
+
+def test_trends_that_nobody_reads_are_written_all_the_same(tmp_path: Path) -> None:
+    storage.write(synthetic.run(), tmp_path / "runs" / "one")
+    page = tmp_path / "trends.html"
+    arguments = ["harness", "history", str(tmp_path), "--html", str(page)]
+    source = f"import sys; from cases.command import main; sys.argv = {arguments}; main()"
+    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+    assert page.exists()
 
 
 def test_what_would_be_timed_is_listed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
