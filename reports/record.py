@@ -161,6 +161,19 @@ class Coverage(Struct, frozen=True, kw_only=True):
     """Axis values (``axis=value``) and pairs (``axis=value with axis=value``) that the case claims and that were never
     judged; all of them."""
 
+    @property
+    def missed_values(self) -> tuple[str, ...]:
+        return tuple(one for one in self.missed if not _is_pair(one))
+
+    @property
+    def missed_pairs(self) -> tuple[str, ...]:
+        return tuple(one for one in self.missed if _is_pair(one))
+
+
+def _is_pair(missed: str) -> bool:
+    """Whether a second axis follows: a value may say "with" too."""
+    return any("=" in part for part in missed.split(" with ")[1:])
+
 
 class ErrorBudget(Struct, frozen=True, kw_only=True):
     """How much of its error budget a policy used on one case in one dtype.

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 WRONG = frozenset({"failed", "vacuous", "error"})
 """Outcomes that a person must look at."""
 
+MOST_VALUES = 3
+"""Claimed values that were never judged and are named on the first screen."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -179,14 +182,15 @@ def _remarks(run: Run, unavailable: tuple[Verdict, ...]) -> tuple[str, ...]:
     if unavailable:
         which = (v.case if v.property == "available" else f"{v.property} of {v.case}" for v in unavailable)
         remarks.append(f"Not judged here: {', '.join(dict.fromkeys(which))}.")
-    missed = [(c.case, one) for c in run.coverage for one in c.missed]
-    for one, many, paired in (
-        ("claimed value was", "claimed values were", False),
-        ("claimed pair of values was", "claimed pairs of values were", True),
-    ):
-        found = [case for case, name in missed if (" with " in name) == paired]
-        if found:
-            remarks.append(f"{wording.count(len(found), one, many)} never judged: {', '.join(dict.fromkeys(found))}.")
+    values = [f"{value} of {c.case}" for c in run.coverage for value in c.missed_values]
+    if values:
+        rest = f" and {len(values) - MOST_VALUES:,} more" if len(values) > MOST_VALUES else ""
+        never = wording.count(len(values), "claimed value was", "claimed values were")
+        remarks.append(f"{never} never judged: {', '.join(values[:MOST_VALUES])}{rest}.")
+    pairs = [c.case for c in run.coverage for _ in c.missed_pairs]
+    if pairs and run.profile != "quick":  # which never has the examples for all pairs
+        never = wording.count(len(pairs), "claimed pair of values was", "claimed pairs of values were")
+        remarks.append(f"{never} never judged: {', '.join(dict.fromkeys(pairs))}.")
     lane = run.null_lane
     if lane is not None and lane.alarms:
         remarks.append(

@@ -166,6 +166,15 @@ def test_evidence_that_could_not_be_gathered_is_named_beside_what_was():
     assert "The stages could not be compared." in html.render_html(run)
 
 
+@pytest.mark.parametrize(("number", "folded"), [(10, False), (11, True)])
+def test_every_pair_that_was_never_judged_is_in_the_coverage_section_folded_where_there_are_many(number, folded):
+    missed = ("batch=9", *(f"batch={n} with way=decode" for n in range(number)))
+    page = html.render_html(synthetic.run(profile="quick", coverage=(record.Coverage(case="vae", axes={}, missed=missed),)))
+    section = page[page.index('<h2 id="coverage">') :]
+    assert all(one in section for one in missed)
+    assert (f"<summary>{number} pairs were never judged</summary>" in section) is folded
+
+
 def test_budgets_of_lower_dtypes_are_shown_with_what_was_used_of_them():
     budget = record.ErrorBudget(
         case="opt",

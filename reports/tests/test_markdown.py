@@ -166,12 +166,24 @@ def _failing(**changes):
     return replace(synthetic.failure(), **changes)
 
 
-def test_values_and_pairs_that_were_never_drawn_are_told_apart():
-    missed = ("batch=1", "batch=1 with way=decode", "batch=1 with way=encode")
+def test_values_and_pairs_that_were_never_judged_are_told_apart():
+    missed = ("role=decoder with cross-attention", "batch=1 with way=decode", "role=decoder with cross-attention with way=encode")
     coverage = record.Coverage(case="vae", axes={}, pairs_seen=1, pairs_claimed=3, missed=missed)
+    assert (coverage.missed_values, coverage.missed_pairs) == (missed[:1], missed[1:])
     remarks = summarize(synthetic.run(coverage=(coverage,))).remarks
-    assert "1 claimed value was never judged: vae." in remarks
+    assert "1 claimed value was never judged: role=decoder with cross-attention of vae." in remarks
     assert "2 claimed pairs of values were never judged: vae." in remarks
+
+
+def test_three_values_that_were_never_judged_are_named_and_the_others_counted():
+    coverage = [record.Coverage(case=case, axes={}, missed=("batch=1", "batch=2")) for case in ("bert", "opt", "vae")]
+    (remark,) = summarize(synthetic.run(coverage=tuple(coverage))).remarks
+    assert remark == "6 claimed values were never judged: batch=1 of bert, batch=2 of bert, batch=1 of opt and 3 more."
+
+
+def test_a_quick_run_is_not_reproached_with_pairs_it_has_no_examples_for():
+    coverage = record.Coverage(case="vae", axes={}, missed=("batch=1 with way=decode",))
+    assert summarize(synthetic.run(profile="quick", coverage=(coverage,))).remarks == ()
 
 
 def test_a_row_that_could_not_be_timed_is_named_with_its_reason_on_a_page_and_on_a_terminal():
