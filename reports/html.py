@@ -13,24 +13,25 @@ from __future__ import annotations
 from functools import cache
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup, escape
 
 from reports import chart, wording
 from reports.compare import Comparison, ComparisonError, compare
+from reports.record import first_departing
 from reports.summary import WRONG, columns, is_replaced, measured_ratio, summarize, typical_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reports.history import History
-    from reports.record import Run, Timing
+    from reports.record import Failure, Run, Timing, Verdict
     from reports.trends import Trends
 
-LONGEST_SCRIPT = 12_000
-"""Characters of a reproducing script or traceback that the page shows."""
+LONGEST_TRACEBACK = 12_000
+"""Characters."""
 FULL_EVIDENCE = 60
 """Failures shown with all their evidence; a run in which everything fails needs a summary, not a megabyte."""
 
@@ -49,6 +50,7 @@ def render_html(run: Run, previous: Run | None = None) -> str:
             summary=summary,
             comparison=comparison,
             incomparable=incomparable,
+            evidence=_alike(summary.wrong),
             numbers={id(v): n for n, v in enumerate(summary.wrong, 1)},
             statements={v.property: v.statement for v in run.verdicts},
             typical=typical_ratio([t for t in run.timings if is_replaced(t)]),
@@ -81,6 +83,40 @@ def _comparison(previous: Run | None, run: Run) -> tuple[Comparison | None, str]
         return None, str(problem)
 
 
+def _alike(wrong: Sequence[Verdict]) -> list[list[Verdict]]:
+    """What did not hold, that of one case together which departs at the same stage first."""
+    groups: dict[tuple[str | int, ...], list[Verdict]] = {}
+    for place, verdict in enumerate(wrong):
+        stage = first_departing(verdict.failure.stages) if verdict.failure is not None else None
+        key = (verdict.case, verdict.policy, stage.name) if stage is not None else (place,)
+        groups.setdefault(key, []).append(verdict)
+    return list(groups.values())
+
+
+class _AxisRow(NamedTuple):
+    axis: str
+    value: str
+    passing: str | None
+    off: bool
+    differs: bool
+
+
+def _axes(failure: Failure) -> tuple[list[_AxisRow], list[_AxisRow]]:
+    """The axes of a minimal example: those that tell something, and the others."""
+    passing = failure.nearest_passing or None
+    rows = [
+        _AxisRow(
+            axis=axis,
+            value=value,
+            passing=passing.get(axis) if passing else None,
+            off=axis in failure.off_simplest,
+            differs=passing is not None and passing.get(axis) != value,
+        )
+        for axis, value in failure.example.items()
+    ]
+    return [row for row in rows if row.off or row.differs], [row for row in rows if not (row.off or row.differs)]
+
+
 def _by_case(timings: Sequence[Timing]) -> list[tuple[str, list[Timing]]]:
     ordered = sorted(timings, key=lambda t: t.case)
     return [(case, list(rows)) for case, rows in groupby(ordered, key=lambda t: t.case)]
@@ -94,8 +130,13 @@ def _shown(value: Any) -> Any:
 
 
 def _block(text: str) -> Markup:
-    """A script or traceback: longer than other text may be."""
-    return escape(wording.clipped(wording.plain(text), LONGEST_SCRIPT))
+    """A traceback: longer than other text may be."""
+    return escape(wording.clipped(wording.plain(text), LONGEST_TRACEBACK))
+
+
+def _script(text: str) -> Markup | None:
+    script = wording.whole(text)
+    return None if script is None else escape(script)
 
 
 def _slug(text: str) -> str:
@@ -129,7 +170,7 @@ def _environment() -> jinja2.Environment:
         "reproduce",
     )
     environment.filters |= {name: getattr(wording, name) for name in words}
-    environment.filters |= {"block": _block, "slug": _slug, "identity": id}
+    environment.filters |= {"block": _block, "script": _script, "axes": _axes, "slug": _slug, "identity": id}
     environment.globals |= {
         "OUTCOMES": wording.OUTCOME_SYMBOLS,
         "VERDICTS": wording.TIMING_SYMBOLS,

@@ -25,7 +25,6 @@ MOST_FAILURES = 20
 MOST_LINES = 40
 """Lines of one list."""
 LONGEST_CELL = 300
-LONGEST_SCRIPT = 6_000
 """Characters."""
 
 # Structure by an entity, which can never be structure again; emphasis and the like by a backslash, which reads better.
@@ -43,8 +42,11 @@ def verbatim(text: str) -> str:
     return wording.one_line(text).translate(_ENTITIES | _ESCAPES)
 
 
-def render_markdown(run: Run, previous: Run | None = None) -> str:
-    """The run's answers, matrix, slowdowns and evidence; with the differences to ``previous`` when it is given."""
+def render_markdown(run: Run, previous: Run | None = None, *, place: str | None = None) -> str:
+    """The run's answers, matrix, slowdowns and evidence; with the differences to ``previous`` when it is given.
+
+    Commands name the run by ``place``, its folder, or else by its id.
+    """
     summary = summarize(run)
     sign = {"good": "✅", "bad": "❌", "unsure": "⚠️"}[summary.level]
     parts = [f"## {sign} {escape(summary.headline)}", escape(summary.speed), *map(escape, summary.remarks)]
@@ -54,7 +56,7 @@ def render_markdown(run: Run, previous: Run | None = None) -> str:
     parts += _slower(summary)
     parts += _untimed(summary)
     parts += _typical(run)
-    parts += _evidence(run, summary)
+    parts += _evidence(summary, place or run.id)
     parts.append(
         f"<sub>run {escape(run.id)}, {escape(run.profile)}, seed {run.seed}, {wording.duration(run.seconds)}; "
         f"machine {escape(run.environment.machine)}, {escape(run.environment.cpu)}, "
@@ -158,27 +160,30 @@ def _typical(run: Run) -> list[str]:
     return ["### Latency", _table(["case", "columns", "geometric mean", "rows"], rows)] if rows else []
 
 
-def _evidence(run: Run, summary: Summary) -> Iterator[str]:
+def _evidence(summary: Summary, place: str) -> Iterator[str]:
     if summary.wrong:
         yield "### Evidence"
+    shown: set[str] = set()
     for verdict in summary.wrong[:MOST_FAILURES]:
-        message = verdict.failure.message if verdict.failure else verdict.reason
+        failure = verdict.failure
+        message = failure.message if failure else verdict.reason
         yield f"**{escape(verdict.case)}: {escape(verdict.property)}**: {verdict.outcome}. {escape(message)}"
-        if verdict.failure is not None:
-            passing = verdict.failure.nearest_passing or {}
-            rows = [
-                [escape(axis), escape(value), escape(passing.get(axis, "–"))] for axis, value in verdict.failure.example.items()
-            ]
-            yield _table(["axis", "fails", "nearest passing"], rows[:MOST_LINES])
-            if verdict.failure.script:
-                yield f"Again: {escape(wording.reproduce(verdict.failure.id, run.id))}"
-                yield f"<details><summary>Script</summary>\n\n{_fenced(verdict.failure.script)}\n\n</details>"
+        if failure is None:
+            continue
+        passing = failure.nearest_passing or {}
+        rows = [[escape(axis), escape(value), escape(passing.get(axis, "–"))] for axis, value in failure.example.items()]
+        yield _table(["axis", "fails", "nearest passing"], rows[:MOST_LINES])
+        if failure.script:
+            yield f"Again: {escape(wording.reproduce(failure.id, place))}"
+            script = wording.whole(failure.script) if verdict.case not in shown else None
+            if script is not None:
+                yield f"<details><summary>Script</summary>\n\n{_fenced(script)}\n\n</details>"
+        shown.add(verdict.case)
     if len(summary.wrong) > MOST_FAILURES:
         yield f"and {len(summary.wrong) - MOST_FAILURES} more, in the report."
 
 
-def _fenced(source: str) -> str:
-    text = wording.clipped(wording.plain(source), LONGEST_SCRIPT)
+def _fenced(text: str) -> str:
     longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}python\n{text}\n{fence}"

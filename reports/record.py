@@ -18,6 +18,9 @@ SCHEMA_VERSION = 1
 NOT_FINITE = sys.float_info.max
 """What a NaN or an infinity (with its sign) becomes in a record (JSON has neither): larger than any figure measured."""
 
+EXACT_TOLERANCE = 1e-10
+"""Largest relative error between two float64 computations of one function."""
+
 Outcome = Literal["held", "failed", "vacuous", "error", "unavailable"]
 """What became of one property on one case.
 
@@ -71,6 +74,11 @@ class Stage(Struct, frozen=True, kw_only=True):
     name: str
     own_error: float
     inherited_error: float
+
+
+def first_departing(stages: tuple[Stage, ...]) -> Stage | None:
+    """The first stage with an error of its own."""
+    return next((stage for stage in stages if stage.own_error > EXACT_TOLERANCE), None)
 
 
 class Failure(Struct, frozen=True, kw_only=True):

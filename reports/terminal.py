@@ -45,8 +45,8 @@ def show(console: Console, rendered: RenderableType, lines: Iterable[str]) -> No
         console.print(Text(line), soft_wrap=True)
 
 
-def render_terminal(run: Run) -> RenderableType:
-    """The run's answers, verdict matrix and timed rows."""
+def render_terminal(run: Run, place: str | None = None) -> RenderableType:
+    """The run's answers, verdict matrix and timed rows. Commands name the run by ``place``, its folder, or else by its id."""
     summary = summarize(run)
     parts: list[RenderableType] = [Text(_clean(summary.headline), style=STYLES[summary.level]), Text(summary.speed)]
     parts += [Text(_clean(remark), style="dim") for remark in summary.remarks]
@@ -56,11 +56,11 @@ def render_terminal(run: Run) -> RenderableType:
         parts.append(_latency(run))
     parts += [Text(line, style=STYLES["SLOWER"]) for line in _slower_lines(summary)]
     parts += [Text(line, style=STYLES["bad"]) for line in _untimed_lines(summary)]
-    parts += [Text(line, style=STYLES["bad"]) for line in _wrong_lines(run, summary)]
+    parts += [Text(line, style=STYLES["bad"]) for line in _wrong_lines(summary, place or run.id)]
     return Group(*parts)
 
 
-def run_lines(run: Run) -> Iterator[str]:
+def run_lines(run: Run, place: str | None = None) -> Iterator[str]:
     """The same as ``render_terminal``, one fact a line."""
     summary = summarize(run)
     yield _clean(summary.headline)
@@ -72,7 +72,7 @@ def run_lines(run: Run) -> Iterator[str]:
         yield _clean(f"{verdict.case}: {verdict.property}: {told}{reason}")
     for timing in run.timings:
         yield _clean(f"{timing.case}: {wording.where(timing)}, {wording.pair(timing)}: {_figures(timing)}")
-    yield from _wrong_lines(run, summary)
+    yield from _wrong_lines(summary, place or run.id)
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
@@ -182,10 +182,10 @@ def _untimed_lines(summary: Summary) -> Iterator[str]:
         yield _clean(f"{timing.case}: {wording.where(timing)}, {wording.pair(timing)}: not timed: {timing.reason}")
 
 
-def _wrong_lines(run: Run, summary: Summary) -> Iterator[str]:
+def _wrong_lines(summary: Summary, place: str) -> Iterator[str]:
     for verdict in summary.wrong:
         failure = verdict.failure
         message = failure.message if failure else verdict.reason
-        again = f" ({wording.reproduce(failure.id, run.id)})" if failure and failure.script else ""
+        again = f" ({wording.reproduce(failure.id, place)})" if failure and failure.script else ""
         symbol = wording.OUTCOME_SYMBOLS[verdict.outcome]
         yield _clean(f"{symbol} {verdict.case}: {verdict.property}: {message}{again}")

@@ -30,11 +30,12 @@ def report(
         case "md":
             from reports.markdown import render_markdown
 
-            sys.stdout.write(render_markdown(found, previous_run(found, folder)))
+            sys.stdout.write(render_markdown(found, previous_run(found, folder), place=str(folder)))
         case _:
             from reports import terminal
 
-            terminal.show(Console(), terminal.render_terminal(found), terminal.run_lines(found))
+            place = str(folder)
+            terminal.show(Console(), terminal.render_terminal(found, place), terminal.run_lines(found, place))
     return 0
 
 

@@ -163,6 +163,16 @@ def test_a_run_named_without_its_folder_is_reported_where_it_lies_and_against_th
     assert "From run run-before" in Path("runs/now/index.html").read_text()
 
 
+@pytest.mark.parametrize("format", ["md", "text"])
+def test_a_printed_report_names_the_folder_in_its_commands(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = synthetic.verdict(outcome="failed", failure=synthetic.failure())
+    storage.write(synthetic.run(verdicts=(failed,)), tmp_path / "here")
+    assert harness("report", tmp_path / "here", "--format", format) == 0
+    assert "/here 'bloom/layer equality/1'" in capsys.readouterr().out
+
+
 def test_a_mistyped_format_gets_a_suggestion_and_prints_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, hint in (
         (("report", finished, "--format", "htlm"), "did you mean html?"),

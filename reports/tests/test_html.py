@@ -154,10 +154,62 @@ def test_a_failure_is_shown_with_its_example_neighbour_stages_and_script(full):
     for part in (
         "departs from the original's by 3.2e-02",
         "ALiBi",
-        "harness reproduce b 'bloom/layer equality/1'",
+        "in this folder: harness reproduce . 'bloom/layer equality/1'",
         "torch.manual_seed(7)",
     ):
         assert part in text
+
+
+def failing(*failures):
+    return synthetic.run(
+        verdicts=tuple(
+            synthetic.verdict("bloom", f"property {number}", outcome="failed", failure=failure)
+            for number, failure in enumerate(failures, 1)
+        )
+    )
+
+
+def evidence(run):
+    page = html.render_html(run)
+    return page[page.index('<section aria-labelledby="evidence"') : page.index('<section aria-labelledby="latency"')]
+
+
+def test_a_script_is_shown_whole_or_left_out_with_its_length_and_the_command_that_prints_it():
+    shown = evidence(failing(replace(synthetic.failure(), script="x = 1\n" * 2_000)))
+    assert shown.count("x = 1\n") == 2_000
+    left_out = evidence(failing(replace(synthetic.failure(), script="x = 1\n" * 2_001)))
+    assert "x = 1" not in left_out
+    assert "which prints the 2,001 lines that are too many for this page" in left_out
+    assert "harness reproduce . &#39;bloom/layer equality/1&#39;" in left_out
+
+
+def test_failures_of_a_case_that_depart_at_the_same_stage_are_shown_once_and_the_others_in_a_line_each():
+    elsewhere = tuple(s for s in synthetic.failure().stages if s.name != "ALiBi")
+    same = [replace(synthetic.failure(), id=f"bloom/{n}", message=f"It departs, {n}.") for n in range(3)]
+    other = replace(same[0], id="bloom/other", stages=(*elsewhere, record.Stage(name="MLP", own_error=1e-9, inherited_error=0.0)))
+    page = evidence(failing(same[0], other, same[1], same[2]))
+    first, second = page.split("</article>")[:2]
+    assert page.count("<article") == 2 and "more depart" not in second
+    folded = first[first.index("<summary>2 more depart at the same stage</summary>") :]
+    for number, failure in ((3, same[1]), (4, same[2])):
+        assert f'id="evidence-{number}"' in folded
+        assert f"property {number}: {failure.message} <code>harness reproduce . {failure.id}</code>" in folded
+    assert folded.count("<li") == 2
+
+
+def test_failures_without_a_departing_stage_or_of_two_cases_are_not_taken_for_one():
+    failure = replace(synthetic.failure(), stages=synthetic.failure().stages[:2])
+    assert evidence(failing(failure, failure)).count("<article") == 2
+    wrong = [synthetic.verdict(case, outcome="failed", failure=synthetic.failure()) for case in ("bert", "opt")]
+    assert evidence(synthetic.run(verdicts=tuple(wrong))).count("<article") == 2
+
+
+def test_axes_that_tell_something_are_shown_and_the_others_folded():
+    shown, folded = evidence(failing(synthetic.failure())).split(
+        "<details><summary>3 axes at the simplest value in both</summary>"
+    )
+    assert [axis for axis in synthetic.failure().example if f'<th scope="row">{axis}' in shown] == ["heads", "padding"]
+    assert [axis for axis in synthetic.failure().example if f'<th scope="row">{axis}' in folded] == ["layers", "batch", "mask"]
 
 
 def test_evidence_that_could_not_be_gathered_is_named_beside_what_was():

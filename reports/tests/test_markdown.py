@@ -79,6 +79,30 @@ def test_a_summary_in_which_everything_failed_stays_far_below_a_megabyte():
     assert len(markdown.render_markdown(synthetic.run(verdicts=tuple(wrong))).encode()) < 600_000
 
 
+@pytest.mark.parametrize(("lines", "shown"), [(2_000, True), (2_001, False)])
+def test_the_first_failure_of_a_case_has_its_script_whole_or_not_at_all_and_every_one_its_command(lines, shown):
+    scripts = ("x = 1\n" * lines, "y = 1\n")
+    verdicts = [
+        synthetic.verdict("bert", f"p{n}", outcome="failed", failure=_failing(id=f"bert/p{n}", script=script))
+        for n, script in enumerate(scripts)
+    ]
+    text = markdown.render_markdown(synthetic.run(verdicts=tuple(verdicts)), place="runs/here")
+    assert text.count("x = 1\n") == lines * shown
+    assert "y = 1" not in text
+    assert all(f"Again: harness reproduce runs/here bert/p{n}" in text for n in range(2))
+
+
+def test_commands_name_the_folder_where_it_is_known_and_the_id_elsewhere():
+    run = synthetic.run("r", verdicts=(synthetic.verdict(outcome="failed", failure=_failing(id="bert/cache")),))
+    for place, named in ((None, "r"), ("runs/here", "runs/here")):
+        command = f"harness reproduce {named} bert/cache"
+        stream = io.StringIO()
+        Console(file=stream, width=400).print(terminal.render_terminal(run, place))
+        assert command in stream.getvalue()
+        assert any(command in line for line in terminal.run_lines(run, place))
+        assert command in markdown.render_markdown(run, place=place)
+
+
 def test_a_run_without_anything_in_common_with_the_previous_one_says_so():
     text = markdown.render_markdown(synthetic.run("b"), synthetic.run("a", verdicts=(), timings=(synthetic.timing("opt"),)))
     assert "Not comparable: runs a and b have nothing in common" in text
