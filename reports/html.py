@@ -10,6 +10,8 @@ Requirements this file must meet:
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -34,6 +36,8 @@ LONGEST_TRACEBACK = 12_000
 """Characters."""
 FULL_EVIDENCE = 60
 """Failures shown with all their evidence; a run in which everything fails needs a summary, not a megabyte."""
+NEAREST = 20
+"""Worst errors shown, those nearest to their limits."""
 
 
 def render_html(run: Run, previous: Run | None = None) -> str:
@@ -57,7 +61,9 @@ def render_html(run: Run, previous: Run | None = None) -> str:
             overview=columns(run),
             timings=_by_case(run.timings),
             used=[t for t in run.timings if t.flops_fraction is not None or t.bytes_fraction is not None],
-            measured=[v for v in run.verdicts if v.worst_error is not None],
+            measured=sorted((v for v in run.verdicts if v.worst_error is not None), key=_from_limit),
+            nearest=NEAREST,
+            refused=_refused(run),
             axis=chart.ratio_axis(intervals, 260),
             wide=chart.ratio_axis(intervals, 400),
             errors=chart.error_axis(240),
@@ -81,6 +87,22 @@ def _comparison(previous: Run | None, run: Run) -> tuple[Comparison | None, str]
         return compare(previous, run), ""
     except ComparisonError as problem:
         return None, str(problem)
+
+
+def _from_limit(verdict: Verdict) -> float:
+    """How far a worst error is below its tolerance, as a share of it; one without a tolerance is nowhere near."""
+    if not verdict.tolerance or verdict.worst_error is None:
+        return math.inf
+    return -verdict.worst_error / verdict.tolerance
+
+
+def _refused(run: Run) -> dict[str, Counter[str]]:
+    """What was refused by name in each case, and in how many examples."""
+    found: dict[str, Counter[str]] = {}
+    for verdict in run.verdicts:
+        if verdict.refusals:
+            found.setdefault(verdict.case, Counter()).update(verdict.refusals)
+    return found
 
 
 def _alike(wrong: Sequence[Verdict]) -> list[list[Verdict]]:

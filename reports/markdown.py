@@ -111,23 +111,28 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _matrix(summary: Summary) -> list[str]:
+def _matrix(summary: Summary) -> Iterator[str]:
     if not summary.rows:
-        return []
-    head = ["case", *map(escape, summary.properties)]
-    rows = [[f"**{escape(row.case)}**", *map(_cell, row.cells)] for row in summary.rows]
-    return ["### Correctness", _table(head, rows)]
+        return
+    yield "### Correctness"
+    held = [row for row in summary.rows if row.held]
+    if held:
+        examples = sum(cell.examples for row in held for cell in row.cells if cell is not None)
+        properties = wording.count(len(held), "property", "properties")
+        names = ", ".join(escape(row.name) for row in held)
+        yield f"✓ {properties} held wherever judged, in {wording.count(examples, 'example')}: {names}."
+    rows = [[f"**{escape(row.name)}**", *map(_cell, row.cells)] for row in summary.rows if not row.held]
+    if rows:
+        yield _table(["property", *(escape(case) for case, _ in summary.judged)], rows)
 
 
 def _cell(verdict: Verdict | None) -> str:
     if verdict is None:
         return ""
-    word = f"{wording.OUTCOME_SYMBOLS[verdict.outcome]} {verdict.outcome}"
-    if verdict.outcome == "unavailable":
-        return word
-    layers = wording.count(verdict.layers_replaced, "layer")
-    shown = f"**{word}**" if verdict.outcome in WRONG else word
-    return f"{shown}<br>{verdict.examples:,} ex, {layers}"
+    symbol = wording.OUTCOME_SYMBOLS[verdict.outcome]
+    if verdict.outcome in WRONG:
+        return f"**{symbol} {verdict.outcome}**<br>{verdict.examples:,} ex, {wording.count(verdict.layers_replaced, 'layer')}"
+    return f"{symbol} {verdict.examples:,}" if verdict.outcome == "held" else f"{symbol} {verdict.outcome}"
 
 
 def _slower(summary: Summary) -> list[str]:

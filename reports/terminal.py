@@ -134,10 +134,13 @@ def _table(title: str, *names: str) -> Table:
 
 
 def _matrix(summary: Summary) -> Table:
-    table = _table("Verdicts (✓ held, with the examples judged; – unavailable here)", "case", *summary.properties, "layers")
+    cases = [case for case, _ in summary.judged]
+    table = _table("Verdicts (✓ held, with the examples judged; – unavailable here)", "property", *cases)
     for row in summary.rows:
-        layers = sum(cell.layers_replaced for cell in row.cells if cell is not None)
-        table.add_row(Text(_clean(row.case)), *map(_cell, row.cells), f"{layers:,}")
+        table.add_row(Text(_clean(row.name)), *map(_cell, row.cells))
+    columns = zip(*(row.cells for row in summary.rows))
+    layers = [sum(cell.layers_replaced for cell in column if cell is not None) for column in columns]
+    table.add_row("layers replaced", *(f"{number:,}" for number in layers))
     return table
 
 

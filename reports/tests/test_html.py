@@ -238,8 +238,50 @@ def test_budgets_of_lower_dtypes_are_shown_with_what_was_used_of_them():
         multiple=8.0,
         floor=4.0,
     )
-    words = " ".join(" ".join(Page(html.render_html(synthetic.run(budgets=(budget,)))).text).split())
-    assert "opt HFOPTLayerPolicy float16 240 8 11% ✗ 127%" in words
+    assert "opt HFOPTLayerPolicy float16 240 8 11% ✗ 127%" in words(html.render_html(synthetic.run(budgets=(budget,))))
+
+
+def words(source):
+    return " ".join(" ".join(Page(source).text).split())
+
+
+def test_what_policies_refused_by_name_is_told_by_case_with_the_examples_of_all_its_properties():
+    refused = (("bert", "cache", {"windows": 2}), ("bert", "graph", {"windows": 1, "ALiBi": 1}), ("opt", "cache", {}))
+    judged = [synthetic.verdict(case, name, refusals=names) for case, name, names in refused]
+    page = html.render_html(synthetic.run(verdicts=tuple(judged)))
+    assert "Refused by name in 1 case bert windows (3 examples); ALiBi (1 example)" in words(page)
+    assert "Refused by name" not in html.render_html(synthetic.run())
+
+
+def figures(run):
+    source = html.render_html(run)
+    return re.findall("<dt>(.*?)</dt>", source[source.index('<dl class="figures">') : source.index("<nav")])
+
+
+def test_the_first_screen_has_the_figures_that_were_measured_and_no_others():
+    judged, timed = ["verdicts held", "examples judged", "layers replaced"], ["speed-up, geometric mean"]
+    lane = record.NullLane(comparisons=3, alarms=0, smallest_effect=None)
+    seeing = replace(lane, smallest_effect=0.02)
+    assert figures(synthetic.run(timings=())) == [*judged, "seed", "took"]
+    assert figures(synthetic.run(verdicts=(), null_lane=lane)) == [*timed, "false alarms in A/A", "seed", "took"]
+    assert "smallest detectable effect" in figures(synthetic.run(null_lane=seeing))
+
+
+def test_the_line_under_the_title_names_torch_transformers_and_the_machine():
+    under = html.render_html(synthetic.run()).split("</h1>")[1].split("</p>")[0]
+    assert under.endswith("torch 2.13.0, transformers 5.23.0, on Example 9000, 2.4 GHz (machine 5f2c9a)")
+
+
+def test_worst_errors_nearest_to_their_limit_come_first_and_the_others_are_folded():
+    errors = {f"p{n}": 10.0**-n for n in range(11, 32)}
+    judged = [synthetic.verdict(name=name, worst_error=error) for name, error in reversed(errors.items())]
+    loose = synthetic.verdict(name="loose", worst_error=1e-3, tolerance=None)
+    page = html.render_html(synthetic.run(verdicts=(loose, *judged)))
+    section = page[page.index('<section aria-labelledby="errors">') : page.index('<section aria-labelledby="coverage">')]
+    shown, folded = section.split("<details><summary>2 verdicts further from it</summary>")
+    assert re.findall("<td>(p.*?|loose)</td>", shown) == list(errors)[:20]
+    assert re.findall("<td>(p.*?|loose)</td>", folded) == [list(errors)[20], "loose"]
+    assert '<th scope="col" class="num">time</th>' not in section
 
 
 def test_what_disturbed_a_row_or_a_ceiling_is_shown_beside_it():
@@ -255,6 +297,13 @@ def test_a_matrix_cell_holds_symbol_word_examples_and_layers(full):
     text = re.sub(r"\s+", " ", "".join(full.text))
     assert "✗ failed240 examples431 layers" in text
     assert "∅ vacuous40 examples0 of 80 layers" in text
+
+
+def test_the_matrix_has_properties_as_rows_and_cases_as_columns():
+    page = html.render_html(synthetic.full_run())
+    matrix = page[page.index('<table class="matrix">') : page.index("What each property claims")]
+    assert [case for case in synthetic.CASES if f'<th scope="col">{case}<br>' in matrix] == list(synthetic.CASES)
+    assert sorted(re.findall('<th scope="row">(.*?)</th>', matrix)) == sorted(synthetic.STATEMENTS)
 
 
 def test_a_run_in_which_everything_fails_is_still_a_page_of_three_megabytes_at_most():

@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given
 from markdown_it import MarkdownIt
+from msgspec.structs import replace
 from rich.console import Console
 
 from reports import compare, markdown, record, terminal, wording
@@ -69,6 +70,29 @@ def test_the_summary_answers_first_and_shows_matrix_slowdowns_and_evidence():
         "harness reproduce b 'bloom/layer equality/1'",
     ):
         assert part in text
+
+
+def test_the_matrix_sums_up_what_held_everywhere_and_shows_examples_where_something_did_not():
+    judged = {"bert": {"cache": 60, "graph": 50}, "opt": {"cache": 40, "graph": 30}, "vae": {"cache": 20}}
+    verdicts = [synthetic.verdict(case, name, examples=n) for case, asked in judged.items() for name, n in asked.items()]
+    verdicts[1] = replace(verdicts[1], outcome="vacuous", layers_replaced=0)
+    text = markdown.render_markdown(synthetic.run(verdicts=tuple(verdicts)))
+    assert "✓ 1 property held wherever judged, in 120 examples: cache.\n" in text
+    assert "| property | bert | opt | vae |\n" in text
+    assert "| **graph** | **∅ vacuous**<br>50 ex, 0 layers | ✓ 30 |  |\n" in text
+    assert "| **cache**" not in text
+
+
+def test_a_report_of_every_case_and_many_properties_is_read_on_one_page():
+    cases = [*synthetic.CASES, "mistral"]
+    ways = ("plainly", "again", "by turns", "when moved", "in lower dtypes", "once more")
+    names = [f"{what} {way}" for what in synthetic.STATEMENTS for way in ways]
+    verdicts = [synthetic.verdict(case, name) for case in cases for name in names]
+    for place in range(0, len(verdicts), len(verdicts) // 8):
+        verdicts[place] = replace(verdicts[place], outcome="failed", failure=_failing(script="x = 1\n" * 500))
+    run = replace(synthetic.full_run(), verdicts=tuple(verdicts))
+    assert len(cases) == 14 and len(names) == 54
+    assert len(markdown.render_markdown(run, replace(run, id="b")).encode()) < 60_000
 
 
 def test_a_summary_in_which_everything_failed_stays_far_below_a_megabyte():
@@ -185,8 +209,6 @@ def test_a_figure_is_written_with_its_unit_and_the_digits_it_deserves(shown, exp
 
 
 def _failing(**changes):
-    from msgspec.structs import replace
-
     return replace(synthetic.failure(), **changes)
 
 
