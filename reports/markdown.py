@@ -115,15 +115,16 @@ def _matrix(summary: Summary) -> Iterator[str]:
     if not summary.rows:
         return
     yield "### Correctness"
+    cases = [escape(case) for case, _ in summary.judged]
     held = [row for row in summary.rows if row.held]
     if held:
         examples = sum(cell.examples for row in held for cell in row.cells if cell is not None)
         properties = wording.count(len(held), "property", "properties")
         names = ", ".join(escape(row.name) for row in held)
-        yield f"✓ {properties} held wherever judged, in {wording.count(examples, 'example')}: {names}."
+        yield f"✓ {properties} held wherever judged ({', '.join(cases)}; {wording.count(examples, 'example')}): {names}."
     rows = [[f"**{escape(row.name)}**", *map(_cell, row.cells)] for row in summary.rows if not row.held]
     if rows:
-        yield _table(["property", *(escape(case) for case, _ in summary.judged)], rows)
+        yield _table(["property", *cases], rows)
 
 
 def _cell(verdict: Verdict | None) -> str:

@@ -280,3 +280,21 @@ def test_looking_around_imports_no_torch(arguments: list[str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_reading_finished_runs_imports_no_torch(tmp_path: Path) -> None:
+    failed = synthetic.verdict(outcome="failed", failure=synthetic.failure())
+    storage.write(synthetic.run(verdicts=(failed,)), tmp_path / "run")
+    run, page = str(tmp_path / "run"), str(tmp_path / "trends.html")
+    commands = [
+        *(["report", run, "--format", one] for one in ("html", "md", "text")),
+        ["compare", run, run],
+        ["history", run, "--html", page],
+        ["reproduce", run, synthetic.failure().id],
+    ]
+    source = (
+        "import sys; from cases import CASES; from harness.cli.app import status; "
+        f"codes = [status(CASES, one) for one in {commands!r}]; sys.exit(2 in codes or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -77,7 +77,7 @@ def test_the_matrix_sums_up_what_held_everywhere_and_shows_examples_where_someth
     verdicts = [synthetic.verdict(case, name, examples=n) for case, asked in judged.items() for name, n in asked.items()]
     verdicts[1] = replace(verdicts[1], outcome="vacuous", layers_replaced=0)
     text = markdown.render_markdown(synthetic.run(verdicts=tuple(verdicts)))
-    assert "✓ 1 property held wherever judged, in 120 examples: cache.\n" in text
+    assert "✓ 1 property held wherever judged (bert, opt, vae; 120 examples): cache.\n" in text
     assert "| property | bert | opt | vae |\n" in text
     assert "| **graph** | **∅ vacuous**<br>50 ex, 0 layers | ✓ 30 |  |\n" in text
     assert "| **cache**" not in text
