@@ -83,17 +83,19 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
     """Compare two runs; ``margin`` is relative (0.02 for 2 %).
 
-    Raises ``ComparisonError`` when no verdict and no timing of one run has a like in the other.
+    Raises ``ComparisonError`` when no verdict and no timing of one run has a like in the other, and no package is missing that
+    would say why.
     """
     before, after = _verdicts(base), _verdicts(head)
     apart = _why_timings_are_apart(base.environment, head.environment)
     timed_before, timed_after = _timings(base), _timings(head)
     common = [] if apart else [key for key in timed_after if key in timed_before]
     judged = [key for key in after if key in before]
-    if not comparable(base, head):
+    lost = list(_lost_cases(base, head))
+    if not lost and not comparable(base, head):
         raise ComparisonError(_nothing_in_common(base, head, apart, timed_before.keys() & timed_after.keys()))
     changes = [c for key, verdict in after.items() for c in _verdict_changes(before.get(key), verdict)]
-    changes += _lost_cases(base, head)
+    changes += lost
     changes += _missing_parts(base, head, _without(before, after), {} if apart else _without(timed_before, timed_after))
     changes += _equality_changes(base.timings, head.timings)
     pairs = [(timed_before[key], timed_after[key]) for key in common]

@@ -75,6 +75,8 @@ def test_a_case_whose_package_is_gone_is_not_judged_any_more_and_refused_by_fail
     )
     assert compare.violations(found, ["refused"]) == (change,)
     assert kinds(head, base) == kinds(head, head) == []
+    alone = synthetic.run(verdicts=several("megatron", ["cache"]), timings=())
+    assert kinds(alone, synthetic.run(verdicts=(absent,), timings=())) == ["unavailable"]
 
 
 def test_what_the_head_lacks_is_missing_once_a_case_however_much_it_is():
