@@ -69,7 +69,6 @@ def coverage_failure(found: Coverage) -> str | None:
     """Why a nightly run fails for what it has not reached, in one sentence; None where all that is claimed was met."""
     if not found.missed:
         return None
-    values = [one for one in found.missed if " with " not in one]
-    first = values[0] if values else found.missed[0]
+    first = (*found.missed_values, *found.missed)[0]
     met = f"{found.pairs_seen} of {found.pairs_claimed} claimed pairs were met"
     return f"{found.case}: {len(found.missed)} claimed values and pairs were never judged, {first} among them ({met})"

@@ -150,13 +150,19 @@ def so_far(folder: Path, known: tuple[CaseEntry, ...]) -> Run:
 
 
 def _record(contents: Contents, entries: tuple[CaseEntry, ...], *, complete: bool) -> Run:
+    from .properties import PROPERTIES
+
     order = contents.order
-    checks = [one for one in contents.done if isinstance(one, CheckDone)]
+    cases = {entry.name: place for place, entry in enumerate(entries)}
+    asked = {prop.name: place for place, prop in enumerate(PROPERTIES)}
+    checks = sorted(
+        (one for one in contents.done if isinstance(one, CheckDone)),
+        key=lambda one: (cases.get(one.verdict.case, len(cases)), asked.get(one.verdict.property, len(asked))),
+    )
     measured = [one for one in contents.done if isinstance(one, CeilingsDone)]
     light = best([one.light for one in measured]) if measured else None
     rows = [row for one in contents.done if isinstance(one, TimingDone) for row in one.timings]
     lanes = [one.null_lane for one in measured if one.null_lane is not None]
-    places = {entry.name: place for place, entry in enumerate(entries)}
     return Run(
         id=order.id,
         created=order.created,
@@ -166,7 +172,7 @@ def _record(contents: Contents, entries: tuple[CaseEntry, ...], *, complete: boo
         complete=complete,
         seconds=contents.seconds,
         environment=_environment(contents) or fingerprint(),
-        verdicts=tuple(sorted((one.verdict for one in checks), key=lambda one: places.get(one.case, 0))),
+        verdicts=tuple(one.verdict for one in checks),
         coverage=tuple(_coverage(entries, checks)) if order.check else (),
         budgets=tuple(one.budget for one in checks if one.budget is not None),
         timings=tuple(held_against(light, row) for row in rows) if light else (),

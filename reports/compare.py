@@ -9,6 +9,8 @@ Requirements this file must meet:
   got slower when the head's whole interval lies below the base's and the change exceeds a margin. Two disjoint 99 %
   intervals are a stricter rule than a 99 % test of the difference (Schenker and Gentleman, The American Statistician
   55(3), 2001), which suits a comparison of hundreds of rows.
+* What is no longer there is said: of a case whose package is missing that it is not judged any more, with the reason, and of
+  any other how much of it this run lacks, in one change a case.
 * A row that could not be timed, its outputs being unequal, is wrong wherever it is: nothing has to be like it in the base.
 * Only replaced columns are called slower or faster: two originals against each other are upstream's affair.
 * Two runs with nothing in common are an error that says so, never an empty "no regressions".
@@ -17,7 +19,8 @@ Requirements this file must meet:
 from __future__ import annotations
 
 import statistics
-from typing import TYPE_CHECKING, Literal
+from collections import Counter
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
@@ -33,10 +36,11 @@ if TYPE_CHECKING:
 MARGIN = 0.02
 """Smallest relative change of a ratio that counts, disjoint intervals notwithstanding."""
 
-FAIL_ON = {"wrong": ("wrong",), "slower": ("slower",), "refused": ("refused", "unavailable")}
+FAIL_ON = {"wrong": ("wrong",), "slower": ("slower",), "refused": ("refused", "unavailable"), "missing": ("missing",)}
 """Categories of ``--fail-on`` and the kinds of change each stands for."""
 
-Kind = Literal["wrong", "still wrong", "fixed", "refused", "unavailable", "slower", "faster"]
+Found = TypeVar("Found")
+Kind = Literal["wrong", "still wrong", "fixed", "refused", "unavailable", "missing", "slower", "faster"]
 
 
 class ComparisonError(ValueError):
@@ -49,7 +53,7 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     kind: Kind
     case: str
     subject: str
-    """The property, or what was timed."""
+    """The property, or what was timed; the case where it is about all of it."""
     sentence: str
     effect: float | None = None
     """For timings: relative change of the ratio, -0.15 when the subject lost 15 % against its baseline."""
@@ -79,16 +83,20 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
     """Compare two runs; ``margin`` is relative (0.02 for 2 %).
 
-    Raises ``ComparisonError`` when no verdict and no timing of one run has a like in the other.
+    Raises ``ComparisonError`` when no verdict and no timing of one run has a like in the other, and no package is missing that
+    would say why.
     """
     before, after = _verdicts(base), _verdicts(head)
     apart = _why_timings_are_apart(base.environment, head.environment)
     timed_before, timed_after = _timings(base), _timings(head)
     common = [] if apart else [key for key in timed_after if key in timed_before]
     judged = [key for key in after if key in before]
-    if not comparable(base, head):
+    lost = list(_lost_cases(base, head))
+    if not lost and not comparable(base, head):
         raise ComparisonError(_nothing_in_common(base, head, apart, timed_before.keys() & timed_after.keys()))
     changes = [c for key, verdict in after.items() for c in _verdict_changes(before.get(key), verdict)]
+    changes += lost
+    changes += _missing_parts(base, head, _without(before, after), {} if apart else _without(timed_before, timed_after))
     changes += _equality_changes(base.timings, head.timings)
     pairs = [(timed_before[key], timed_after[key]) for key in common]
     changes += [c for old, new in pairs for c in _timing_changes(old, new, margin)]
@@ -104,8 +112,8 @@ def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
             *_unmeasured(pairs),
         ),
         changes=tuple(sorted(changes, key=lambda c: (order[c.kind], -abs(c.effect or 0.0)))),
-        only_in_base=_missing(before, after) + (() if apart else _missing(timed_before, timed_after)),
-        only_in_head=_missing(after, before) + (() if apart else _missing(timed_after, timed_before)),
+        only_in_base=(*_without(before, after), *(() if apart else _without(timed_before, timed_after))),
+        only_in_head=(*_without(after, before), *(() if apart else _without(timed_after, timed_before))),
         verdicts_compared=len(judged),
         timings_compared=sum(_both_measured(old, new) for old, new in pairs),
     )
@@ -179,7 +187,7 @@ def _differences(base: Run, head: Run, judged: list[tuple[Verdict, Verdict]]) ->
         if not run.complete:
             sentences.append(f"The {name} run was cut short: what it lacks may only not have been reached.")
     for old_verdict, new_verdict in judged:
-        if old_verdict.tolerance != new_verdict.tolerance:
+        if None not in (old_verdict.tolerance, new_verdict.tolerance) and old_verdict.tolerance != new_verdict.tolerance:
             sentences.append(
                 f"The tolerance of {new_verdict.property} on {new_verdict.case} differs: "
                 f"{wording.error(old_verdict.tolerance)}, then {wording.error(new_verdict.tolerance)}."
@@ -234,8 +242,35 @@ def _timings(run: Run) -> dict[str, Timing]:
     return {f"{t.case}: {wording.where(t)}, {wording.pair(t)}": t for t in run.timings}
 
 
-def _missing(some: Collection[str], others: Collection[str]) -> tuple[str, ...]:
-    return tuple(name for name in some if name not in others)
+def _without(some: dict[str, Found], others: Collection[str]) -> dict[str, Found]:
+    return {name: one for name, one in some.items() if name not in others}
+
+
+def _lost_cases(base: Run, head: Run) -> Iterator[Change]:
+    """Cases that cannot be judged in the head: of each it holds one verdict, which has no like in a base that judged it."""
+    judged = Counter(v.case for v in base.verdicts if v.outcome != "unavailable")
+    for case, verdict in _cases_unavailable(head).items():
+        if judged[case]:
+            verdicts = wording.count(judged[case], "verdict")
+            sentence = f"{case}: not judged any more ({verdicts} in the base run): {verdict.reason}"
+            yield Change(kind="unavailable", case=case, subject=verdict.property, sentence=sentence)
+
+
+def _cases_unavailable(run: Run) -> dict[str, Verdict]:
+    return {v.case: v for v in run.verdicts if v.property == "available"}
+
+
+def _missing_parts(base: Run, head: Run, verdicts: dict[str, Verdict], timings: dict[str, Timing]) -> Iterator[Change]:
+    """What the base judged or timed and the head did not, unless another change says why."""
+    said = _cases_unavailable(head).keys()
+    lost = Counter(v.case for v in verdicts.values() if v.outcome != "unavailable" and v.case not in said)
+    failed = {_subject(t) for t in head.timings if t.verdict == "FAILED"}
+    untimed = Counter(t.case for t in timings.values() if t.verdict != "FAILED" and _subject(t) not in failed)
+    for case in dict.fromkeys([*lost, *untimed]):
+        parts = ((lost[case], "verdict"), (untimed[case], "timed row"))
+        named = " and ".join(wording.count(number, noun) for number, noun in parts if number)
+        are = "is" if lost[case] + untimed[case] == 1 else "are"
+        yield Change(kind="missing", case=case, subject=case, sentence=f"{case}: {named} of the base run {are} not in this one")
 
 
 def _verdict_changes(old: Verdict | None, new: Verdict) -> list[Change]:
@@ -282,10 +317,14 @@ def _by_subject(timings: Iterable[Timing]) -> dict[tuple[str, ...], Timing]:
     """A row of each subject, one that FAILED where there is one."""
     found: dict[tuple[str, ...], Timing] = {}
     for t in timings:
-        key = (t.case, t.workload, t.phase, t.shape, t.dtype, t.device, t.subject)
+        key = _subject(t)
         if key not in found or t.verdict == "FAILED":
             found[key] = t
     return found
+
+
+def _subject(t: Timing) -> tuple[str, ...]:
+    return t.case, t.workload, t.phase, t.shape, t.dtype, t.device, t.subject
 
 
 def _timing_changes(old: Timing, new: Timing, margin: float) -> list[Change]:

@@ -25,7 +25,6 @@ MOST_FAILURES = 20
 MOST_LINES = 40
 """Lines of one list."""
 LONGEST_CELL = 300
-LONGEST_SCRIPT = 6_000
 """Characters."""
 
 # Structure by an entity, which can never be structure again; emphasis and the like by a backslash, which reads better.
@@ -43,8 +42,11 @@ def verbatim(text: str) -> str:
     return wording.one_line(text).translate(_ENTITIES | _ESCAPES)
 
 
-def render_markdown(run: Run, previous: Run | None = None) -> str:
-    """The run's answers, matrix, slowdowns and evidence; with the differences to ``previous`` when it is given."""
+def render_markdown(run: Run, previous: Run | None = None, *, place: str | None = None) -> str:
+    """The run's answers, matrix, slowdowns and evidence; with the differences to ``previous`` when it is given.
+
+    Commands name the run by ``place``, its folder, or else by its id.
+    """
     summary = summarize(run)
     sign = {"good": "✅", "bad": "❌", "unsure": "⚠️"}[summary.level]
     parts = [f"## {sign} {escape(summary.headline)}", escape(summary.speed), *map(escape, summary.remarks)]
@@ -54,7 +56,7 @@ def render_markdown(run: Run, previous: Run | None = None) -> str:
     parts += _slower(summary)
     parts += _untimed(summary)
     parts += _typical(run)
-    parts += _evidence(run, summary)
+    parts += _evidence(summary, place or run.id)
     parts.append(
         f"<sub>run {escape(run.id)}, {escape(run.profile)}, seed {run.seed}, {wording.duration(run.seconds)}; "
         f"machine {escape(run.environment.machine)}, {escape(run.environment.cpu)}, "
@@ -84,12 +86,13 @@ def _changes(comparison: Comparison) -> Iterator[str]:
         f"{wording.count(comparison.timings_compared, 'timed row')} compared, "
         f"{wording.count(len(comparison.changes), 'change')}."
     )
-    if comparison.differences:
-        yield _list(comparison.differences)
     for kind in dict.fromkeys(change.kind for change in comparison.changes):
         changes: Sequence[Change] = comparison.of(kind)
         yield f"**{kind.capitalize()}: {len(changes)}**"
         yield _list(change.sentence for change in changes)
+    if comparison.differences:
+        yield "**Circumstances**"
+        yield _list(comparison.differences)
     for name, items in (("base", comparison.only_in_base), ("head", comparison.only_in_head)):
         if items:
             yield f"**Only in the {name} run: {len(items)}**"
@@ -108,23 +111,29 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _matrix(summary: Summary) -> list[str]:
+def _matrix(summary: Summary) -> Iterator[str]:
     if not summary.rows:
-        return []
-    head = ["case", *map(escape, summary.properties)]
-    rows = [[f"**{escape(row.case)}**", *map(_cell, row.cells)] for row in summary.rows]
-    return ["### Correctness", _table(head, rows)]
+        return
+    yield "### Correctness"
+    cases = [escape(case) for case, _ in summary.judged]
+    held = [row for row in summary.rows if row.held]
+    if held:
+        examples = sum(cell.examples for row in held for cell in row.cells if cell is not None)
+        properties = wording.count(len(held), "property", "properties")
+        names = ", ".join(escape(row.name) for row in held)
+        yield f"✓ {properties} held wherever judged ({', '.join(cases)}; {wording.count(examples, 'example')}): {names}."
+    rows = [[f"**{escape(row.name)}**", *map(_cell, row.cells)] for row in summary.rows if not row.held]
+    if rows:
+        yield _table(["property", *cases], rows)
 
 
 def _cell(verdict: Verdict | None) -> str:
     if verdict is None:
         return ""
-    word = f"{wording.OUTCOME_SYMBOLS[verdict.outcome]} {verdict.outcome}"
-    if verdict.outcome == "unavailable":
-        return word
-    layers = wording.count(verdict.layers_replaced, "layer")
-    shown = f"**{word}**" if verdict.outcome in WRONG else word
-    return f"{shown}<br>{verdict.examples:,} ex, {layers}"
+    symbol = wording.OUTCOME_SYMBOLS[verdict.outcome]
+    if verdict.outcome in WRONG:
+        return f"**{symbol} {verdict.outcome}**<br>{verdict.examples:,} ex, {wording.count(verdict.layers_replaced, 'layer')}"
+    return f"{symbol} {verdict.examples:,}" if verdict.outcome == "held" else f"{symbol} {verdict.outcome}"
 
 
 def _slower(summary: Summary) -> list[str]:
@@ -157,27 +166,30 @@ def _typical(run: Run) -> list[str]:
     return ["### Latency", _table(["case", "columns", "geometric mean", "rows"], rows)] if rows else []
 
 
-def _evidence(run: Run, summary: Summary) -> Iterator[str]:
+def _evidence(summary: Summary, place: str) -> Iterator[str]:
     if summary.wrong:
         yield "### Evidence"
+    shown: set[str] = set()
     for verdict in summary.wrong[:MOST_FAILURES]:
-        message = verdict.failure.message if verdict.failure else verdict.reason
+        failure = verdict.failure
+        message = failure.message if failure else verdict.reason
         yield f"**{escape(verdict.case)}: {escape(verdict.property)}**: {verdict.outcome}. {escape(message)}"
-        if verdict.failure is not None:
-            passing = verdict.failure.nearest_passing or {}
-            rows = [
-                [escape(axis), escape(value), escape(passing.get(axis, "–"))] for axis, value in verdict.failure.example.items()
-            ]
-            yield _table(["axis", "fails", "nearest passing"], rows[:MOST_LINES])
-            if verdict.failure.script:
-                yield f"Again: {escape(wording.reproduce(verdict.failure.id, run.id))}"
-                yield f"<details><summary>Script</summary>\n\n{_fenced(verdict.failure.script)}\n\n</details>"
+        if failure is None:
+            continue
+        passing = failure.nearest_passing or {}
+        rows = [[escape(axis), escape(value), escape(passing.get(axis, "–"))] for axis, value in failure.example.items()]
+        yield _table(["axis", "fails", "nearest passing"], rows[:MOST_LINES])
+        if failure.script:
+            yield f"Again: {escape(wording.reproduce(failure.id, place))}"
+            script = wording.whole(failure.script) if verdict.case not in shown else None
+            if script is not None:
+                yield f"<details><summary>Script</summary>\n\n{_fenced(script)}\n\n</details>"
+        shown.add(verdict.case)
     if len(summary.wrong) > MOST_FAILURES:
         yield f"and {len(summary.wrong) - MOST_FAILURES} more, in the report."
 
 
-def _fenced(source: str) -> str:
-    text = wording.clipped(wording.plain(source), LONGEST_SCRIPT)
+def _fenced(text: str) -> str:
     longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}python\n{text}\n{fence}"

@@ -18,6 +18,9 @@ SCHEMA_VERSION = 1
 NOT_FINITE = sys.float_info.max
 """What a NaN or an infinity (with its sign) becomes in a record (JSON has neither): larger than any figure measured."""
 
+EXACT_TOLERANCE = 1e-10
+"""Largest relative error between two float64 computations of one function."""
+
 Outcome = Literal["held", "failed", "vacuous", "error", "unavailable"]
 """What became of one property on one case.
 
@@ -71,6 +74,11 @@ class Stage(Struct, frozen=True, kw_only=True):
     name: str
     own_error: float
     inherited_error: float
+
+
+def first_departing(stages: tuple[Stage, ...]) -> Stage | None:
+    """The first stage with an error of its own."""
+    return next((stage for stage in stages if stage.own_error > EXACT_TOLERANCE), None)
 
 
 class Failure(Struct, frozen=True, kw_only=True):
@@ -160,6 +168,19 @@ class Coverage(Struct, frozen=True, kw_only=True):
     missed: tuple[str, ...] = ()
     """Axis values (``axis=value``) and pairs (``axis=value with axis=value``) that the case claims and that were never
     judged; all of them."""
+
+    @property
+    def missed_values(self) -> tuple[str, ...]:
+        return tuple(one for one in self.missed if not _is_pair(one))
+
+    @property
+    def missed_pairs(self) -> tuple[str, ...]:
+        return tuple(one for one in self.missed if _is_pair(one))
+
+
+def _is_pair(missed: str) -> bool:
+    """Whether a second axis follows: a value may say "with" too."""
+    return any("=" in part for part in missed.split(" with ")[1:])
 
 
 class ErrorBudget(Struct, frozen=True, kw_only=True):

@@ -93,16 +93,19 @@ def read(path: Path) -> Run:
     return decode(read_bytes(file), Run, file)
 
 
-def read_named(run: Path) -> Run:
-    """The run at ``run``, or the one below ``runs`` whose id, as reports name it, or folder that is. Raises ``RecordError``."""
+def find(run: Path) -> Path:
+    """``run``, or the folder below ``runs`` that has this name, or whose run has it as its id, which reports name it by.
+
+    Raises ``RecordError`` where there is none.
+    """
     if run.exists() or run != Path(run.name):
-        return read(run)
+        return run
     if ("runs" / run).exists():
-        return read("runs" / run)
+        return "runs" / run
     for path in sorted(Path("runs").rglob(RECORD_NAME)):
         with contextlib.suppress(RecordError):
             if decode(read_bytes(path), _Named, path).id == run.name:
-                return read(path)
+                return path.parent
     raise RecordError(f"{run}: no such folder, and no run in runs/ has this id; name the folder of the run")
 
 

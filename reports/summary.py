@@ -24,14 +24,21 @@ if TYPE_CHECKING:
 WRONG = frozenset({"failed", "vacuous", "error"})
 """Outcomes that a person must look at."""
 
+MOST_VALUES = 3
+"""Claimed values that were never judged and are named on the first screen."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the verdict matrix: a policy on a case, and its verdict for each property or None."""
+    """One line of the verdict matrix: a property, and its verdict for each column or None, where it was not judged."""
 
-    policy: str
-    case: str
+    name: str
     cells: tuple[Verdict | None, ...]
+
+    @property
+    def held(self) -> bool:
+        """Whether it held wherever it was judged."""
+        return all(cell is None or cell.outcome == "held" for cell in self.cells)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +58,8 @@ class Summary:
     """Replaced columns that are slower than what they replace, slowest first."""
     speed: str
     """One sentence on the timed rows."""
-    properties: tuple[str, ...]
+    judged: tuple[tuple[str, str], ...]
+    """The columns of the verdict matrix: cases and their policies."""
     rows: tuple[Row, ...]
     examples: int
     layers: int
@@ -73,7 +81,7 @@ def summarize(run: Run) -> Summary:
     wrong = tuple(v for v in run.verdicts if v.outcome in WRONG)
     wrong_timings = tuple(t for t in run.timings if t.verdict == "FAILED")
     unavailable = tuple(v for v in run.verdicts if v.outcome == "unavailable")
-    properties, rows = _matrix(run)
+    judged, rows = _matrix(run)
     level, headline = _headline(run, len(wrong), len(wrong_timings), len(unavailable))
     return Summary(
         level=level,
@@ -85,7 +93,7 @@ def summarize(run: Run) -> Summary:
         narrower=tuple(v for v in run.verdicts if v.outcome == "held" and v.reason),
         slower=tuple(sorted((t for t in run.timings if is_slower(t)), key=_estimate)),
         speed=_speed(run),
-        properties=properties,
+        judged=judged,
         rows=rows,
         examples=sum(v.examples for v in run.verdicts),
         layers=sum(v.layers_replaced for v in run.verdicts),
@@ -142,15 +150,14 @@ def _estimate(timing: Timing) -> float:
     return timing.ratio.estimate if timing.ratio is not None else 0.0
 
 
-def _matrix(run: Run) -> tuple[tuple[str, ...], tuple[Row, ...]]:
-    properties = tuple(dict.fromkeys(v.property for v in run.verdicts))
-    owners = tuple(dict.fromkeys((v.policy, v.case) for v in run.verdicts))
-    found = {(v.policy, v.case, v.property): v for v in run.verdicts}
+def _matrix(run: Run) -> tuple[tuple[tuple[str, str], ...], tuple[Row, ...]]:
+    judged = tuple(dict.fromkeys((v.case, v.policy) for v in run.verdicts))
+    found = {(v.case, v.policy, v.property): v for v in run.verdicts}
     rows = tuple(
-        Row(policy=policy, case=case, cells=tuple(found.get((policy, case, name)) for name in properties))
-        for policy, case in owners
+        Row(name=name, cells=tuple(found.get((case, policy, name)) for case, policy in judged))
+        for name in dict.fromkeys(v.property for v in run.verdicts)
     )
-    return properties, rows
+    return judged, rows
 
 
 def _headline(run: Run, wrong: int, wrong_timings: int, unavailable: int) -> tuple[Literal["good", "bad", "unsure"], str]:
@@ -179,14 +186,15 @@ def _remarks(run: Run, unavailable: tuple[Verdict, ...]) -> tuple[str, ...]:
     if unavailable:
         which = (v.case if v.property == "available" else f"{v.property} of {v.case}" for v in unavailable)
         remarks.append(f"Not judged here: {', '.join(dict.fromkeys(which))}.")
-    missed = [(c.case, one) for c in run.coverage for one in c.missed]
-    for one, many, paired in (
-        ("claimed value was", "claimed values were", False),
-        ("claimed pair of values was", "claimed pairs of values were", True),
-    ):
-        found = [case for case, name in missed if (" with " in name) == paired]
-        if found:
-            remarks.append(f"{wording.count(len(found), one, many)} never judged: {', '.join(dict.fromkeys(found))}.")
+    values = [f"{value} of {c.case}" for c in run.coverage for value in c.missed_values]
+    if values:
+        rest = f" and {len(values) - MOST_VALUES:,} more" if len(values) > MOST_VALUES else ""
+        never = wording.count(len(values), "claimed value was", "claimed values were")
+        remarks.append(f"{never} never judged: {', '.join(values[:MOST_VALUES])}{rest}.")
+    pairs = [c.case for c in run.coverage for _ in c.missed_pairs]
+    if pairs and run.profile != "quick":  # which never has the examples for all pairs
+        never = wording.count(len(pairs), "claimed pair of values was", "claimed pairs of values were")
+        remarks.append(f"{never} never judged: {', '.join(dict.fromkeys(pairs))}.")
     lane = run.null_lane
     if lane is not None and lane.alarms:
         remarks.append(

@@ -31,7 +31,7 @@ STYLES = {
     "held": "green", "failed": "bold red", "error": "bold red", "vacuous": "bold yellow", "unavailable": "dim",
     "FASTER": "blue", "SLOWER": "bold yellow", "FAILED": "bold red", "VOID": "yellow", "SAME": "", "AMBIGUOUS": "dim",
     "good": "bold green", "bad": "bold red", "unsure": "bold yellow",
-    "wrong": "bold red", "still wrong": "red", "fixed": "green", "refused": "yellow",
+    "wrong": "bold red", "still wrong": "red", "fixed": "green", "refused": "yellow", "missing": "yellow",
     "slower": "bold yellow", "faster": "blue",
 }  # fmt: skip
 
@@ -45,8 +45,8 @@ def show(console: Console, rendered: RenderableType, lines: Iterable[str]) -> No
         console.print(Text(line), soft_wrap=True)
 
 
-def render_terminal(run: Run) -> RenderableType:
-    """The run's answers, verdict matrix and timed rows."""
+def render_terminal(run: Run, place: str | None = None) -> RenderableType:
+    """The run's answers, verdict matrix and timed rows. Commands name the run by ``place``, its folder, or else by its id."""
     summary = summarize(run)
     parts: list[RenderableType] = [Text(_clean(summary.headline), style=STYLES[summary.level]), Text(summary.speed)]
     parts += [Text(_clean(remark), style="dim") for remark in summary.remarks]
@@ -56,11 +56,11 @@ def render_terminal(run: Run) -> RenderableType:
         parts.append(_latency(run))
     parts += [Text(line, style=STYLES["SLOWER"]) for line in _slower_lines(summary)]
     parts += [Text(line, style=STYLES["bad"]) for line in _untimed_lines(summary)]
-    parts += [Text(line, style=STYLES["bad"]) for line in _wrong_lines(run, summary)]
+    parts += [Text(line, style=STYLES["bad"]) for line in _wrong_lines(summary, place or run.id)]
     return Group(*parts)
 
 
-def run_lines(run: Run) -> Iterator[str]:
+def run_lines(run: Run, place: str | None = None) -> Iterator[str]:
     """The same as ``render_terminal``, one fact a line."""
     summary = summarize(run)
     yield _clean(summary.headline)
@@ -72,7 +72,7 @@ def run_lines(run: Run) -> Iterator[str]:
         yield _clean(f"{verdict.case}: {verdict.property}: {told}{reason}")
     for timing in run.timings:
         yield _clean(f"{timing.case}: {wording.where(timing)}, {wording.pair(timing)}: {_figures(timing)}")
-    yield from _wrong_lines(run, summary)
+    yield from _wrong_lines(summary, place or run.id)
 
 
 def render_comparison(comparison: Comparison) -> RenderableType:
@@ -90,29 +90,31 @@ def comparison_lines(comparison: Comparison) -> Iterator[str]:
         f"{wording.count(comparison.timings_compared, 'timed row')} compared, "
         f"{wording.count(len(comparison.changes), 'change')}"
     )
-    yield from map(_clean, comparison.differences)
     for change in comparison.changes:
         yield _clean(f"{change.kind}: {change.sentence}")
+    yield from map(_clean, comparison.differences)
     yield from (_clean(f"only in the base run: {name}") for name in comparison.only_in_base)
     yield from (_clean(f"only in the head run: {name}") for name in comparison.only_in_head)
 
 
 def render_history(history: History, trends: Trends) -> RenderableType:
-    """Regressions that still stand, then what was left out."""
+    """Regressions that still stand, what never held, then what was left out."""
     head, *rest = history_lines(history, trends)
-    style = STYLES["bad" if trends.regressions else "good"]
+    style = STYLES["bad" if trends.regressions or trends.never_held else "good"]
     return Group(Text(head, style=style), *(Text(line) for line in rest))
 
 
 def history_lines(history: History, trends: Trends) -> Iterator[str]:
-    """One line a regression, with the runs between which it began; one line a record left out."""
+    """One line a regression, with the runs between which it began; one line each for what never held and a record left out."""
     standing = wording.count(len(trends.regressions), "regression has", "regressions have")
+    never = f", {len(trends.never_held):,} never held" if trends.never_held else ""
     series = wording.count(len(history.timings), "timing series", "timing series")
-    yield f"{standing} not recovered, in {wording.count(len(history.runs), 'run')} and {series}"
+    yield f"{standing} not recovered{never}, in {wording.count(len(history.runs), 'run')} and {series}"
     for found in trends.regressions:
-        start = f"after run {_named(found.last_good)}, " if found.last_good else "with the first run there is, "
-        began = f"{found.subject}: {found.sentence}. Began {start}in run {_named(found.first_bad)}."
-        yield _clean(" ".join([began, *found.differences]))
+        began = f"Held until run {_named(found.last_good)}, began in run {_named(found.first_bad)}."
+        yield _clean(" ".join([f"{found.subject}: {found.sentence.removesuffix('.')}. {began}", *found.differences]))
+    for one in trends.never_held:
+        yield _clean(f"{one.subject}: {one.sentence.removesuffix('.')}. First judged in run {_named(one.first)}.")
     yield from (_clean(f"left out: {line}") for line in history.problems)
 
 
@@ -132,10 +134,13 @@ def _table(title: str, *names: str) -> Table:
 
 
 def _matrix(summary: Summary) -> Table:
-    table = _table("Verdicts (✓ held, with the examples judged; – unavailable here)", "case", *summary.properties, "layers")
+    cases = [case for case, _ in summary.judged]
+    table = _table("Verdicts (✓ held, with the examples judged; – unavailable here)", "property", *cases)
     for row in summary.rows:
-        layers = sum(cell.layers_replaced for cell in row.cells if cell is not None)
-        table.add_row(Text(_clean(row.case)), *map(_cell, row.cells), f"{layers:,}")
+        table.add_row(Text(_clean(row.name)), *map(_cell, row.cells))
+    columns = zip(*(row.cells for row in summary.rows))
+    layers = [sum(cell.layers_replaced for cell in column if cell is not None) for column in columns]
+    table.add_row("layers replaced", *(f"{number:,}" for number in layers))
     return table
 
 
@@ -180,10 +185,10 @@ def _untimed_lines(summary: Summary) -> Iterator[str]:
         yield _clean(f"{timing.case}: {wording.where(timing)}, {wording.pair(timing)}: not timed: {timing.reason}")
 
 
-def _wrong_lines(run: Run, summary: Summary) -> Iterator[str]:
+def _wrong_lines(summary: Summary, place: str) -> Iterator[str]:
     for verdict in summary.wrong:
         failure = verdict.failure
         message = failure.message if failure else verdict.reason
-        again = f" ({wording.reproduce(failure.id, run.id)})" if failure and failure.script else ""
+        again = f" ({wording.reproduce(failure.id, place)})" if failure and failure.script else ""
         symbol = wording.OUTCOME_SYMBOLS[verdict.outcome]
         yield _clean(f"{symbol} {verdict.case}: {verdict.property}: {message}{again}")

@@ -6,6 +6,7 @@ Requirements this file must meet:
   Killick, Fearnhead and Eckley, JASA 107, 2012), not from thresholds between neighbouring nights.
 * One slow night is not a level: a level lasts ``SHORTEST_LEVEL`` runs at least.
 * A drop counts only while it lasts: a regression is a drop after which no later level came back.
+* What was wrong whenever it was judged never held: that is no regression, and is told apart from one.
 * A row that is no longer timed, because its outputs differ, is a regression like a property that broke.
 * What is reported names the two runs between which it began and what changed between them.
 """
@@ -24,6 +25,8 @@ from reports.compare import MARGIN, environment_differences
 from reports.summary import WRONG
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from reports.history import History, Judgement, PastRun, PropertyKey, TimingKey, TimingPoint
 
 SHORTEST_LEVEL = 3
@@ -39,8 +42,7 @@ class Regression:
     """Something that went wrong and has not recovered."""
 
     subject: str
-    last_good: PastRun | None
-    """None when no run of this machine was good."""
+    last_good: PastRun
     first_bad: PastRun
     sentence: str
     effect: float | None
@@ -50,22 +52,35 @@ class Regression:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NeverHeld:
+    """Something that was wrong in every run of its machine that judged it."""
+
+    subject: str
+    first: PastRun
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Trends:
-    """The levels of every timing series, and the regressions that still stand, worst first."""
+    """The levels of every timing series, the regressions that still stand, worst first, and what never held."""
 
     levels: dict[TimingKey, tuple[Level, ...]]
     regressions: tuple[Regression, ...]
+    never_held: tuple[NeverHeld, ...]
 
 
 def find_trends(history: History, *, margin: float = MARGIN) -> Trends:
     """Search every series; a drop of the ratio counts when it exceeds ``margin`` (relative, 0.02 for 2 %)."""
     levels = {key: find_levels([p.ratio for p in points]) for key, points in history.timings.items()}
     slow = [r for key, points in history.timings.items() for r in _lost(history, key, points, levels[key], margin)]
-    wrong = [r for key, points in history.properties.items() for r in _broken(history, key, points)]
-    unequal = [
-        r for key, points in history.equality.items() if (r := _standing(history, describe(key), points, "FAILED")) is not None
-    ]
-    return Trends(levels=levels, regressions=(*wrong, *unequal, *sorted(slow, key=lambda r: r.effect or 0.0)))
+    standing = [r for key, points in history.properties.items() for r in _broken(history, key, points)]
+    standing += [r for key, points in history.equality.items() for r in _standing(history, describe(key), points, "FAILED")]
+    wrong = [one for one in standing if isinstance(one, Regression)]
+    return Trends(
+        levels=levels,
+        regressions=(*wrong, *sorted(slow, key=lambda r: r.effect or 0.0)),
+        never_held=tuple(one for one in standing if isinstance(one, NeverHeld)),
+    )
 
 
 def find_levels(ratios: list[float]) -> tuple[Level, ...]:
@@ -129,33 +144,33 @@ def describe(key: TimingKey) -> str:
     )
 
 
-def _broken(history: History, key: PropertyKey, points: tuple[Judgement, ...]) -> list[Regression]:
+def _broken(history: History, key: PropertyKey, points: tuple[Judgement, ...]) -> Iterator[Regression | NeverHeld]:
     """A property is judged on each machine by itself: one machine that holds cannot hide another that does not."""
-    machines = dict.fromkeys(history.runs[p.run].environment.machine for p in points)
-    found = []
-    for machine in machines:
+    for machine in dict.fromkeys(history.runs[p.run].environment.machine for p in points):
         own = tuple(p for p in points if history.runs[p.run].environment.machine == machine and p.outcome != "unavailable")
-        subject = f"{key.case}: {key.property} ({key.policy}), machine {machine}"
-        if own and (regression := _standing(history, subject, own, own[-1].outcome)) is not None:
-            found.append(regression)
-    return found
+        if own:
+            yield from _standing(history, f"{key.case}: {key.property} ({key.policy}), machine {machine}", own, own[-1].outcome)
 
 
-def _standing(history: History, subject: str, points: tuple[Judgement, ...], word: str) -> Regression | None:
-    """What was wrong when ``subject`` was last judged, since it last held; None where it held then."""
+def _standing(history: History, subject: str, points: tuple[Judgement, ...], word: str) -> Iterator[Regression | NeverHeld]:
+    """What was wrong when ``subject`` was last judged, since it last held; nothing where it held then."""
     start = len(points)
     while start and points[start - 1].outcome in WRONG:
         start -= 1
-    if start == len(points):
-        return None
     wrong = len(points) - start
-    good = history.runs[points[start - 1].run] if start else None
-    bad = history.runs[points[start].run]
-    return Regression(
+    if not wrong:
+        return
+    bad, reason = history.runs[points[start].run], points[-1].reason
+    if not start:
+        sentence = f"never held, in {wording.count(wrong, 'run')}; {word} in the last: {reason}"
+        yield NeverHeld(subject=subject, first=bad, sentence=sentence)
+        return
+    good = history.runs[points[start - 1].run]
+    yield Regression(
         subject=subject,
         last_good=good,
         first_bad=bad,
-        sentence=f"{word} in the last {'run' if wrong == 1 else f'{wrong:,} runs'}: {points[-1].reason}",
+        sentence=f"{word} in the last {'run' if wrong == 1 else f'{wrong:,} runs'}: {reason}",
         effect=None,
-        differences=environment_differences(good.environment, bad.environment) if good else (),
+        differences=environment_differences(good.environment, bad.environment),
     )

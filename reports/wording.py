@@ -24,6 +24,8 @@ TIMING_SYMBOLS = {"FASTER": "▲", "SAME": "=", "SLOWER": "▼", "AMBIGUOUS": "?
 
 LONGEST_TEXT = 2_000
 """Characters of one foreign text that a rendering shows, scripts and tracebacks apart."""
+LONGEST_SCRIPT = 12_000
+"""Characters of a script that a rendering shows."""
 
 
 def plain(text: str) -> str:
@@ -43,6 +45,12 @@ def clipped(text: str, limit: int = LONGEST_TEXT) -> str:
     if len(text) <= limit:
         return text
     return f"{text[:limit]} … ({len(text) - limit:,} characters left out; run.json has them)"
+
+
+def whole(script: str) -> str | None:
+    """``plain`` script, or None where it is too long to be shown: half of one shows nothing."""
+    text = plain(script)
+    return text if len(text) <= LONGEST_SCRIPT else None
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
@@ -157,7 +165,7 @@ def pair(timing: Timing) -> str:
 
 
 def reproduce(failure: str, run: str) -> str:
-    """The command that shows one failure again, ready for a shell."""
+    """The command that prints the script of one failure, ready for a shell; ``run`` is a folder or an id."""
     return f"harness reproduce {shlex.quote(run)} {shlex.quote(failure)}"
 
 

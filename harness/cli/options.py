@@ -108,4 +108,4 @@ Device = Annotated[str, typer.Option(help="Where models run: cpu or cuda.", meta
 Timed = Annotated[str, typer.Option("--device", help="Where to time, cpu or cuda; checks run on the CPU.", metavar="NAME")]
 Budget = Annotated[float, typer.Option(help="Seconds that timing may take.", min=1.0, metavar="SECONDS")]
 Workers = Annotated[int | None, typer.Option(help="Processes that check in parallel (default: one a core).", min=1)]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, its run.json, or the id of a run in runs/.")]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, its run.json, or name or id of one in runs/.")]

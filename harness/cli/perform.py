@@ -172,7 +172,8 @@ def _perform(ctx: typer.Context, journal: Journal, *, workers: int | None = None
     if json:
         sys.stdout.write((journal.folder / storage.RECORD_NAME).read_text())
     else:
-        terminal.show(Console(), terminal.render_terminal(finished), terminal.run_lines(finished))
+        place = str(journal.folder)
+        terminal.show(Console(), terminal.render_terminal(finished, place), terminal.run_lines(finished, place))
         print(f"report: {page}")
     unmet = _unmet(finished, journal.order)
     for reason in unmet:

@@ -23,19 +23,19 @@ def report(
 ) -> int:
     """Render the report of a run again; of one that is not finished, what it has found so far."""
     options.see_known("format", format, ("html", "md", "text"))
-    found = _found(ctx, run)
-    folder = run if run.is_dir() else run.parent
+    found, folder = _found(ctx, run)
     match format:
         case "html":
             print(f"report: {write_page(found, folder)}")
         case "md":
             from reports.markdown import render_markdown
 
-            sys.stdout.write(render_markdown(found, previous_run(found, folder)))
+            sys.stdout.write(render_markdown(found, previous_run(found, folder), place=str(folder)))
         case _:
             from reports import terminal
 
-            terminal.show(Console(), terminal.render_terminal(found), terminal.run_lines(found))
+            place = str(folder)
+            terminal.show(Console(), terminal.render_terminal(found, place), terminal.run_lines(found, place))
     return 0
 
 
@@ -44,17 +44,17 @@ def compare(
     base: Annotated[Path, typer.Argument(metavar="BASE", help="The earlier run.")],
     head: Annotated[Path, typer.Argument(metavar="HEAD", help="The later run.")],
     fail_on: Annotated[
-        str, typer.Option(help="Comma-separated: wrong, slower, refused. Exit status 1 if any is found.")
+        str, typer.Option(help="Comma-separated: wrong, slower, refused, missing. Exit status 1 if any is found.")
     ] = "wrong,slower",
     format: Annotated[str, typer.Option(help="text or md.")] = "text",
     json: options.Json = False,
 ) -> int:
-    """Say what became wrong, slower, faster or refused between two runs."""
+    """Say what became wrong, slower, faster, refused, unavailable or missing between two runs."""
     from reports import compare as comparing
     from reports import markdown, terminal
 
     options.see_known("format", format, ("text", "md"))
-    comparison = comparing.compare(_found(ctx, base), _found(ctx, head))
+    comparison = comparing.compare(_found(ctx, base)[0], _found(ctx, head)[0])
     broken = comparing.violations(comparison, [one.strip() for one in fail_on.split(",") if one.strip()])
     if json:
         print(comparing.render_json(comparison))
@@ -69,7 +69,7 @@ def history(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs.")],
     html: Annotated[Path | None, typer.Option(help="Write a page of trends here.", metavar="FILE")] = None,
 ) -> int:
-    """Show trends over a folder of runs, and regressions that were never recovered."""
+    """Show trends over a folder of runs: regressions that were never recovered, and what never held."""
     from reports import terminal
     from reports.history import read_history
     from reports.html import render_history_html
@@ -77,11 +77,12 @@ def history(
 
     found = read_history(folder)
     trends = find_trends(found)
+    if html is not None:  # first: whoever reads what is printed may stop reading
+        storage.write_atomically(html, render_history_html(found, trends).encode())
     terminal.show(Console(), terminal.render_history(found, trends), terminal.history_lines(found, trends))
     if html is not None:
-        storage.write_atomically(html, render_history_html(found, trends).encode())
         print(f"page: {html}")
-    return 1 if trends.regressions else 0
+    return 1 if trends.regressions or trends.never_held else 0
 
 
 def reproduce(
@@ -91,7 +92,7 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="Write the script here (default: print it).", metavar="FILE")] = None,
 ) -> int:
     """Write the self-contained script that shows one failure of a run, without the harness."""
-    failures = {one.failure.id: one.failure for one in _found(ctx, run).verdicts if one.failure is not None}
+    failures = {one.failure.id: one.failure for one in _found(ctx, run)[0].verdicts if one.failure is not None}
     if failure not in failures:
         known = f"there are: {' '.join(failures)}" if failures else "no failure of this run has a script"
         raise typer.BadParameter(f"{run}: no failure is called {failure!r}; {known}")
@@ -106,11 +107,12 @@ def reproduce(
     return 0
 
 
-def _found(ctx: typer.Context, run: Path) -> Run:
-    """The run at ``run``, or the one of that id in runs/; what there is of it where it is not finished."""
-    folder = run if run.is_dir() else run.parent
+def _found(ctx: typer.Context, run: Path) -> tuple[Run, Path]:
+    """The run at ``run``, or the one in runs/ that is called so, and its folder; what there is of it where it is not finished."""
+    path = storage.find(run)
+    folder = path if path.is_dir() else path.parent
     if (folder / storage.JOURNAL_NAME).exists() and not (folder / storage.RECORD_NAME).exists():
         from ..run import so_far
 
-        return so_far(folder, ctx.find_root().obj)
-    return storage.read_named(run)
+        return so_far(folder, ctx.find_root().obj), folder
+    return storage.read(path), folder

@@ -74,7 +74,6 @@ def validate(
     )
     try:
         with Reporter() as reporter:
-            reporter.say(f"run {folder}, profile {profile}, seed {request.seed}")
             done = perform(request, reporter)
     except PolicyNotNamed:
         with contextlib.suppress(OSError):  # which may have been there, with other things in it

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reports.record import Stage
+from reports.record import Stage, first_departing
 
 from ..case import Case, Example, Inputs
 from ..exact import exact_mode
@@ -52,11 +52,6 @@ def localise(case: Case, example: Example, replacer: Replacer) -> tuple[Stage, .
             if first_departing(stages) is not None:
                 return _around(stages, fused_layers(model))
     return ()
-
-
-def first_departing(stages: tuple[Stage, ...]) -> Stage | None:
-    """The first stage with an error of its own."""
-    return next((stage for stage in stages if stage.own_error > EXACT_TOLERANCE), None)
 
 
 def _drives(case: Case, example: Example) -> Iterator[Drive]:

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from unittest import mock
 
 from policies import replace_module
+from reports.record import first_departing
 
 from .. import search as search_module
 from ..case import Case, Example
 from ..check import check_property, off_simplest
-from ..evidence.localise import first_departing, localise
+from ..evidence.localise import localise
 from ..evidence.minimise import minimise
 from ..process import SHARED
 from ..profiles import Profile

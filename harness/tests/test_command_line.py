@@ -151,6 +151,28 @@ def test_report_writes_the_page_again(finished: Path, capsys: pytest.CaptureFixt
     assert "gptj" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["now", "run-now"])
+def test_a_run_named_without_its_folder_is_reported_where_it_lies_and_against_those_beside_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    storage.write(synthetic.run("run-before", created="2026-03-13T04:10:00Z"), tmp_path / "runs" / "before")
+    storage.write(synthetic.run("run-now"), tmp_path / "runs" / "now")
+    assert harness("report", name) == 0
+    assert capsys.readouterr().out == f"report: {Path('runs/now/index.html')}\n"
+    assert "From run run-before" in Path("runs/now/index.html").read_text()
+
+
+@pytest.mark.parametrize("format", ["md", "text"])
+def test_a_printed_report_names_the_folder_in_its_commands(
+    format: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed = synthetic.verdict(outcome="failed", failure=synthetic.failure())
+    storage.write(synthetic.run(verdicts=(failed,)), tmp_path / "here")
+    assert harness("report", tmp_path / "here", "--format", format) == 0
+    assert "/here 'bloom/layer equality/1'" in capsys.readouterr().out
+
+
 def test_a_mistyped_format_gets_a_suggestion_and_prints_nothing(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, hint in (
         (("report", finished, "--format", "htlm"), "did you mean html?"),
@@ -213,7 +235,7 @@ def test_timing_tested_in_a_pipe_tells_each_tenth(capsys: pytest.CaptureFixture[
     def equal(device: Any, *, time_limit_seconds: float, progress: Any) -> Any:
         for done in range(380):
             progress(done + 1, 380)
-        return SimpleNamespace(lines=lambda: ["no alarms"], alarms=0, comparisons=300)
+        return SimpleNamespace(lines=lambda: ["no alarms"], kept=True)
 
     monkeypatch.setattr(selftest, "selftest", equal)
     assert harness("doctor", "--timing") == 0
@@ -231,6 +253,17 @@ def test_a_pipe_that_nobody_reads_is_no_failed_check() -> None:
     assert process.returncode == 141
 
 
+def test_trends_that_nobody_reads_are_written_all_the_same(tmp_path: Path) -> None:
+    storage.write(synthetic.run(), tmp_path / "runs" / "one")
+    page = tmp_path / "trends.html"
+    arguments = ["harness", "history", str(tmp_path), "--html", str(page)]
+    source = f"import sys; from cases.command import main; sys.argv = {arguments}; main()"
+    with subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+    assert page.exists()
+
+
 def test_what_would_be_timed_is_listed_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert harness("bench", "gpt2", "--budget", "40", "--list", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
@@ -244,6 +277,24 @@ def test_looking_around_imports_no_torch(arguments: list[str]) -> None:
     source = (
         "import sys; from cases import CASES; from harness.cli.app import status; "
         f"code = status(CASES, {arguments!r}); sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_reading_finished_runs_imports_no_torch(tmp_path: Path) -> None:
+    failed = synthetic.verdict(outcome="failed", failure=synthetic.failure())
+    storage.write(synthetic.run(verdicts=(failed,)), tmp_path / "run")
+    run, page = str(tmp_path / "run"), str(tmp_path / "trends.html")
+    commands = [
+        *(["report", run, "--format", one] for one in ("html", "md", "text")),
+        ["compare", run, run],
+        ["history", run, "--html", page],
+        ["reproduce", run, synthetic.failure().id],
+    ]
+    source = (
+        "import sys; from cases import CASES; from harness.cli.app import status; "
+        f"codes = [status(CASES, one) for one in {commands!r}]; sys.exit(2 in codes or 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

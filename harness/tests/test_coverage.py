@@ -15,6 +15,7 @@ from harness.properties.base import Property
 from harness.properties.in_lower import ASKED, IN_LOWER
 from harness.search import search, seed_of
 from policies import replace_module
+from reports.record import Coverage
 
 from .mutants import case_named
 
@@ -85,6 +86,14 @@ def test_a_nightly_run_fails_for_a_claimed_value_that_was_never_met() -> None:
     assert found.missed[0] == "c=True"
     assert coverage_failure(found) == (
         "small: 7 claimed values and pairs were never judged, c=True among them (15 of 21 claimed pairs were met)"
+    )
+
+
+def test_what_a_nightly_run_names_is_a_value_before_a_pair_whatever_the_value_is_called() -> None:
+    value = "role=decoder with cross-attention"
+    found = Coverage(case="bert", axes={}, missed=(f"heads=1 with {value}", value))
+    assert coverage_failure(found) == (
+        f"bert: 2 claimed values and pairs were never judged, {value} among them (0 of 0 claimed pairs were met)"
     )
 
 

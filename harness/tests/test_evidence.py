@@ -10,7 +10,7 @@ from harness.case import Axis, Example
 from harness.check import check_property, off_simplest
 from harness.evidence import gather as gather_module
 from harness.evidence import minimise as minimising
-from harness.evidence.localise import first_departing, localise
+from harness.evidence.localise import localise
 from harness.evidence.minimise import minimise, nearest_passing
 from harness.evidence.script import run_here, script
 from harness.properties import BY_NAME
@@ -18,6 +18,7 @@ from harness.search import quiet, search
 from harness.validation.derive import derive
 from harness.validation.derived import DerivedCase
 from policies import replace_module
+from reports.record import first_departing
 
 from . import tiny
 from .mutants import FEW, MUTANTS, Mutant, case_named, failure_of, mask_ignored, misread, mutant

@@ -10,11 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cases import CASES
 from harness.journal import CeilingsDone, CheckDone, Contents, Journal, JournalError, Order, read
+from harness.properties import PROPERTIES
+from harness.registry import choose
 from harness.run import _record
 from harness.timing.light import SpeedOfLight
 from reports.record import NullLane, Verdict
 from reports.storage import JOURNAL_NAME
+from reports.tests import synthetic
 
 
 def order() -> Order:
@@ -55,6 +59,23 @@ def test_what_was_appended_is_there_on_resuming(tmp_path: Path) -> None:
     again = Journal.resume(tmp_path)
     assert again.order == order()
     assert again.done == [verdict("a"), verdict("b")]
+
+
+def test_verdicts_stand_in_the_order_of_cases_and_of_properties_whichever_came_first() -> None:
+    names = ["unheard of", "cache", PROPERTIES[0].name, "available"]
+    done = [
+        CheckDone(verdict=synthetic.verdict(case, name, outcome="unavailable"))
+        for case, name in [("opt", "cache"), *(("bert", name) for name in names)]
+    ]
+    entries = choose(CASES, ("bert", "opt"))
+    run = _record(Contents(order=order(), done=done, seconds=1.0), entries, complete=True)
+    assert [(one.case, one.property) for one in run.verdicts] == [
+        ("bert", PROPERTIES[0].name),
+        ("bert", "cache"),
+        ("bert", "unheard of"),
+        ("bert", "available"),
+        ("opt", "cache"),
+    ]
 
 
 def test_a_run_that_goes_on_counts_the_alarms_of_each_time() -> None:

@@ -241,12 +241,14 @@ def test_a_workload_that_does_not_fit_the_memory_of_a_check_is_not_timed_and_say
 
 def test_a_validation_times_by_as_many_threads_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Processes that check have one each; the record's environment has as many as a command has."""
-    seen = []
+    seen: list[tuple[int, int]] = []
+    policy = Contents("BadPolicy", (), None)
+    monkeypatch.setattr(rows, "show_equal", lambda *_: 0.0)
     monkeypatch.setattr(rows, "compare", lambda *_, device, **__: seen.append((torch.get_num_threads(), device.threads)))
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        time_subject(Subject("", Contents("Mine", (), None), known="cases.bert:BertCase"), 0.1, 0, None, 2)
+        time_subject(Subject(str(BAD / "wrong_wiring.py"), policy, known="cases.bert:BertCase"), 0.1, 0, None, 2)
     finally:
         torch.set_num_threads(before)
     assert set(seen) == {(2, 2)}

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 
-from reports import compare, markdown, storage, terminal
+from reports import compare, html, markdown, storage, terminal
 from reports.tests import strategies, synthetic
 
 
@@ -55,6 +55,49 @@ def test_a_base_that_is_the_later_run_is_said_to_be():
 )
 def test_outcomes_are_compared_case_by_case_and_property_by_property(before, after, kind):
     assert kinds(judged(outcome=before), judged(outcome=after)) == kind
+
+
+def several(case, names, **changes):
+    return tuple(synthetic.verdict(case, name, **changes) for name in names)
+
+
+def test_a_case_whose_package_is_gone_is_not_judged_any_more_and_refused_by_fail_on():
+    absent = synthetic.verdict(
+        "megatron", "available", outcome="unavailable", reason="megatron-core is not installed.", examples=0, worst_error=None
+    )
+    base = synthetic.run(verdicts=(synthetic.verdict(), *several("megatron", ["cache", "graph"])), timings=())
+    head = synthetic.run(verdicts=(synthetic.verdict(), absent), timings=())
+    found = compare.compare(base, head)
+    (change,) = found.changes
+    assert (change.kind, change.sentence) == (
+        "unavailable",
+        "megatron: not judged any more (2 verdicts in the base run): megatron-core is not installed.",
+    )
+    assert compare.violations(found, ["refused"]) == (change,)
+    assert kinds(head, base) == kinds(head, head) == []
+    alone = synthetic.run(verdicts=several("megatron", ["cache"]), timings=())
+    assert kinds(alone, synthetic.run(verdicts=(absent,), timings=())) == ["unavailable"]
+
+
+def test_what_the_head_lacks_is_missing_once_a_case_however_much_it_is():
+    base = synthetic.run(
+        verdicts=(*several("bert", ["cache", "graph", "refusal"]), synthetic.verdict("opt")),
+        timings=(synthetic.timing("bert"), synthetic.timing("opt"), synthetic.timing("opt", dtype="bfloat16")),
+    )
+    head = synthetic.run(verdicts=several("bert", ["cache"]), timings=(synthetic.timing("opt"),))
+    found = compare.compare(base, head)
+    assert [(change.kind, change.sentence) for change in found.changes] == [
+        ("missing", "bert: 2 verdicts and 1 timed row of the base run are not in this one"),
+        ("missing", "opt: 1 verdict and 1 timed row of the base run are not in this one"),
+    ]
+    assert compare.violations(found, ["missing"]) == found.changes
+    assert compare.violations(found, ["wrong", "slower", "refused"]) == ()
+
+
+def test_rows_that_cannot_be_compared_or_were_never_judged_are_not_missing():
+    base = synthetic.run(verdicts=(synthetic.verdict(), *several("opt", ["cache"], outcome="unavailable")))
+    head = synthetic.run(environment=synthetic.environment("other"), timings=())
+    assert kinds(base, head) == []
 
 
 def test_a_failure_of_something_the_base_never_judged_is_wrong_and_says_so():
@@ -143,7 +186,8 @@ def test_a_row_that_failed_at_another_baseline_is_still_wrong_and_is_fixed_when_
 @pytest.mark.parametrize("field", ["dtype", "device", "workload", "phase", "shape", "baseline", "subject"])
 def test_only_like_timings_are_compared_and_the_others_are_listed(field):
     found = compare.compare(timed(1.4), timed(1.0, **{field: "other"}))
-    assert (found.changes, found.timings_compared, len(found.only_in_base), len(found.only_in_head)) == ((), 0, 1, 1)
+    assert ([c.kind for c in found.changes], found.timings_compared) == (["missing"], 0)
+    assert (len(found.only_in_base), len(found.only_in_head)) == (1, 1)
 
 
 def test_timings_of_different_clocks_are_different_rows():
@@ -187,6 +231,19 @@ def test_what_differs_around_the_runs_is_said_in_sentences():
     )
 
 
+@pytest.mark.parametrize("outcome", ["error", "unavailable"])
+def test_a_tolerance_that_only_one_side_has_is_no_difference(outcome):
+    without = judged(outcome=outcome, tolerance=None)
+    assert compare.compare(without, judged()).differences == compare.compare(judged(), without).differences == ()
+
+
+def test_changes_are_told_before_the_circumstances():
+    found = compare.compare(judged(), synthetic.run("y", seed=9, timings=(), verdicts=(synthetic.verdict(outcome="error"),)))
+    page = html.render_html(synthetic.run(seed=9, verdicts=(synthetic.verdict(outcome="error"),)), synthetic.run("a"))
+    texts = ("\n".join(terminal.comparison_lines(found)), markdown.render_comparison_markdown(found), page)
+    assert all(text.index("layer equality: error (before: held)") < text.index("The seed differs") for text in texts)
+
+
 def test_runs_with_nothing_in_common_are_an_error_that_names_what_each_holds():
     with pytest.raises(
         compare.ComparisonError,
@@ -225,7 +282,7 @@ def test_fail_on_names_the_changes_that_it_forbids():
 
 
 def test_an_unknown_category_of_fail_on_is_refused_with_those_there_are():
-    with pytest.raises(compare.ComparisonError, match=r"^--fail-on takes wrong, slower, refused; not broken$"):
+    with pytest.raises(compare.ComparisonError, match=r"^--fail-on takes wrong, slower, refused, missing; not broken$"):
         compare.violations(compare.compare(synthetic.run(), synthetic.run()), ["broken"])
 
 

@@ -174,9 +174,27 @@ def test_a_property_that_holds_again_or_never_held_is_told_apart(tmp_path):
     nights(tmp_path / "a", [1.1] * 3, outcomes=["held", "failed", "held"])
     nights(tmp_path / "b", [1.1] * 2, outcomes=["error", "error"], machine="b07")
     past, found = find(tmp_path)
-    (regression,) = found.regressions
-    assert regression.last_good is None
-    assert "Began with the first run there is, in run b07-000 (2026-" in list(terminal.history_lines(past, found))[1]
+    assert found.regressions == ()
+    (never,) = found.never_held
+    assert (never.subject, never.first.id) == ("bert: layer equality (HFBertLayerPolicy), machine b07", "b07-000")
+    head, line = terminal.history_lines(past, found)
+    assert head.startswith("0 regressions have not recovered, 1 never held, in ")
+    assert ": never held, in 2 runs; error in the last: Because. First judged in run b07-000 (2026-" in line
+    page = html.render_history_html(past, found)
+    assert "or better; 1 never held" in page
+    assert '<div class="verdict bad">' in page
+    assert "Held until" not in page
+
+
+def test_properties_that_held_throughout_are_folded_on_the_trend_page(tmp_path):
+    verdicts = (synthetic.verdict(name="cache"), synthetic.verdict(name="graph"))
+    keep(tmp_path, 0, verdicts=(*verdicts, synthetic.verdict(name="refusal", outcome="failed", reason="Because.")))
+    keep(tmp_path, 1, verdicts=(*verdicts, synthetic.verdict(name="refusal")))
+    page = html.render_history_html(*find(tmp_path))
+    shown, folded = page[page.index('<section aria-labelledby="properties"') :].split("<details>")
+    assert "Held in every run that judged them: 2 property series" in folded
+    assert "<td>cache</td>" in folded and "<td>cache</td>" not in shown
+    assert "<td>refusal</td>" in shown and "<td>refusal</td>" not in folded
 
 
 def keep(folder, number, **parts):
@@ -189,9 +207,9 @@ def test_a_property_that_fails_by_one_plan_is_not_hidden_by_another_that_holds(t
         policy, outcome = ((graphed, "failed"), (plain, "held"))[number % 2]
         keep(tmp_path, number, timings=(), verdicts=(synthetic.verdict(policy=policy, outcome=outcome, reason="Because."),))
     past, found = find(tmp_path)
-    (regression,) = found.regressions
-    assert regression.subject == f"bert: layer equality ({graphed}), machine 5f2c9a"
-    assert regression.sentence == "failed in the last 2 runs: Because."
+    (never,) = found.never_held
+    assert never.subject == f"bert: layer equality ({graphed}), machine 5f2c9a"
+    assert never.sentence == "never held, in 2 runs; failed in the last: Because."
     assert graphed in html.render_history_html(past, found)
 
 
@@ -226,7 +244,7 @@ def test_the_trend_page_shows_regressions_series_and_what_was_left_out(tmp_path)
     (tmp_path / "bad" / storage.RECORD_NAME).write_text("{<script>")
     page = html.render_history_html(*find(tmp_path))
     assert "1 regression has not recovered" in page
-    assert "after run 5f2c9a-029" in page
+    assert "Held until run 5f2c9a-029" in page
     assert "1 record was left out" in page
     assert "<polyline" in page
     assert "<script" not in page

@@ -154,16 +154,77 @@ def test_a_failure_is_shown_with_its_example_neighbour_stages_and_script(full):
     for part in (
         "departs from the original's by 3.2e-02",
         "ALiBi",
-        "harness reproduce b 'bloom/layer equality/1'",
+        "in this folder: harness reproduce . 'bloom/layer equality/1'",
         "torch.manual_seed(7)",
     ):
         assert part in text
+
+
+def failing(*failures):
+    return synthetic.run(
+        verdicts=tuple(
+            synthetic.verdict("bloom", f"property {number}", outcome="failed", failure=failure)
+            for number, failure in enumerate(failures, 1)
+        )
+    )
+
+
+def evidence(run):
+    page = html.render_html(run)
+    return page[page.index('<section aria-labelledby="evidence"') : page.index('<section aria-labelledby="latency"')]
+
+
+def test_a_script_is_shown_whole_or_left_out_with_its_length_and_the_command_that_prints_it():
+    shown = evidence(failing(replace(synthetic.failure(), script="x = 1\n" * 2_000)))
+    assert shown.count("x = 1\n") == 2_000
+    left_out = evidence(failing(replace(synthetic.failure(), script="x = 1\n" * 2_001)))
+    assert "x = 1" not in left_out
+    assert "which prints the 2,001 lines that are too many for this page" in left_out
+    assert "harness reproduce . &#39;bloom/layer equality/1&#39;" in left_out
+
+
+def test_failures_of_a_case_that_depart_at_the_same_stage_are_shown_once_and_the_others_in_a_line_each():
+    elsewhere = tuple(s for s in synthetic.failure().stages if s.name != "ALiBi")
+    same = [replace(synthetic.failure(), id=f"bloom/{n}", message=f"It departs, {n}.") for n in range(3)]
+    other = replace(same[0], id="bloom/other", stages=(*elsewhere, record.Stage(name="MLP", own_error=1e-9, inherited_error=0.0)))
+    page = evidence(failing(same[0], other, same[1], same[2]))
+    first, second = page.split("</article>")[:2]
+    assert page.count("<article") == 2 and "more depart" not in second
+    folded = first[first.index("<summary>2 more depart at the same stage</summary>") :]
+    for number, failure in ((3, same[1]), (4, same[2])):
+        assert f'id="evidence-{number}"' in folded
+        assert f"property {number}: {failure.message} <code>harness reproduce . {failure.id}</code>" in folded
+    assert folded.count("<li") == 2
+
+
+def test_failures_without_a_departing_stage_or_of_two_cases_are_not_taken_for_one():
+    failure = replace(synthetic.failure(), stages=synthetic.failure().stages[:2])
+    assert evidence(failing(failure, failure)).count("<article") == 2
+    wrong = [synthetic.verdict(case, outcome="failed", failure=synthetic.failure()) for case in ("bert", "opt")]
+    assert evidence(synthetic.run(verdicts=tuple(wrong))).count("<article") == 2
+
+
+def test_axes_that_tell_something_are_shown_and_the_others_folded():
+    shown, folded = evidence(failing(synthetic.failure())).split(
+        "<details><summary>3 axes at the simplest value in both</summary>"
+    )
+    assert [axis for axis in synthetic.failure().example if f'<th scope="row">{axis}' in shown] == ["heads", "padding"]
+    assert [axis for axis in synthetic.failure().example if f'<th scope="row">{axis}' in folded] == ["layers", "batch", "mask"]
 
 
 def test_evidence_that_could_not_be_gathered_is_named_beside_what_was():
     failure = replace(synthetic.failure(), notes=("The stages could not be compared.",))
     run = synthetic.run(verdicts=(synthetic.verdict(outcome="failed", failure=failure),))
     assert "The stages could not be compared." in html.render_html(run)
+
+
+@pytest.mark.parametrize(("number", "folded"), [(10, False), (11, True)])
+def test_every_pair_that_was_never_judged_is_in_the_coverage_section_folded_where_there_are_many(number, folded):
+    missed = ("batch=9", *(f"batch={n} with way=decode" for n in range(number)))
+    page = html.render_html(synthetic.run(profile="quick", coverage=(record.Coverage(case="vae", axes={}, missed=missed),)))
+    section = page[page.index('<h2 id="coverage">') :]
+    assert all(one in section for one in missed)
+    assert (f"<summary>{number} pairs were never judged</summary>" in section) is folded
 
 
 def test_budgets_of_lower_dtypes_are_shown_with_what_was_used_of_them():
@@ -177,8 +238,50 @@ def test_budgets_of_lower_dtypes_are_shown_with_what_was_used_of_them():
         multiple=8.0,
         floor=4.0,
     )
-    words = " ".join(" ".join(Page(html.render_html(synthetic.run(budgets=(budget,)))).text).split())
-    assert "opt HFOPTLayerPolicy float16 240 8 11% ✗ 127%" in words
+    assert "opt HFOPTLayerPolicy float16 240 8 11% ✗ 127%" in words(html.render_html(synthetic.run(budgets=(budget,))))
+
+
+def words(source):
+    return " ".join(" ".join(Page(source).text).split())
+
+
+def test_what_policies_refused_by_name_is_told_by_case_with_the_examples_of_all_its_properties():
+    refused = (("bert", "cache", {"windows": 2}), ("bert", "graph", {"windows": 1, "ALiBi": 1}), ("opt", "cache", {}))
+    judged = [synthetic.verdict(case, name, refusals=names) for case, name, names in refused]
+    page = html.render_html(synthetic.run(verdicts=tuple(judged)))
+    assert "Refused by name in 1 case bert windows (3 examples); ALiBi (1 example)" in words(page)
+    assert "Refused by name" not in html.render_html(synthetic.run())
+
+
+def figures(run):
+    source = html.render_html(run)
+    return re.findall("<dt>(.*?)</dt>", source[source.index('<dl class="figures">') : source.index("<nav")])
+
+
+def test_the_first_screen_has_the_figures_that_were_measured_and_no_others():
+    judged, timed = ["verdicts held", "examples judged", "layers replaced"], ["speed-up, geometric mean"]
+    lane = record.NullLane(comparisons=3, alarms=0, smallest_effect=None)
+    seeing = replace(lane, smallest_effect=0.02)
+    assert figures(synthetic.run(timings=())) == [*judged, "seed", "took"]
+    assert figures(synthetic.run(verdicts=(), null_lane=lane)) == [*timed, "false alarms in A/A", "seed", "took"]
+    assert "smallest detectable effect" in figures(synthetic.run(null_lane=seeing))
+
+
+def test_the_line_under_the_title_names_torch_transformers_and_the_machine():
+    under = html.render_html(synthetic.run()).split("</h1>")[1].split("</p>")[0]
+    assert under.endswith("torch 2.13.0, transformers 5.23.0, on Example 9000, 2.4 GHz (machine 5f2c9a)")
+
+
+def test_worst_errors_nearest_to_their_limit_come_first_and_the_others_are_folded():
+    errors = {f"p{n}": 10.0**-n for n in range(11, 32)}
+    judged = [synthetic.verdict(name=name, worst_error=error) for name, error in reversed(errors.items())]
+    loose = synthetic.verdict(name="loose", worst_error=1e-3, tolerance=None)
+    page = html.render_html(synthetic.run(verdicts=(loose, *judged)))
+    section = page[page.index('<section aria-labelledby="errors">') : page.index('<section aria-labelledby="coverage">')]
+    shown, folded = section.split("<details><summary>2 verdicts further from it</summary>")
+    assert re.findall("<td>(p.*?|loose)</td>", shown) == list(errors)[:20]
+    assert re.findall("<td>(p.*?|loose)</td>", folded) == [list(errors)[20], "loose"]
+    assert '<th scope="col" class="num">time</th>' not in section
 
 
 def test_what_disturbed_a_row_or_a_ceiling_is_shown_beside_it():
@@ -194,6 +297,13 @@ def test_a_matrix_cell_holds_symbol_word_examples_and_layers(full):
     text = re.sub(r"\s+", " ", "".join(full.text))
     assert "✗ failed240 examples431 layers" in text
     assert "∅ vacuous40 examples0 of 80 layers" in text
+
+
+def test_the_matrix_has_properties_as_rows_and_cases_as_columns():
+    page = html.render_html(synthetic.full_run())
+    matrix = page[page.index('<table class="matrix">') : page.index("What each property claims")]
+    assert [case for case in synthetic.CASES if f'<th scope="col">{case}<br>' in matrix] == list(synthetic.CASES)
+    assert sorted(re.findall('<th scope="row">(.*?)</th>', matrix)) == sorted(synthetic.STATEMENTS)
 
 
 def test_a_run_in_which_everything_fails_is_still_a_page_of_three_megabytes_at_most():

@@ -8,6 +8,7 @@ import time
 import pytest
 from hypothesis import given
 from markdown_it import MarkdownIt
+from msgspec.structs import replace
 from rich.console import Console
 
 from reports import compare, markdown, record, terminal, wording
@@ -71,12 +72,59 @@ def test_the_summary_answers_first_and_shows_matrix_slowdowns_and_evidence():
         assert part in text
 
 
+def test_the_matrix_sums_up_what_held_everywhere_and_shows_examples_where_something_did_not():
+    judged = {"bert": {"cache": 60, "graph": 50}, "opt": {"cache": 40, "graph": 30}, "vae": {"cache": 20}}
+    verdicts = [synthetic.verdict(case, name, examples=n) for case, asked in judged.items() for name, n in asked.items()]
+    verdicts[1] = replace(verdicts[1], outcome="vacuous", layers_replaced=0)
+    text = markdown.render_markdown(synthetic.run(verdicts=tuple(verdicts)))
+    assert "✓ 1 property held wherever judged (bert, opt, vae; 120 examples): cache.\n" in text
+    assert "| property | bert | opt | vae |\n" in text
+    assert "| **graph** | **∅ vacuous**<br>50 ex, 0 layers | ✓ 30 |  |\n" in text
+    assert "| **cache**" not in text
+
+
+def test_a_report_of_every_case_and_many_properties_is_read_on_one_page():
+    cases = [*synthetic.CASES, "mistral"]
+    ways = ("plainly", "again", "by turns", "when moved", "in lower dtypes", "once more")
+    names = [f"{what} {way}" for what in synthetic.STATEMENTS for way in ways]
+    verdicts = [synthetic.verdict(case, name) for case in cases for name in names]
+    for place in range(0, len(verdicts), len(verdicts) // 8):
+        verdicts[place] = replace(verdicts[place], outcome="failed", failure=_failing(script="x = 1\n" * 500))
+    run = replace(synthetic.full_run(), verdicts=tuple(verdicts))
+    assert len(cases) == 14 and len(names) == 54
+    assert len(markdown.render_markdown(run, replace(run, id="b")).encode()) < 60_000
+
+
 def test_a_summary_in_which_everything_failed_stays_far_below_a_megabyte():
     wrong = [
         synthetic.verdict("bert", f"p{n}", outcome="failed", reason="x" * 9_000, failure=_failing(script="`" * 90_000))
         for n in range(500)
     ]
     assert len(markdown.render_markdown(synthetic.run(verdicts=tuple(wrong))).encode()) < 600_000
+
+
+@pytest.mark.parametrize(("lines", "shown"), [(2_000, True), (2_001, False)])
+def test_the_first_failure_of_a_case_has_its_script_whole_or_not_at_all_and_every_one_its_command(lines, shown):
+    scripts = ("x = 1\n" * lines, "y = 1\n")
+    verdicts = [
+        synthetic.verdict("bert", f"p{n}", outcome="failed", failure=_failing(id=f"bert/p{n}", script=script))
+        for n, script in enumerate(scripts)
+    ]
+    text = markdown.render_markdown(synthetic.run(verdicts=tuple(verdicts)), place="runs/here")
+    assert text.count("x = 1\n") == lines * shown
+    assert "y = 1" not in text
+    assert all(f"Again: harness reproduce runs/here bert/p{n}" in text for n in range(2))
+
+
+def test_commands_name_the_folder_where_it_is_known_and_the_id_elsewhere():
+    run = synthetic.run("r", verdicts=(synthetic.verdict(outcome="failed", failure=_failing(id="bert/cache")),))
+    for place, named in ((None, "r"), ("runs/here", "runs/here")):
+        command = f"harness reproduce {named} bert/cache"
+        stream = io.StringIO()
+        Console(file=stream, width=400).print(terminal.render_terminal(run, place))
+        assert command in stream.getvalue()
+        assert any(command in line for line in terminal.run_lines(run, place))
+        assert command in markdown.render_markdown(run, place=place)
 
 
 def test_a_run_without_anything_in_common_with_the_previous_one_says_so():
@@ -161,17 +209,27 @@ def test_a_figure_is_written_with_its_unit_and_the_digits_it_deserves(shown, exp
 
 
 def _failing(**changes):
-    from msgspec.structs import replace
-
     return replace(synthetic.failure(), **changes)
 
 
-def test_values_and_pairs_that_were_never_drawn_are_told_apart():
-    missed = ("batch=1", "batch=1 with way=decode", "batch=1 with way=encode")
+def test_values_and_pairs_that_were_never_judged_are_told_apart():
+    missed = ("role=decoder with cross-attention", "batch=1 with way=decode", "role=decoder with cross-attention with way=encode")
     coverage = record.Coverage(case="vae", axes={}, pairs_seen=1, pairs_claimed=3, missed=missed)
+    assert (coverage.missed_values, coverage.missed_pairs) == (missed[:1], missed[1:])
     remarks = summarize(synthetic.run(coverage=(coverage,))).remarks
-    assert "1 claimed value was never judged: vae." in remarks
+    assert "1 claimed value was never judged: role=decoder with cross-attention of vae." in remarks
     assert "2 claimed pairs of values were never judged: vae." in remarks
+
+
+def test_three_values_that_were_never_judged_are_named_and_the_others_counted():
+    coverage = [record.Coverage(case=case, axes={}, missed=("batch=1", "batch=2")) for case in ("bert", "opt", "vae")]
+    (remark,) = summarize(synthetic.run(coverage=tuple(coverage))).remarks
+    assert remark == "6 claimed values were never judged: batch=1 of bert, batch=2 of bert, batch=1 of opt and 3 more."
+
+
+def test_a_quick_run_is_not_reproached_with_pairs_it_has_no_examples_for():
+    coverage = record.Coverage(case="vae", axes={}, missed=("batch=1 with way=decode",))
+    assert summarize(synthetic.run(profile="quick", coverage=(coverage,))).remarks == ()
 
 
 def test_a_row_that_could_not_be_timed_is_named_with_its_reason_on_a_page_and_on_a_terminal():

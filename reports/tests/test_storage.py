@@ -154,15 +154,14 @@ def test_what_cannot_be_written_is_named_and_not_what_is_written_first(tmp_path)
     assert found.value.filename == str(tmp_path / "nowhere" / "page.html")
 
 
-def test_a_run_is_found_by_its_id_among_those_here(tmp_path, monkeypatch):
+def test_a_run_is_found_by_its_folder_or_id_among_those_here(tmp_path, monkeypatch):
     """Reports name the run by its id."""
     monkeypatch.chdir(tmp_path)
     for name in ("first", "second"):
         storage.write(synthetic.run(name), tmp_path / "runs" / f"folder of {name}")
     storage.write(synthetic.run("deep"), tmp_path / "runs" / "nightly" / "2026-11-28")
-    assert storage.read_named(Path("second")).id == "second"
-    assert storage.read_named(Path("deep")).id == "deep"
-    assert storage.read_named(Path("runs/folder of first")).id == "first"
-    assert storage.read_named(Path("folder of first")).id == "first"
+    assert storage.find(Path("second")) == Path("runs/folder of second")
+    assert storage.find(Path("deep")) == Path("runs/nightly/2026-11-28")
+    assert storage.find(Path("runs/folder of first")) == storage.find(Path("folder of first")) == Path("runs/folder of first")
     with pytest.raises(storage.RecordError, match=r"third: no such folder, and no run in runs/ has this id"):
-        storage.read_named(Path("third"))
+        storage.find(Path("third"))
