@@ -88,7 +88,7 @@ class MegatronCase(Case):
         Axis("ffn", (8, 5, 19, 32, 51), claimed=False, large=LARGE_INNER, largest=LARGEST_INNER),
         Axis("layers", (1, 2, 3)),
         BATCH,
-        Axis("tokens", (4, 1, 2, 3, 7, 11)),
+        Axis("tokens", (4, 1, 2, 3, 7, 11, 136)),
         Axis("normalization", ("LayerNorm", "RMSNorm")),
         Axis("eps", (1e-5, 1e-6, 1e-3, 1e-1)),
         flag("gated", simplest=False),

@@ -48,7 +48,7 @@ class OlderMegatronCase(Case):
         Axis("ffn", (8, 5, 33), claimed=False, large=LARGE_INNER, largest=LARGEST_INNER),
         Axis("layers", (1, 2, 3)),
         BATCH,
-        Axis("tokens", (4, 1, 2, 7)),
+        Axis("tokens", (4, 1, 2, 7, 136)),
         Axis("eps", (1e-5, 1e-12, 1e-3)),
         flag("bias", simplest=True),
         flag("gated", simplest=False),

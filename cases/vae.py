@@ -43,7 +43,7 @@ class VAECase(Case):
         flag("tiling", simplest=False),
         Axis("batch", (1, 2, 3, 5), largest=(17,)),
         Axis("height", (8, 10, 5, 12, 16), large=(24, 33), largest=(65,)),
-        Axis("width", (8, 10, 7), large=(24, 32), largest=(65,)),
+        Axis("width", (8, 10, 7, 16), large=(24, 32), largest=(65,)),
         Axis("format", ("contiguous", "channels_last", "transposed")),
         Axis("weights", ("contiguous", "channels_last")),
         flag("return_dict", simplest=True),

@@ -62,7 +62,7 @@ def gap(expected: Tensor, actual: object, valid: Tensor | None = None) -> Gap:
     return Gap(error / scale)
 
 
-def alive(outputs: dict[str, Tensor], valid: Tensor | None) -> str | None:
+def alive(outputs: dict[str, Tensor], valid: Tensor | None, whose: str = "original") -> str | None:
     """Why these outputs show nothing (none, not finite, constant), or None if they are alive."""
     if not outputs:
         return "no output was compared"
@@ -71,7 +71,7 @@ def alive(outputs: dict[str, Tensor], valid: Tensor | None) -> str | None:
         if seen.numel() == 0:
             return f"{name} has no position that counts"
         if not bool(torch.isfinite(seen).all()):
-            return f"the original's {name} is not finite"
+            return f"the {whose}'s {name} is not finite"
         if seen.numel() > 1 and bool((seen == seen.flatten()[0]).all()):
-            return f"the original's {name} is constant"
+            return f"the {whose}'s {name} is constant"
     return None

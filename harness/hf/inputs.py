@@ -19,7 +19,7 @@ def in_installed(*names: str) -> tuple[str, ...]:
 
 
 VOCABULARY = 37
-POSITIONS = 24
+POSITIONS = 160
 """Of a model that is given no more tokens than ``TOKENS``. Scaled rotary kinds begin to scale behind half of them."""
 
 LARGE_HEADS = (64, 72, 80, 96, 128, 136, 256)
@@ -38,7 +38,9 @@ GROUP = Axis("group", (1, 2, 3, 5), large=(1, 2, 3), largest=(16, 71))
 LAYERS = Axis("layers", (1, 2, 3))
 PREFIX = 2
 BATCH = Axis("batch", (1, 2, 3, 4), large=(1, 9, 33), largest=(130, 257))
-TOKENS = Axis("tokens", (3, 1, 2, 4, 5, 7, 11))
+TOKENS = Axis("tokens", (3, 1, 2, 4, 5, 7, 11, 136))
+"""The last is more than kernels have in a block: what weights, hooks, masks and caches do to a call is asked of kernels that work
+by blocks too."""
 INNER = Axis("inner", (8, 5, 16, 31, 48), claimed=False, large=LARGE_INNER, largest=LARGEST_INNER)
 INNER_OR_FOURFOLD = Axis("inner", (None, 5, 16, 31, 48), large=(None, *LARGE_INNER), largest=LARGEST_INNER)
 """Of configurations in which None stands for four times the hidden size."""

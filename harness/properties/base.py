@@ -91,10 +91,20 @@ def identical(expected: dict[str, Tensor], actual: dict[str, Tensor], what: str)
 
 
 def living(outputs: dict[str, Tensor], valid: Tensor | None) -> dict[str, Tensor]:
-    """``outputs``, which must be such that comparing with them shows something."""
+    """``outputs`` of an original, which must be such that comparing with them shows something."""
     dead = alive(outputs, valid)
     if dead is not None:
         raise Vacuous(dead)
+    return outputs
+
+
+def lively(trial: Trial, model: nn.Module) -> dict[str, Tensor]:
+    """Outputs of a replaced ``model``, which are as alive as its original's."""
+    living(trial.expected_outputs, trial.inputs.valid)
+    outputs = trial.run_replaced(model, trial.fresh_inputs())
+    dead = alive(outputs, trial.inputs.valid, "replacement")
+    if dead is not None:
+        raise Disagreement(dead)
     return outputs
 
 

@@ -17,8 +17,10 @@ from .inputs import other_inputs
 
 PER_TOKEN = ("input_ids", "position_ids")
 OUTPUT = "last_hidden_state"
-BRANCHES = 4
-"""Tokens of a tree."""
+MOST_STEPS = 12
+"""Tokens decoded one by one; all of a short sequence."""
+BRANCHES = (4, 26)
+"""Tokens of a tree: a few, or as many as those have that draft several heads at once."""
 
 
 def cached_trial(trial: Trial) -> Trial:
@@ -47,13 +49,11 @@ def with_cache(inputs: Inputs) -> Inputs:
 
 
 def cuts(tokens: int, seed: int) -> list[int]:
-    """Lengths of the calls a sequence is cut into: a prompt then single tokens, single tokens only, or chunks."""
+    """Lengths of the calls a sequence is cut into: a prompt then a few single tokens, or as many as there are, or chunks."""
     style = seed % 4
-    if style == 0:
-        prompt = max(1, tokens - 2)
-        return [prompt, *[1] * (tokens - prompt)]
-    if style == 1:
-        return [1] * tokens
+    if style < 2:
+        steps = min(2 if style == 0 else MOST_STEPS, tokens - 1)
+        return [tokens - steps, *[1] * steps]
     if style == 2:
         return [part for part in (tokens // 2, tokens - tokens // 2) if part]
     chosen = random.Random(seed)
@@ -139,9 +139,10 @@ def _as_a_tree(trial: Trial, kwargs: dict[str, Any], cache: Any) -> None:
     """Several tokens at once behind the original's cache, of which none is bound to see all that came before it, as drafts of
     what may be said next are verified together. What the cache holds of padding, which an eager layer does not hide where it
     is given truth values, is each side's own."""
-    what = f"{BRANCHES} tokens at once behind a cache, each with its own mask"
-    ids = other_inputs(trial, 1, **{**trial.example.values, "tokens": BRANCHES}).kwargs["input_ids"]
-    call = {**extended(kwargs, ids), **_tree(trial, kwargs)}
+    branches = BRANCHES[trial.example.seed // 8 % len(BRANCHES)]
+    what = f"{branches} tokens at once behind a cache, each with its own mask"
+    ids = other_inputs(trial, 1, **{**trial.example.values, "tokens": branches}).kwargs["input_ids"]
+    call = {**extended(kwargs, ids), **_tree(trial, kwargs, branches)}
     expected = trial.asked(what, lambda: trial.original(**call, past_key_values=copy.deepcopy(cache)).last_hidden_state)
     if expected is None:
         return
@@ -150,14 +151,14 @@ def _as_a_tree(trial: Trial, kwargs: dict[str, Any], cache: Any) -> None:
     same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, what)
 
 
-def _tree(trial: Trial, kwargs: dict[str, Any]) -> dict[str, Tensor]:
+def _tree(trial: Trial, kwargs: dict[str, Any], tokens: int) -> dict[str, Tensor]:
     """A mask (B, 1, n, S), of truth or to be added, by which a token sees what counts of the past, itself and some of the new
     ones before it, and, for models that can be told, its position (B, n): behind as many of them."""
     ids, mask, seed = kwargs["input_ids"], kwargs.get("attention_mask"), trial.example.seed
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(2, (len(ids), 1, BRANCHES, BRANCHES), generator=generator).to(ids.device).bool()
-    branches = drawn.tril() | torch.eye(BRANCHES, dtype=torch.bool, device=ids.device)
-    past = (torch.ones_like(ids) if mask is None else mask).bool()[:, None, None].expand(-1, -1, BRANCHES, -1)
+    drawn = torch.randint(2, (len(ids), 1, tokens, tokens), generator=generator).to(ids.device).bool()
+    branches = drawn.tril() | torch.eye(tokens, dtype=torch.bool, device=ids.device)
+    past = (torch.ones_like(ids) if mask is None else mask).bool()[:, None, None].expand(-1, -1, tokens, -1)
     seen = torch.cat((past, branches), dim=-1)
     added = torch.zeros(seen.shape, dtype=trial.dtype, device=ids.device).masked_fill(~seen, torch.finfo(trial.dtype).min)
     call = {"attention_mask": seen if seed & 2 else added}

@@ -28,9 +28,11 @@ def _edits(trial: Trial) -> None:
     seed = trial.example.seed
     trial = cached_trial(trial).at_least("batch", 2).at_least("tokens", 2)
     kwargs = arguments(trial.inputs)
-    for edit in ("reorder", ("select", "repeat", "crop")[seed % 3]):
+    for edit in ("reorder", ("select", "repeat", "crop", "steer")[seed % 4]):
         if edit == "crop":
             _both(trial, functools.partial(_cropped, kwargs=kwargs), "after the latest tokens were cropped")
+        elif edit == "steer":
+            _both(trial, functools.partial(_steered, kwargs=kwargs), "after the values in the cache were changed in place")
         else:
             index = beams(edit, kwargs["input_ids"].shape[0], seed)
             continued = functools.partial(_rearranged, kwargs=kwargs, edit=edit, index=index)
@@ -81,6 +83,15 @@ def _cropped(model: nn.Module, kwargs: dict[str, Any]) -> Tensor:
     return _steps(model, piece(kwargs, 0, ids.shape[1] - 1), ids[:, :2].flip(0), cache)
 
 
+def _steered(model: nn.Module, kwargs: dict[str, Any]) -> Tensor:
+    """Two steps after a prompt whose values were changed where they are; (B, 2, D)."""
+    ids = kwargs["input_ids"]
+    cache = in_chunks(model, kwargs, [ids.shape[1]])[1]
+    for layer in getattr(cache, "self_attention_cache", cache).layers:
+        layer.values.mul_(2.0)
+    return _steps(model, kwargs, ids[:, :2].flip(0), cache)
+
+
 def _steps(model: nn.Module, kwargs: dict[str, Any], ids: Tensor, cache: Any) -> Tensor:
     """Outputs (B, n, D) for ``ids`` (B, n), one call each, behind the tokens of ``kwargs``."""
     outputs = []
@@ -99,24 +110,26 @@ def _static(trial: Trial) -> None:
     batch, tokens = first.kwargs["input_ids"].shape
     second = other_inputs(trial, 1, **{**trial.example.values, "batch": batch, "tokens": tokens})
     lengths = cuts(tokens, trial.example.seed)
-    size = tokens + trial.example.seed % 3
+    size = tokens + (0, 1, 150)[trial.example.seed % 3]
+    places = beams("reorder", batch, trial.example.seed)
     prompts = [arguments(inputs) for inputs in (first, second)]
     try:
-        expected = _reused(trial.original, prompts, lengths, size)
+        expected = _reused(trial.original, prompts, lengths, size, places)
     except RuntimeError:
         # BLOOM's positions are computed from the mask, whose length is not that of a preallocated cache.
         prompts = [{**kwargs, "attention_mask": None} for kwargs in prompts]
         with original_side("with a static cache"):
-            expected = _reused(trial.original, prompts, lengths, size)
+            expected = _reused(trial.original, prompts, lengths, size, places)
     with fused_path(trial.replaced.model):
-        actual = _reused(trial.replaced.model, prompts, lengths, size)
+        actual = _reused(trial.replaced.model, prompts, lengths, size, places)
     for inputs, kwargs, one, other in zip((first, second, first), (*prompts, prompts[0]), expected, actual, strict=True):
         what = f"static cache, calls of {lengths} tokens"
         same_outputs(trial, {OUTPUT: one}, {OUTPUT: other}, valid_in(inputs, kwargs), what)
 
 
-def _reused(model: nn.Module, prompts: list[dict[str, Any]], lengths: list[int], size: int) -> list[Tensor]:
-    """Outputs for each prompt, all on one preallocated cache that is emptied in between, and for the first on another.
+def _reused(model: nn.Module, prompts: list[dict[str, Any]], lengths: list[int], size: int, places: Tensor) -> list[Tensor]:
+    """Outputs for each prompt, all on one preallocated cache of ``size`` that is emptied in between, and for the first on another
+    one. Before the last call the rows of a cache become its rows ``places``, as those of beams do.
 
     What cross-attention keeps of the encoder grows with its source and starts anew with each prompt: emptying a cache of
     both kinds leaves it as it was in transformers 5.4.
@@ -130,7 +143,12 @@ def _reused(model: nn.Module, prompts: list[dict[str, Any]], lengths: list[int],
     outputs = []
     for kwargs, static in zip((*prompts, prompts[0]), (*repeat(preallocated, len(prompts)), another), strict=True):
         cache = EncoderDecoderCache(static, DynamicCache(config=config)) if crosses else static
-        outputs.append(in_chunks(model, kwargs, lengths, cache)[0])
+        *first, last = lengths
+        parts = [in_chunks(model, kwargs, first, cache)[0]] if first else []
+        if first:
+            static.reorder_cache(places)
+        parts.append(in_chunks(model, kwargs, [last], cache, start=sum(first))[0])
+        outputs.append(torch.cat(parts, dim=1))
         static.reset()
     return outputs
 
@@ -239,8 +257,8 @@ class _Prompt:
 
 EDITED_CACHE = Property(
     name="edited cache",
-    statement="A cache whose rows its owner reorders, selects or repeats, or whose latest token is taken back, goes on "
-    "as with the original.",
+    statement="A cache whose rows its owner reorders, selects or repeats, whose latest token is taken back, or whose values are "
+    "changed in place, goes on as with the original.",
     check=_edits,
     applies=cached,
     share=0.05,

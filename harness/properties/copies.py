@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..case import Example
 from ..trial import Disagreement, NothingToAsk, Trial, original_side
-from .base import Property, identical, living, same_outputs, snapshot
+from .base import Property, identical, lively, same_outputs, snapshot
 from .cache import OUTPUT, in_chunks, with_cache
 from .lifecycle import same_classes, same_state
 from .memory import reachable_storages
@@ -28,7 +28,7 @@ SLACK = 1.1
 def _deepcopy(trial: Trial) -> None:
     handle = trial.replaced
     model = handle.model
-    before = living(trial.run_replaced(model, trial.fresh_inputs()), trial.inputs.valid)
+    before = lively(trial, model)
     twin = copy.deepcopy(model)
     common = reachable_storages(model).keys() & reachable_storages(twin).keys()
     if common - _shared_by_copies(trial):
@@ -37,6 +37,9 @@ def _deepcopy(trial: Trial) -> None:
     another = copy.deepcopy(twin)
     _spoil(another)
     identical(before, trial.run_replaced(twin, trial.fresh_inputs()), "a copy, after its own copy's weights changed")
+    if trial.example.seed % 2:
+        _spoil(model)
+        identical(before, trial.run_replaced(twin, trial.fresh_inputs()), "a copy, after the weights it was made from changed")
     handle.revert()
     same_classes(trial.original, model, "reverted after a deep copy was made")
     identical(before, trial.run_replaced(twin, trial.fresh_inputs()), "a copy, after the model it was made from was reverted")
@@ -57,7 +60,7 @@ def _pickled(trial: Trial) -> None:
     """torch.save writes what pickle writes and each storage once."""
     _by_its_library(trial)
     model = trial.replaced.model
-    before = living(trial.run_replaced(model, trial.fresh_inputs()), trial.inputs.valid)
+    before = lively(trial, model)
     try:
         allowed = len(_saved(trial.original))
     except (pickle.PicklingError, TypeError, AttributeError, RuntimeError) as problem:

@@ -132,10 +132,14 @@ def _both_given(
 
 
 def _poisoned(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, number: float) -> None:
-    """A call with a row that is not finite. What comes of it must not be either: by that an overflow is noticed."""
+    """A call with a row that is not finite. What comes of it must not be either: by that an overflow is noticed. Of other rows
+    torch's own product in bfloat16 makes NaN as well, on processors with AMX: those are nobody's."""
     change = functools.partial(filled, number=number, sequence_first=sequence_first(trial.replaced.model))
     words = f"called with a row of {number}"
     expected, actual = _both_given(mine, its, call, words, change)
+    another = ~expected.isfinite()
+    another.select(1 if sequence_first(trial.replaced.model) else 0, 0).fill_(False)
+    expected, actual = expected.masked_fill(another, 0.0), actual.masked_fill(another, 0.0)
     _same_where_numbers(trial, expected, actual, valid_positions(trial, expected), f"{path} {words}")
 
 

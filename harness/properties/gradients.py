@@ -114,10 +114,14 @@ def _gradients_alone(trial: Trial) -> None:
         run(model, inputs)
     mine, its = _both(run, trial.original, model, inputs)
     _same_gradients(trial, mine, its, _largest(mine), f"{how}all parameters")
+    _each_at_its_own_scale(_exact(trial, run, inputs), mine, its, how)
+
+
+def _exact(trial: Trial, run: Run, inputs: Inputs) -> Gradients:
+    """The original's gradients in float64."""
     wide = copy.deepcopy(trial.original).double()
     with exact_mode(), original_side("with gradients in float64"):
-        exact = _backward(run, wide, cast(inputs, torch.float64))
-    _each_at_its_own_scale(exact, mine, its, how)
+        return _backward(run, wide, cast(inputs, torch.float64))
 
 
 def _each_at_its_own_scale(exact: Gradients, mine: Gradients, its: Gradients, how: str) -> None:
@@ -128,15 +132,14 @@ def _each_at_its_own_scale(exact: Gradients, mine: Gradients, its: Gradients, ho
         if one is None or expected is None or actual is None:
             continue
         scale = rms(one)
-        if 0.0 < scale and rms(expected.double() - one) <= OWN * scale:
+        if scale > 0.0 and rms(expected.double() - one) <= OWN * scale:
             error = rms(actual.double() - one) / scale
             if not error <= ITS:
                 raise Disagreement(f"{how}gradient of {name}: relative error {error:.1e} at its own scale", error=error)
 
 
 def _under_autocast(trial: Trial, run: Run, model: nn.Module, inputs: Inputs, what: str) -> None:
-    """Forward alone, as people do it: what is saved in one dtype and multiplied in another raises on its way back. What the
-    gradients are is compared elsewhere."""
+    """Forward alone, as people do it: what is saved in one dtype and multiplied in another raises on its way back."""
 
     def lower(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
         with torch.autocast(trial.case.device, dtype=torch.bfloat16):
@@ -146,7 +149,9 @@ def _under_autocast(trial: Trial, run: Run, model: nn.Module, inputs: Inputs, wh
     if mine is None:
         trial.original.zero_grad()  # what it has added up by then
         return
-    _same_parameters(mine, _backward(lower, model, inputs), f"under autocast, {what}")
+    its = _backward(lower, model, inputs)
+    _same_parameters(mine, its, f"under autocast, {what}")
+    _each_at_its_own_scale(_exact(trial, run, inputs), mine, its, f"under autocast, {what}: ")
 
 
 class _Hook:

@@ -27,18 +27,20 @@ from .forms import FORMS
 from .gradients import GRADIENTS_ALONE
 from .holders import SHARED_MEMORY
 from .hooks import HOOKS
+from .lengths import FAR_PAST
 from .memory import POISON
 from .metamorphic import CAUSALITY, PADDING, ROWS
 from .outputs import OUTPUTS
 from .settings import SETTINGS
 from .sharing import SHARING
 from .threads import THREADS
-from .training import TRAINING
+from .training import CHECKPOINTED, TRAINING
 from .transforms import TRANSFORMED
 
 ASKED = (
     HOOKS,
     TRAINING,
+    CHECKPOINTED,
     GRADIENTS_ALONE,
     SETTINGS,
     ACCOUNTING,
@@ -48,6 +50,7 @@ ASKED = (
     CACHE,
     EDITED_CACHE,
     STATIC_CACHE,
+    FAR_PAST,
     FRESH_CACHE,
     OTHER_CACHE,
     ROWS,
@@ -68,7 +71,7 @@ ASKED = (
 """Sizes are left out: the rounding properties ask all of them."""
 LEAST = 48
 """Examples, so that each property that is asked by turns is asked at least once: three blocks of seeds (``covering``) leave no
-part of twenty-seven unmet."""
+part of twenty-nine unmet."""
 CONFIRMATIONS = 3
 """Other numbers with which a departure has to be there as well. Norms of two elements that are nearly equal, for one, make much
 of a rounding, and are seldom drawn."""
@@ -80,7 +83,12 @@ def _asked_in(dtype: torch.dtype) -> Callable[[Trial], None]:
         trial = trial.in_dtype(dtype)
         if dtype is not torch.float32 and not _runs(trial):
             raise NothingToAsk(f"the original gives no numbers in {dtype}")
-        _asked(prop, trial)
+        try:
+            _asked(prop, trial)
+        except OriginalFailed as failure:
+            if dtype is torch.float32:
+                raise
+            raise NothingToAsk(f"{prop.name}: {failure}") from failure
 
     return check
 

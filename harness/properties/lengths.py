@@ -39,7 +39,7 @@ def _each_length(trial: Trial) -> None:
 
 
 def _far(trial: Trial) -> None:
-    trial = cached_trial(trial).vary(tokens=FAR, batch=1, layers=1)
+    trial = cached_trial(trial).vary(tokens=FAR, batch=2, layers=1)
     if trial.example.values.get("mask") != "none":
         trial = trial.vary(mask="2d")  # one of four dimensions would be left out, and has hundreds of megabytes
     what = f"{sum(STEPS)} tokens behind {FAR - sum(STEPS):,} in a cache"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from ..trial import Disagreement, Handle, Trial
-from .base import Property, identical, living
+from .base import Property, identical, lively, living
 from .weights import FACTOR, Scaled
 
 
@@ -150,7 +150,7 @@ def _again(trial: Trial) -> None:
     """Replaced twice over, reverted by either handle, and replaced once more."""
     handle = trial.replaced
     model = handle.model
-    before = living(trial.run_replaced(model, trial.fresh_inputs()), trial.inputs.valid)
+    before = lively(trial, model)
     second = _replaced_already(trial, model)
     identical(before, trial.run_replaced(model, trial.fresh_inputs()), "after replacing what is replaced already")
     second.revert()
@@ -161,9 +161,12 @@ def _again(trial: Trial) -> None:
     same_classes(trial.original, model, "after reverting twice")
     same_state(trial.original, model, "after reverting twice")
     _same_parameters(parameters, model, "after revert")
-    again = trial.replace(model)
+    training = bool(trial.example.seed % 2)  # as a model is that was just made
+    again = trial.replace(model.train(training))
+    model.eval()
     _same_parameters(parameters, model, "after replacing")
-    identical(before, trial.run_replaced(again.model, trial.fresh_inputs()), "replaced, reverted, replaced")
+    what = f"replaced, reverted, replaced{' in training mode' if training else ''}"
+    identical(before, trial.run_replaced(again.model, trial.fresh_inputs()), what)
 
 
 def _same_parameters(before: dict[str, tuple[nn.Parameter, bool]], model: nn.Module, when: str) -> None:

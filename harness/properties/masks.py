@@ -37,6 +37,8 @@ def masks(mask: Any, example: Example) -> Iterator[tuple[str, Any]]:
     yield "of minus infinity", added.masked_fill(~seen, -torch.inf)
     if bool((seen == seen[:1]).all()):
         yield "of one row for all", added[:1].masked_fill(~seen[:1], torch.finfo(added.dtype).min)
+    if bool((seen == seen[:, :, :1]).all()):
+        yield "of one query for all", added[:, :, :1].masked_fill(~seen[:, :, :1], torch.finfo(added.dtype).min)
     for words, heads in (("all heads", 1), ("each head", heads_of(example))):
         generator = torch.Generator().manual_seed(example.seed)
         bias = torch.randn(seen.shape[0], heads, *seen.shape[2:], generator=generator, dtype=torch.get_default_dtype())

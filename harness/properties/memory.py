@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from policies.fused.capture import Recording
 
 from ..trial import Disagreement, Trial, Vacuous, graphs_of
-from .base import Property, cached, identical, living, same_outputs
+from .base import Property, cached, identical, lively, living, same_outputs
 from .cache import cached_trial, decoded_alike, in_chunks, with_cache
 from .calls import alike
 from .inputs import other_inputs
@@ -90,7 +90,7 @@ def _storages(trial: Trial) -> None:
     _no_more_than(before, model, "after the replacement")
     trial.run_original(trial.inputs)
     after = max(before, bytes_held(trial.original))
-    living(trial.run_replaced(model, trial.fresh_inputs()), trial.inputs.valid)
+    lively(trial, model)
     _no_more_than(after + _of_graphs(model), model, "after a call")
     _rewrite_one(model)
     trial.run_replaced(model, trial.fresh_inputs())

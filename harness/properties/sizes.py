@@ -41,11 +41,11 @@ ROWS = 2
 
 
 def long_trial(trial: Trial) -> Trial:
-    """The trial with one of ``LENGTHS``, the longest in one row, or the largest below it that its original has positions for."""
+    """The trial with one of ``LENGTHS``, the longest in two rows, or the largest below it that its original has positions for."""
     trial = trial.suited(has_tokens(trial.case))
     most = _chosen_by(trial).choice(LENGTHS)
     sized = (trial.vary(tokens=tokens) for tokens in reversed(LENGTHS) if tokens <= most)
-    return that_runs((one.vary(batch=1) if one.example["tokens"] == LENGTHS[-1] else one for one in sized), trial)
+    return that_runs((one.vary(batch=2) if one.example["tokens"] == LENGTHS[-1] else one for one in sized), trial)
 
 
 def large_trials(trial: Trial) -> tuple[Trial, ...]:

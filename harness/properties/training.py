@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+
 import torch
 from torch import Tensor, nn
 
@@ -18,21 +21,26 @@ SWITCHES = ("activation_checkpointing_enable", "gradient_checkpointing_enable", 
 needs."""
 
 
-def _training(trial: Trial) -> None:
-    """A training step with dropout, in lower dtypes as often with checkpointing, between two calls in eval mode, the same on both
-    sides."""
+def _training(trial: Trial, *, checkpoints: bool = False) -> None:
+    """A training step with dropout, or with checkpointing, between two calls in eval mode, the same on both sides; and a call in
+    training mode without gradients, as who asks a model for many answers makes."""
     model = trial.replaced.model
     trial.run_replaced(model, trial.fresh_inputs())
     if for_inference(model):
         _refused(trial, model)
         return
-    # What is computed again on the way back is out of exact mode.
-    checkpoints = trial.dtype is not torch.float64 and trial.example.seed % 2 == 1 and can_checkpoint(trial.original)
-    if checkpoints and trial.asked("checkpointing", lambda: checkpointing(trial.original)) is not None:
+    if (
+        checkpoints
+        and can_checkpoint(trial.original)
+        and trial.asked("checkpointing", lambda: checkpointing(trial.original)) is not None
+    ):
         checkpointing(model)
     with original_side("in training mode"):
         _step(trial, trial.original)
     _step(trial, model)
+    if trial.case.layered:  # parts of a whole model drop other elements where an image lies otherwise in memory
+        mine, its = (_without_gradients(trial, side) for side in (trial.original, model))
+        same_outputs(trial, mine, its, trial.inputs.valid, "in training mode without gradients")
     trial.original.eval()
     model.eval()
     expected = trial.run_original(trial.inputs)
@@ -102,3 +110,5 @@ TRAINING = Property(
     check=_training,
     share=0.05,
 )
+CHECKPOINTED = dataclasses.replace(TRAINING, check=functools.partial(_training, checkpoints=True))
+"""In lower dtypes: what is computed again on the way back is out of exact mode."""

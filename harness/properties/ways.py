@@ -14,6 +14,7 @@ import functools
 import itertools
 import operator
 import random
+import re
 from collections.abc import Callable
 
 import torch
@@ -35,8 +36,10 @@ from .threads import STOPS, another_threads, interrupted, layers_of
 from .transforms import tangents
 from .weights import CHANGES, change_weights
 
-ATTENUATION = 1 / 16
-"""A power of two: no bit of a weight is lost."""
+ATTENUATION, AMPLIFICATION = 1 / 16, 16
+"""Powers of two: no bit of a weight is lost."""
+_ANY, _OF_SCORES = re.compile(""), re.compile(r"(q|k|qkv|query|key|c_attn|query_key_value)(_proj)?\.weight")
+"""Names of weights: all, and those that queries and keys are made by, in the libraries that cases are of."""
 AUTOCAST_FLOAT16 = 64
 """Bit of an example's seed."""
 Way = Callable[[Trial, str], Judged]
@@ -48,6 +51,8 @@ def ways(case: Case, dtype: str) -> tuple[Way, ...]:
     every: tuple[Way, ...] = (once, again_and_again, with_other_weights, of_a_large_layer, beside_another_thread)
     if has_lengths(case):
         every = (*every, of_many_tokens)
+    if case.layered:
+        every = (*every, with_large_weights)
     if case.cached:
         every = (*every, with_a_cache)
     if dtype == "float16":  # the others have float32's range; nothing else shows what an outlier does
@@ -93,11 +98,15 @@ def with_other_weights(trial: Trial, dtype: str) -> Judged:
     run = trial.case.run
     found = judged(trial, dtype, run, trial.fresh_inputs())
     for how in CHANGES if found else ():
-        for one in trial.replaced.replaced:
-            mine, its = (model.get_submodule(one.path) for model in (trial.original, trial.replaced.model))
-            change_weights(mine, its, how)
+        _change_layers(trial, how)
         found |= _named(judged(trial, dtype, run, trial.fresh_inputs()), f"with weights {how}")
     return found
+
+
+def _change_layers(trial: Trial, how: str) -> None:
+    for one in trial.replaced.replaced:
+        mine, its = (model.get_submodule(one.path) for model in (trial.original, trial.replaced.model))
+        change_weights(mine, its, how)
 
 
 def of_many_tokens(trial: Trial, dtype: str) -> Judged:
@@ -161,7 +170,8 @@ def with_outliers(trial: Trial, dtype: str) -> Judged:
     inputs = trial.fresh_inputs()
     if trial.case.layered:
         trial.original.to(DTYPES[dtype])
-        _attenuate(trial)
+        # Where no norm comes before attention, an outlier is multiplied by an outlier, which half precision need not hold.
+        _scale_weights(trial, ATTENUATION)
         found = judged(trial, dtype, _giving(trial, with_outlier), inputs)
     else:
         images = changed(inputs, lambda one: with_outlier(one) if one.dim() == IMAGE else one)
@@ -169,26 +179,47 @@ def with_outliers(trial: Trial, dtype: str) -> Judged:
     return _named(found, "with an outlier")
 
 
-def _attenuate(trial: Trial) -> None:
-    """Smaller weights for the first layer, alike on both sides. Where no norm comes before attention, an outlier is multiplied
-    by an outlier, which half precision need not hold."""
+def with_large_weights(trial: Trial, dtype: str) -> Judged:
+    """A call whose scores, or activations as well, are hundreds of times the usual: beyond what an exponential, or half precision
+    before it scales them, can hold. What is not finite in the original is not asked about."""
+    trial.original.to(DTYPES[dtype])
+    if trial.example.seed % 2:
+        _scale_weights(trial, AMPLIFICATION)
+    else:
+        _scale_weights(trial, AMPLIFICATION * 4, _OF_SCORES)
+    return _named(judged(trial, dtype, trial.case.run, trial.fresh_inputs()), "with large weights")
+
+
+def _scale_weights(trial: Trial, factor: float, names: re.Pattern[str] = _ANY) -> None:
+    """Larger or smaller weights for the first layer, those of modules with such ``names``, alike on both sides."""
     path = trial.replaced.replaced[0].path
     with torch.no_grad():
         for model in (trial.original, trial.replaced.model):
-            for parameter in model.get_submodule(path).parameters():
-                if parameter.dim() > 1:
-                    parameter.mul_(ATTENUATION)
+            for name, parameter in model.get_submodule(path).named_parameters():
+                if parameter.dim() > 1 and names.search(name):
+                    parameter.mul_(factor)
 
 
 def under_autocast(trial: Trial, dtype: str) -> Judged:
-    """A call under autocast to half precision of either kind. A replacement may leave it to the original."""
+    """A call under autocast to half precision of either kind, and again with other weights, by several with a cache where there is
+    one. A replacement may leave it to the original."""
     half = torch.float16 if trial.example.seed & AUTOCAST_FLOAT16 else torch.bfloat16
 
-    def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        with torch.autocast(trial.case.device, half):
-            return trial.case.run(model, inputs)
+    def lower(run: Run) -> Run:
+        def under(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+            with torch.autocast(trial.case.device, half):
+                return run(model, inputs)
 
-    return _named(judged(trial, dtype, run, trial.fresh_inputs(), fused=False), "under autocast")
+        return under
+
+    run, inputs = lower(trial.case.run), trial.fresh_inputs()
+    found = _named(judged(trial, dtype, run, inputs, fused=False), "under autocast")
+    if found:
+        _change_layers(trial, next(iter(CHANGES)))
+        if trial.case.caches(trial.example):
+            run, inputs = lower(decoded), with_cache(inputs)
+        found |= _named(judged(trial, dtype, run, inputs, fused=False), "under autocast, with other weights")
+    return found
 
 
 def in_forward_mode(trial: Trial, dtype: str) -> Judged:
