@@ -36,7 +36,7 @@ USUAL = ("model equality", "call twice", "call order", "changing shapes", "two m
 def test_memory_that_two_threads_share_is_found_by_the_property_of_threads_alone() -> None:
     (fault,) = find_faults(("F64 threads",))
     with fault.inject(replace_module) as faulty:
-        found = outcomes(("several threads", *USUAL), LLAMA, faulty)
+        found = outcomes(("several threads",), LLAMA, faulty, beside=USUAL)
     assert found == {"several threads": "failed"} | dict.fromkeys(USUAL, "held")
 
 
@@ -46,7 +46,7 @@ def test_memory_that_others_hold_too_is_found_by_its_property_alone(case: Case, 
     names = ("model equality", "two models", "storages", "state dict", "revert")
     (fault,) = find_faults((id,))
     with fault.inject(replace_module) as faulty:
-        found = outcomes(("shared memory", *names), case, faulty)
+        found = outcomes(("shared memory",), case, faulty, beside=names)
     assert found == {"shared memory": "failed"} | dict.fromkeys(names, "held")
 
 
@@ -63,7 +63,7 @@ def test_a_copy_that_the_write_of_another_holder_does_not_reach_is_found() -> No
 
     names = ("model equality", "call twice")
     with mock.patch.object(Projection, "weight", property(copied)):
-        found = outcomes(("shared memory", *names), LLAMA, replace_module)
+        found = outcomes(("shared memory",), LLAMA, replace_module, beside=names)
     assert found == {"shared memory": "failed"} | dict.fromkeys(names, "held")
 
 
@@ -135,7 +135,7 @@ def test_a_tangent_that_a_lower_dtypes_kernel_loses_is_found_by_rounding_alone()
     (fault,) = find_faults(("F67 forward mode",))
     names = ("gradients", "training step", "function transforms")
     with fault.inject(replace_module) as faulty:
-        found = outcomes(("rounding float32", *names), LLAMA, faulty)
+        found = outcomes(("rounding float32",), LLAMA, faulty, beside=names)
     assert found == {"rounding float32": "failed"} | dict.fromkeys(names, "held")
 
 

@@ -99,7 +99,7 @@ def test_half_precision_inside_a_float32_model_is_found(careless: Callable[[], A
 @pytest.mark.parametrize("fault", LOWER, ids=lambda fault: fault.id)
 def test_what_goes_wrong_in_lower_dtypes_alone_is_found_there_and_nowhere_else(fault: Fault) -> None:
     with fault.inject(replace_module) as faulty:
-        found = outcomes(("rounding float32", *IN_FLOAT64), LLAMA, faulty)
+        found = outcomes(("rounding float32",), LLAMA, faulty, beside=IN_FLOAT64)
     assert found == {"rounding float32": "failed"} | dict.fromkeys(IN_FLOAT64, "held")
 
 
@@ -107,7 +107,7 @@ def test_what_goes_wrong_in_lower_dtypes_alone_is_found_there_and_nowhere_else(f
 def test_what_goes_wrong_in_lower_dtypes_of_diffusion_models_alone_is_found(fault: Fault, case: Case) -> None:
     in_float64 = ("model equality", "call order", "changing shapes", "state dict")
     with fault.inject(replace_module) as faulty, mock.patch.object(rounding, "ways", return_value=(ways.once,)):
-        found = outcomes(("rounding float32", *in_float64), case, faulty)
+        found = outcomes(("rounding float32",), case, faulty, beside=in_float64)
     assert found == {"rounding float32": "failed"} | dict.fromkeys(in_float64, "held")
 
 

@@ -35,14 +35,14 @@ def some_trial(case: Case, chosen: random.Random) -> Trial:
 @pytest.mark.parametrize("fault", SIZES, ids=lambda fault: fault.id)
 def test_what_goes_wrong_in_large_layers_alone_is_found_there_and_nowhere_else(fault: Fault) -> None:
     with fault.inject(replace_module) as faulty:
-        found = outcomes(("large layers", *USUAL), LLAMA, faulty)
+        found = outcomes(("large layers",), LLAMA, faulty, beside=USUAL)
     assert found == {"large layers": "failed"} | dict.fromkeys(USUAL, "held")
 
 
 @pytest.mark.parametrize("fault", LARGEST_SIZES, ids=lambda fault: fault.id)
 def test_what_goes_wrong_in_the_largest_sizes_alone_is_found_there_and_nowhere_else(fault: Fault) -> None:
     with fault.inject(replace_module) as faulty:
-        found = outcomes((*fault.expects, "large layers", *USUAL), LLAMA, faulty)
+        found = outcomes(fault.expects, LLAMA, faulty, beside=("large layers", *USUAL))
     assert found == dict.fromkeys(fault.expects, "failed") | dict.fromkeys(("large layers", *USUAL), "held")
 
 
