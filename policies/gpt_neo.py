@@ -58,9 +58,8 @@ def _window(layer: Any, allowed: Any) -> int | None:
     import torch
 
     allowed = allowed[0, 0]
-    places = torch.arange(allowed.shape[-1], device=allowed.device)
-    distance = places[:, None] - places
-    window = int(allowed[-1].sum())
-    if window < 1 or not torch.equal(allowed, (distance >= 0) & (distance < window)):
+    places, window = allowed.shape[-1], int(allowed[-1].sum())
+    expected = torch.ones(places, places, dtype=torch.bool, device=allowed.device).tril_().triu_(1 - window)
+    if window < 1 or not torch.equal(allowed, expected):
         raise layer.refuse("attn.attention.bias is neither a causal mask nor a causal mask with a window")
-    return window if window < allowed.shape[-1] else None
+    return window if window < places else None
