@@ -36,12 +36,13 @@ Edit = Callable[[LayerAnatomy], LayerAnatomy]
 
 @dataclass(frozen=True)
 class Mutant:
-    """``edit`` misreads an anatomy, or gives it back itself where there is nothing to misread. ``stages`` are the
-    names, inside the layer, at which the fault shows first."""
+    """``edit`` misreads an anatomy, or gives it back itself where there is nothing to misread, as in all layers of the cases in
+    ``unfit``. ``stages`` are the names, inside the layer, at which the fault shows first."""
 
     name: str
     edit: Edit
     stages: Callable[[LayerAnatomy], set[str]]
+    unfit: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -185,22 +186,23 @@ def _scaled(factor: float) -> Edit:
 MUTANTS = (
     Mutant("eps of the attention's norm", _eps("attention_norm"), _norm("attention_norm")),
     Mutant("eps of the MLP's norm", _eps("mlp_norm"), _norm("mlp_norm")),
-    Mutant("norm bias dropped", _no_norm_bias, _norm("attention_norm")),
+    Mutant("norm bias dropped", _no_norm_bias, _norm("attention_norm"), ("llama",)),
     Mutant("attention output bias dropped", _no_out_bias, lambda one: {one.attention.out.name}),
     Mutant("MLP output bias dropped", _no_down_bias, lambda one: {one.mlp.down.name}),
     Mutant("MLP input bias dropped", _no_up_bias, lambda one: {one.mlp.up.name} if one.mlp.up else set()),
-    Mutant("keys for values", _keys_for_values, _context),
-    Mutant("QKV layout", _other_layout, _context),
+    Mutant("keys for values", _keys_for_values, _context, ("gpt2", "gpt_neox")),
+    Mutant("QKV layout", _other_layout, _context, ("bert", "llama")),
     Mutant("attention scale", _scaled(2.0), _context),
-    Mutant("rotary pairs", _other_rotary, _context),
+    Mutant("rotary pairs", _other_rotary, _context, ("gpt2", "bert")),
     Mutant("causality", _not_causal, _context),
     Mutant("activation", _other_activation, _inner),
-    Mutant("gate for up", _gate_for_up, _inner),
+    Mutant("gate for up", _gate_for_up, _inner, ("gpt2", "bert", "gpt_neox")),
     Mutant("norms swapped", _norms_swapped, _norm("attention_norm")),
     Mutant(
         "residual after the norm",
         _residual_from_norm,
         lambda one: {f"{one.mlp_norm.name}:input"} if one.mlp_norm else set(),
+        ("bert",),
     ),
 )
 

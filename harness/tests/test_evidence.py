@@ -80,8 +80,15 @@ def test_an_example_that_shows_nothing_is_not_said_to_pass() -> None:
     assert nearest_passing(example(a=2), AXES, lambda one: None) is None
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", "llama", "gpt_neox"])
-@pytest.mark.parametrize("fault", MUTANTS, ids=lambda one: one.name)
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        pytest.param(name, fault, id=f"{fault.name}-{name}")
+        for fault in MUTANTS
+        for name in ("gpt2", "bert", "llama", "gpt_neox")
+        if name not in fault.unfit
+    ],
+)
 def test_the_first_departing_stage_is_the_faulty_one(name: str, fault: Mutant) -> None:
     case = case_named(name)
     expected: set[str] = set()
@@ -93,8 +100,6 @@ def test_the_first_departing_stage_is_the_faulty_one(name: str, fault: Mutant) -
 
     with misread(edit), quiet():
         failure = search(MODEL_EQUALITY, case, replace_module, examples=40, seed=1).failure
-        if not expected:
-            pytest.skip(f"{name} has nothing to misread")
         assert failure is not None
         assert len(off_simplest(failure[0], case.axes)) <= 2
         stage = first_departing(localise(case, failure[0], replace_module))
