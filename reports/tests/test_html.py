@@ -321,9 +321,9 @@ def test_a_run_in_which_everything_fails_is_still_a_page_of_three_megabytes_at_m
 def test_a_full_run_is_rendered_within_two_seconds_and_three_megabytes():
     run, previous = synthetic.full_run("b", faulty=True), synthetic.full_run("a", seed=2)
     html._environment.cache_clear()
-    start = time.perf_counter()
+    start = time.process_time()
     page = html.render_html(run, previous)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert len(page.encode()) < 3_000_000
 
 

@@ -134,9 +134,9 @@ def test_a_run_without_anything_in_common_with_the_previous_one_says_so():
 
 def test_a_full_run_becomes_markdown_within_two_seconds():
     run, previous = synthetic.full_run("b", faulty=True), synthetic.full_run("a", seed=2)
-    start = time.perf_counter()
+    start = time.process_time()
     markdown.render_markdown(run, previous)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @given(run=strategies.runs())
