@@ -201,8 +201,8 @@ def _scale_weights(trial: Trial, factor: float, names: re.Pattern[str] = _ANY) -
 
 
 def under_autocast(trial: Trial, dtype: str) -> Judged:
-    """A call under autocast to half precision of either kind, and again with other weights, by several with a cache where there is
-    one. A replacement may leave it to the original."""
+    """A call under autocast to half precision of either kind, and again with other weights, by several with a cache where there
+    is one. A replacement may leave it to the original."""
     half = torch.float16 if trial.example.seed & AUTOCAST_FLOAT16 else torch.bfloat16
 
     def lower(run: Run) -> Run:
