@@ -230,10 +230,10 @@ class Trial:
         with unwatched():
             twin = copy.deepcopy(original, _blanks(original))
             mine, its = list(_tensors(original)), list(_tensors(twin))
-            assert not _storages(mine).keys() & _storages(its).keys(), "the reference is aliased"
-            assert all(torch.equal(one, other) for one, other in zip(mine, its, strict=True)), (
-                "the copy differs from the original"
-            )
+            if _storages(mine).keys() & _storages(its).keys():
+                raise OriginalFailed("a deep copy of the original shares memory with it: there is no reference")
+            if not all(torch.equal(one, other) for one, other in zip(mine, its, strict=True)):
+                raise OriginalFailed("a deep copy of the original differs from it: there is no reference")
         return twin
 
     def replace(self, model: nn.Module) -> Handle:

@@ -239,9 +239,9 @@ def patched(module: nn.Module) -> bool:
 
 def overridden(module: nn.Module) -> str | None:
     """The name of a function of its class that ``module`` has one of its own instead of, or None. What a replaced layer has
-    besides its original's is left out."""
+    besides its original's is left out, and what tells of it in words alone, as torchao puts on a linear."""
     for name, own in vars(module).items():
-        function = None if name.startswith("_fused") else getattr(type(module), name, None)
+        function = None if name.startswith("_fused") or name == "extra_repr" else getattr(type(module), name, None)
         if isinstance(function, FunctionType) and getattr(own, "__func__", None) is not function:
             return name
     return None

@@ -26,7 +26,7 @@ SLACK = 1.1
 
 
 def _deepcopy(trial: Trial) -> None:
-    handle = trial.replaced
+    handle = trial.replace(trial.copy())
     model = handle.model
     before = lively(trial, model)
     twin = copy.deepcopy(model)

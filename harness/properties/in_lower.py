@@ -85,7 +85,7 @@ def _asked_in(dtype: torch.dtype) -> Callable[[Trial], None]:
             raise NothingToAsk(f"the original gives no numbers in {dtype}")
         try:
             _asked(prop, trial)
-        except OriginalFailed as failure:
+        except (OriginalFailed, Vacuous) as failure:
             if dtype is torch.float32:
                 raise
             raise NothingToAsk(f"{prop.name}: {failure}") from failure
