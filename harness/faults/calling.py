@@ -125,8 +125,8 @@ def second_copy(honest: Any) -> Any:
     return wrong
 
 
-def _not_unpacked(honest: Any) -> Any:
-    def wrong(self: FusedTransformerLayer) -> None:
+def _not_given_back(honest: Any) -> Any:
+    def wrong(self: FusedTransformerLayer, by_rows: frozenset[str]) -> None:
         return None
 
     return wrong
@@ -246,7 +246,7 @@ CALLING = (
         "F30 F83",
         "diffusers #11903",
         "Reverting leaves the weights in the storage of the packed ones.",
-        (FusedTransformerLayer, "unpack", _not_unpacked),
+        (FusedTransformerLayer, "give_back", _not_given_back),
         applies=lambda traits: traits.joins,
         expects=("revert", "storages"),
     ),

@@ -85,7 +85,7 @@ def _of_layer(trial: Trial) -> None:
         for words, mask in own.items():
             _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), f"a mask {words}")
         seen = own[RANDOM]
-        mask = seen if trial.example.seed & 1 else torch.zeros_like(seen, dtype=torch.get_default_dtype())
+        mask = seen if trial.example.seed & 1 else torch.zeros_like(seen, dtype=trial.dtype)
         for words, lengthen in LENGTHS.items():
             _refused_alike(path, mine, its, Recorded(args, {**kwargs, MASK: lengthen(mask)}, None), f"a mask {words}")
         unmasked: dict[str, bool | None] = {MASK: None}

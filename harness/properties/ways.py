@@ -51,8 +51,6 @@ def ways(case: Case, dtype: str) -> tuple[Way, ...]:
     every: tuple[Way, ...] = (once, again_and_again, with_other_weights, of_a_large_layer, beside_another_thread)
     if has_lengths(case):
         every = (*every, of_many_tokens)
-    if case.layered:
-        every = (*every, with_large_weights)
     if case.cached:
         every = (*every, with_a_cache)
     if dtype == "float16":  # the others have float32's range; nothing else shows what an outlier does
@@ -61,8 +59,8 @@ def ways(case: Case, dtype: str) -> tuple[Way, ...]:
 
 
 def once(trial: Trial, dtype: str) -> Judged:
-    """A call, of which no layer writes to what it is given; and one whose first layer is given it in another layout, or a model
-    that is replaced as a whole in each."""
+    """A call, of which no layer writes to what it is given; one whose first layer is given it in another layout, or a model that
+    is replaced as a whole in each; and one with large weights."""
     trial.original.to(DTYPES[dtype])
     with layer_inputs_watched(trial):
         found = judged(trial, dtype, trial.case.run, trial.fresh_inputs())
@@ -73,7 +71,7 @@ def once(trial: Trial, dtype: str) -> Judged:
     words, layout = list(LAYOUTS.items())[trial.example.seed // 32 % len(LAYOUTS)]
     with contextlib.suppress(OriginalFailed):  # not every original takes other strides
         found |= _named(judged(trial, dtype, _giving(trial, layout), trial.fresh_inputs()), f"of hidden states {words}")
-    return found
+    return found | _with_large_weights(trial, dtype)
 
 
 def again_and_again(trial: Trial, dtype: str) -> Judged:
@@ -179,10 +177,9 @@ def with_outliers(trial: Trial, dtype: str) -> Judged:
     return _named(found, "with an outlier")
 
 
-def with_large_weights(trial: Trial, dtype: str) -> Judged:
+def _with_large_weights(trial: Trial, dtype: str) -> Judged:
     """A call whose scores, or activations as well, are hundreds of times the usual: beyond what an exponential can hold, and
     short of the 10,000 that Megatron masks by. What is not finite in the original is not asked about."""
-    trial.original.to(DTYPES[dtype])
     _scale_weights(trial, AMPLIFICATION, _ANY if trial.example.seed % 2 else _OF_SCORES)
     return _named(judged(trial, dtype, trial.case.run, trial.fresh_inputs()), "with large weights")
 

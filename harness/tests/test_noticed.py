@@ -148,7 +148,7 @@ def test_what_goes_wrong_from_the_seventeenth_decoded_token_on_is_noticed() -> N
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (caches.masks_by_the_last_row, "4 tokens at once behind a cache, each with its own mask"),
+        (caches.masks_by_the_last_row, " tokens at once behind a cache, each with its own mask"),
         (caches.no_cache_to_give_back, "continuing from the original's cache"),
     ],
 )

@@ -7,11 +7,17 @@ import math
 import pytest
 import torch
 
-from harness.numerics import alive, gap
+from harness.numerics import EXACT_TOLERANCE, alive, gap
+from reports import record
 
 
 def test_the_error_is_relative_to_the_largest_expected_value() -> None:
     assert gap(torch.tensor([4.0, 0.0]), torch.tensor([4.0, 1.0])).error == 0.25
+
+
+def test_reports_tell_which_stage_departs_by_the_tolerance_of_exact_mode() -> None:
+    """They know nothing of the harness, and scripts of failures know nothing of them."""
+    assert record.EXACT_TOLERANCE == EXACT_TOLERANCE
 
 
 def test_equal_outputs_have_no_error() -> None:

@@ -23,7 +23,7 @@ from .graphs import DEFAULT_LIMIT, Graphed
 from .linear import Emit, by_rows
 from .packed import release_all
 from .transformer import FusedTransformerLayer, silent
-from .transforms import lasting
+from .transforms import lasting, plainly
 from .watch import Settings, Watch
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class FusedState:
         here on."""
         release_all(layer)
         self.graph = None  # what was captured may hold weights
-        if self.core is not None and not self.core.attention.joins_what_is_in(layer):
+        if read is None and self.core is not None and not self.core.attention.joins_what_is_in(layer):
             self.give_back(layer)
         ours = () if self.core is None else self.core.attention.held
         try:
@@ -86,7 +86,7 @@ class FusedState:
         nothing of it."""
         core, self.core = self.core, None
         if core is not None:
-            with lasting():
+            with lasting(), plainly():
                 core.give_back(layer._fused_by_rows)
 
     def still_read(self, layer: FusedLayer) -> bool:
