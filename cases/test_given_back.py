@@ -191,7 +191,8 @@ def test_a_unet_from_which_a_hook_was_removed_is_replaced() -> None:
     """diffusers leaves the class's own forward, bound, on what it had hooked."""
     from diffusers.hooks import HookRegistry, ModelHook
 
-    case, model = UNET, UNET.build(example(UNET))
+    case = UNET
+    model: Any = case.build(example(case))
     for part in (model, model.get_submodule("conv_in")):
         registry = HookRegistry.check_if_exists_or_initialize(part)
         registry.register_hook(ModelHook(), "mine")
@@ -200,7 +201,7 @@ def test_a_unet_from_which_a_hook_was_removed_is_replaced() -> None:
     expected = called(case, copy.deepcopy(model))
     assert len(replace_module(model).replaced) == 1
     result = called(case, model)
-    assert model.fused.calls == 1 and not model.fused.fallbacks  # type: ignore[union-attr]
+    assert model.fused.calls == 1 and not model.fused.fallbacks
     assert all(torch.allclose(result[name], one, atol=1e-4) for name, one in expected.items())
 
 
@@ -212,8 +213,8 @@ def test_a_weight_that_a_layer_has_twice_is_packed_once() -> None:
             one.up_proj.weight = one.gate_proj.weight
     replace_module(model, plan="packed")
     called(case, model)
-    (layer, *_) = (one for one in model.modules() if hasattr(one, "fused"))
-    core = layer.fused.core  # type: ignore[union-attr]
+    layer: Any = next(one for one in model.modules() if hasattr(one, "fused"))
+    core = layer.fused.core
     for _ in range(3):
         called(case, model)
-    assert layer.fused.core is core  # type: ignore[union-attr]
+    assert layer.fused.core is core
