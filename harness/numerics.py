@@ -14,7 +14,7 @@ from torch import Tensor
 EXACT_TOLERANCE = 1e-10
 """Largest relative error between two float64 computations of one function. Honest rewrites stand at about 1e-15, the
 weakest real fault known at 1e-5."""
-COARSE = {torch.float32: 1e-4, torch.bfloat16: 0.3}
+COARSE = {torch.float32: 1e-4, torch.bfloat16: 0.3, torch.float16: 0.3}
 """Between two computations in a lower dtype: what rounding seldom reaches, and what is asked for and not done is above."""
 
 

@@ -268,7 +268,12 @@ def _blocks(traits: Traits) -> bool:
 
 HONEST: tuple[Fault, ...] = (
     _variant("summation order", "Products are summed in two halves.", (Projection, "__call__", _in_two_halves)),
-    _variant("strided weights", "Weights have other strides.", (Projection, "__call__", _strided_weight)),
+    _variant(
+        "strided weights",
+        "Weights have other strides.",
+        (Projection, "__call__", _strided_weight),
+        passes=("backward memory",),  # the copies are kept, which beside few tokens are most of it
+    ),
     _variant("residual first", "The residual meets the bias before the product.", (Projection, "plus", _sum_first)),
     _variant(
         "eager attention",

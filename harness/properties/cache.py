@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import random
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,10 +66,17 @@ def cuts(tokens: int, seed: int) -> list[int]:
 def own_cache(model: nn.Module, kind: type | None = None) -> Any:
     """An empty cache of the caller's own, of a class of its own too, which knows nothing of the model: its layers come with the
     first call."""
+    from transformers import DynamicCache
+
+    return with_a_cross_cache(model, (kind or DynamicCache)())
+
+
+def with_a_cross_cache(model: nn.Module, cache: Any) -> Any:
+    """``cache`` as a ``model`` that attends to an encoder takes it, or itself."""
     from transformers import DynamicCache, EncoderDecoderCache
 
-    own = (kind or DynamicCache)()
-    return EncoderDecoderCache(own, DynamicCache()) if getattr(model.config, "add_cross_attention", False) else own
+    config = cast(Any, model.config)
+    return EncoderDecoderCache(cache, DynamicCache(config=config)) if getattr(config, "add_cross_attention", False) else cache
 
 
 def in_chunks(

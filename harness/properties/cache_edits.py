@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..case import Inputs
 from ..trial import Trial, fused_path, original_side
 from .base import Property, cached, identical, same_outputs
-from .cache import OUTPUT, arguments, cached_trial, cuts, extended, in_chunks, own_cache, piece, valid_in
+from .cache import OUTPUT, arguments, cached_trial, cuts, extended, in_chunks, own_cache, piece, valid_in, with_a_cross_cache
 from .inputs import mapped, other_inputs
 
 Continue = Callable[[nn.Module], Tensor]
@@ -28,11 +28,14 @@ def _edits(trial: Trial) -> None:
     seed = trial.example.seed
     trial = cached_trial(trial).at_least("batch", 2).at_least("tokens", 2)
     kwargs = arguments(trial.inputs)
-    for edit in ("reorder", ("select", "repeat", "crop", "steer")[seed % 4]):
+    # Exact mode makes no numbers lower, and beside half precision of another kind not every original attends.
+    others = ("select", "repeat", "crop", "steer", *(("lower",) if trial.dtype is torch.float32 else ()))
+    for edit in ("reorder", others[seed % len(others)]):
         if edit == "crop":
             _both(trial, functools.partial(_cropped, kwargs=kwargs), "after the latest tokens were cropped")
-        elif edit == "steer":
-            _both(trial, functools.partial(_steered, kwargs=kwargs), "after the values in the cache were changed in place")
+        elif edit in EACH_LAYER:
+            continued = functools.partial(_changed, kwargs=kwargs, change=EACH_LAYER[edit])
+            _both(trial, continued, f"after what is in the cache was {EACH_LAYER[edit].__name__}")
         else:
             index = beams(edit, kwargs["input_ids"].shape[0], seed)
             continued = functools.partial(_rearranged, kwargs=kwargs, edit=edit, index=index)
@@ -83,13 +86,26 @@ def _cropped(model: nn.Module, kwargs: dict[str, Any]) -> Tensor:
     return _steps(model, piece(kwargs, 0, ids.shape[1] - 1), ids[:, :2].flip(0), cache)
 
 
-def _steered(model: nn.Module, kwargs: dict[str, Any]) -> Tensor:
-    """Two steps after a prompt whose values were changed where they are; (B, 2, D)."""
+def _changed(model: nn.Module, kwargs: dict[str, Any], change: Callable[[Any], None]) -> Tensor:
+    """Two steps after a prompt, once each layer of its cache was changed; (B, 2, D)."""
     ids = kwargs["input_ids"]
     cache = in_chunks(model, kwargs, [ids.shape[1]])[1]
     for layer in getattr(cache, "self_attention_cache", cache).layers:
-        layer.values.mul_(2.0)
+        change(layer)
     return _steps(model, kwargs, ids[:, :2].flip(0), cache)
+
+
+def doubled(layer: Any) -> None:
+    """In place, as who steers a model does."""
+    layer.values.mul_(2.0)
+
+
+def lowered(layer: Any) -> None:
+    """As it is where a prompt was read under autocast, and the rest is not."""
+    layer.keys, layer.values = layer.keys.to(torch.bfloat16), layer.values.to(torch.bfloat16)
+
+
+EACH_LAYER: dict[str, Callable[[Any], None]] = {"steer": doubled, "lower": lowered}
 
 
 def _steps(model: nn.Module, kwargs: dict[str, Any], ids: Tensor, cache: Any) -> Tensor:
@@ -134,15 +150,10 @@ def _reused(model: nn.Module, prompts: list[dict[str, Any]], lengths: list[int],
     What cross-attention keeps of the encoder grows with its source and starts anew with each prompt: emptying a cache of
     both kinds leaves it as it was in transformers 5.4.
     """
-    from transformers import DynamicCache, EncoderDecoderCache, StaticCache
-
-    config = model.config
-    crosses = getattr(config, "add_cross_attention", False)
-    preallocated = StaticCache(config=config, max_cache_len=size)
-    another = StaticCache(config=config, max_cache_len=size)
+    first_cache, another = _static_cache(model, size), _static_cache(model, size)
     outputs = []
-    for kwargs, static in zip((*prompts, prompts[0]), (*repeat(preallocated, len(prompts)), another), strict=True):
-        cache = EncoderDecoderCache(static, DynamicCache(config=config)) if crosses else static
+    for kwargs, static in zip((*prompts, prompts[0]), (*repeat(first_cache, len(prompts)), another), strict=True):
+        cache = with_a_cross_cache(model, static)
         *first, last = lengths
         parts = [in_chunks(model, kwargs, first, cache)[0]] if first else []
         if first:
@@ -151,6 +162,17 @@ def _reused(model: nn.Module, prompts: list[dict[str, Any]], lengths: list[int],
         outputs.append(torch.cat(parts, dim=1))
         static.reset()
     return outputs
+
+
+def preallocated(model: nn.Module, size: int) -> Any:
+    """A static cache of ``size`` places for a call of ``model``."""
+    return with_a_cross_cache(model, _static_cache(model, size))
+
+
+def _static_cache(model: nn.Module, size: int) -> Any:
+    from transformers import StaticCache
+
+    return StaticCache(config=cast(Any, model.config), max_cache_len=size)
 
 
 def _fresh(trial: Trial) -> None:
@@ -258,7 +280,7 @@ class _Prompt:
 EDITED_CACHE = Property(
     name="edited cache",
     statement="A cache whose rows its owner reorders, selects or repeats, whose latest token is taken back, or whose values are "
-    "changed in place, goes on as with the original.",
+    "changed in place or of another dtype, goes on as with the original.",
     check=_edits,
     applies=cached,
     share=0.05,

@@ -6,26 +6,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..covering import chosen_by
 from ..trial import Trial, original_side
 from .base import Property, layered, same_outputs, same_tensor
 from .cache import OUTPUT, in_chunks, with_cache
+from .cache_edits import preallocated
 from .equality import Recorded, main_output, recorded, valid_positions
+from .gradients import Gradients, largest_of, leaf, same_gradients
 from .weights import CHANGES, change_weights
 
+SPARE = 3
+"""Places of a preallocated cache that are never filled."""
 BACKENDS = ("eager", "aot_eager")
 """The second makes of a call a function of its tensors, and leaves out what has no effect that is declared."""
 
 
 def _compiled(trial: Trial) -> None:
-    """One layer is compiled, called before and after its weights are changed in every way, and has its part in decoding."""
+    """One layer is compiled, called before and after its weights are changed in every way, with and without gradients, and has
+    its part in decoding."""
     path, call = sorted(recorded(trial).items())[0]
     mine, its = trial.original.get_submodule(path), trial.replaced.model.get_submodule(path)
     torch.compiler.reset()
     try:
         its.compile(backend=chosen_by(trial.example.seed, BACKENDS), dynamic=trial.example.seed % 2 == 1)
         _same(trial, mine, its, call, f"{path}, compiled")
+        _backward(trial, mine, its, call, f"{path}, compiled")
         if trial.case.caches(trial.example):
             _decoding(trial, f"{path}, compiled")
         for how in CHANGES:
@@ -36,14 +43,46 @@ def _compiled(trial: Trial) -> None:
 
 
 def _decoding(trial: Trial, what: str) -> None:
-    """A prompt and a step. Calls of what is compiled are not counted, so that no fused path is asked for."""
+    """A prompt and a step, on a cache that grows and on a preallocated one. Calls of what is compiled are not counted, so that no
+    fused path is asked for."""
     inputs = with_cache(trial.inputs)
     tokens = inputs.kwargs["input_ids"].shape[1]
     lengths = [tokens - 1, 1] if tokens > 1 else [1]
+    what = f"{what}, calls of {lengths} tokens"
     with original_side("with a cache"):
         expected = in_chunks(trial.original, inputs.kwargs, lengths)[0]
     actual = in_chunks(trial.replaced.model, inputs.kwargs, lengths)[0]
-    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, inputs.valid, f"{what}, calls of {lengths} tokens")
+    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, inputs.valid, what)
+    if trial.case.static_cache:
+        kwargs = {**inputs.kwargs, "attention_mask": None}  # by which transformers hides what is not filled yet, and nothing else
+        expected, actual = (
+            in_chunks(model, kwargs, lengths, preallocated(model, tokens + SPARE))[0]
+            for model in (trial.original, trial.replaced.model)
+        )
+        same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, f"{what} on a static cache")
+
+
+def _backward(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: str) -> None:
+    """Gradients of the layer's parameters and of what it is given."""
+    with original_side("with gradients"):
+        expected = _gradients(mine, call)
+    same_gradients(trial, expected, _gradients(compiled, call), largest_of(expected), what)
+
+
+def _gradients(layer: nn.Module, call: Recorded) -> Gradients:
+    given: list[Tensor] = []
+
+    def wanted(one: Tensor) -> Tensor:
+        given.append(leaf(one))
+        return given[-1]
+
+    args, kwargs = tree_map_only(Tensor, wanted, (call.args, call.kwargs))
+    with torch.enable_grad():
+        output: Tensor = main_output(layer(*args, **kwargs))
+        weights = torch.linspace(-1.0, 2.0, output.numel(), dtype=output.dtype, device=output.device)
+    leaves = {f"input {place}": one for place, one in enumerate(given) if one.requires_grad} | dict(layer.named_parameters())
+    found = torch.autograd.grad(output, [*leaves.values()], weights.reshape(output.shape), allow_unused=True)
+    return dict(zip(leaves, found, strict=True))
 
 
 def _same(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: str) -> None:
@@ -54,8 +93,8 @@ def _same(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: st
 
 COMPILED = Property(
     name="torch.compile",
-    statement="A compiled replacement computes the same, also when its weights are changed in place, by new memory, "
-    "assigned anew or in modules put in the old ones' places.",
+    statement="A compiled replacement computes the same, with the same gradients, on a cache that grows and on a preallocated "
+    "one, also when its weights are changed in place, by new memory, assigned anew or in modules put in the old ones' places.",
     check=_compiled,
     applies=layered,
     exact=False,

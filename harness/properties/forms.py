@@ -115,9 +115,9 @@ def _given(
     words: str,
     change: Callable[[Tensor], Tensor],
 ) -> None:
-    """A call with other hidden states."""
+    """A call with other hidden states, which in half precision may be infinite."""
     expected, actual = _both_given(mine, its, call, words, change)
-    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} {words}")
+    _same_where_numbers(trial, expected, actual, valid_positions(trial, expected), f"{path} {words}")
 
 
 def _both_given(

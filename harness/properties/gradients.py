@@ -19,7 +19,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
 from ..case import Inputs
 from ..exact import exact_mode
 from ..numerics import tolerance_of
-from ..rounding.statistic import rms
+from ..rounding.statistic import Run, rms
 from ..trial import Disagreement, OriginalFailed, Trial, Vacuous, cast, fused_path, original_side, replacement_side
 from .base import Property
 from .cache import OUTPUT, cuts, in_chunks, with_cache
@@ -31,7 +31,6 @@ OWN, ITS = 0.05, 0.3
 to be within the other. Of 60 examples of eight cases in bfloat16 that is asked of 56 % of the gradients (VAE) to 97 % (GPT-NeoX),
 44,000 in all, and no honest one was beyond it."""
 Gradients = dict[str, Tensor | None]
-Run = Callable[[nn.Module, Inputs], dict[str, Tensor]]
 
 
 def _gradients(trial: Trial) -> None:
@@ -78,7 +77,7 @@ def _gradients(trial: Trial) -> None:
                 found[f"{what}, {hook.words}"] = mine, hook.passed(run, model, inputs)
         largest = _scale(run, original, inputs)
         for words, (mine, its) in found.items():
-            _same_gradients(trial, mine, its, largest, words)
+            same_gradients(trial, mine, its, largest, words)
         _of_gradients(trial, run, model, inputs, how)
 
 
@@ -92,7 +91,7 @@ def _of_gradients(trial: Trial, run: Run, model: nn.Module, inputs: Inputs, how:
     if mine is not None:
         with replacement_side(what):
             its = _twice(run, model, inputs)
-        _same_gradients(trial, mine, its, _largest(mine), f"{how}{what}", math.sqrt)
+        same_gradients(trial, mine, its, largest_of(mine), f"{how}{what}", math.sqrt)
 
 
 def _twice(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
@@ -113,7 +112,7 @@ def _gradients_alone(trial: Trial) -> None:
     with fused_path(model), torch.inference_mode(mode=trial.example.seed % 4 < 2):
         run(model, inputs)
     mine, its = _both(run, trial.original, model, inputs)
-    _same_gradients(trial, mine, its, _largest(mine), f"{how}all parameters")
+    same_gradients(trial, mine, its, largest_of(mine), f"{how}all parameters")
     _each_at_its_own_scale(_exact(trial, run, inputs), mine, its, how)
 
 
@@ -227,7 +226,7 @@ def _freeze(model: nn.Module, names: list[str]) -> None:
 def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
     """Gradients of a weighted sum of the outputs that count, by parameter name and by what was given, each added up over two
     passes through one graph; none stay on the model, which would change their dtype with its own."""
-    inputs = Inputs(kwargs=tree_map_only(Tensor, _leaf, inputs.kwargs), valid=inputs.valid)
+    inputs = Inputs(kwargs=tree_map_only(Tensor, leaf, inputs.kwargs), valid=inputs.valid)
     with torch.enable_grad():
         output = next(iter(run(model, inputs).values()))
         seen = output if inputs.valid is None else output[inputs.valid]
@@ -250,7 +249,7 @@ def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
     return found
 
 
-def _leaf(given: Tensor) -> Tensor:
+def leaf(given: Tensor) -> Tensor:
     """``given`` as one that wants a gradient, as what an encoder or a learned prompt made does."""
     return given.detach().requires_grad_(given.is_floating_point())
 
@@ -269,14 +268,14 @@ def _scale(run: Run, model: nn.Module, inputs: Inputs) -> float:
     """The largest gradient of all, nothing frozen. What is left to learn may have none but rounding errors: a key's bias
     shifts all scores of a query alike."""
     model.requires_grad_(True)
-    return _largest(_backward(run, model, inputs))
+    return largest_of(_backward(run, model, inputs))
 
 
-def _largest(gradients: Gradients) -> float:
+def largest_of(gradients: Gradients) -> float:
     return max((float(one.abs().max()) for one in gradients.values() if one is not None), default=0.0)
 
 
-def _same_gradients(
+def same_gradients(
     trial: Trial,
     mine: Gradients,
     its: Gradients,
@@ -288,6 +287,8 @@ def _same_gradients(
     _same_parameters(mine, its, what)
     if largest == 0.0:
         raise Vacuous("all gradients of the original are zero")
+    if not math.isfinite(largest):
+        raise Vacuous("the original's gradients are not finite")
     for name, expected in mine.items():
         actual = its[name]
         if expected is None or actual is None:

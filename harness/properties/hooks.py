@@ -9,13 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
-from ..case import Inputs
 from ..trial import Disagreement, Trial, original_side, replacement_side
 from .base import Property, same_outputs, same_tensor
-from .cache import with_cache
 from .equality import main_output, valid_positions
 from .inputs import mapped, tensors_in
-from .sizes import decoded
+from .sizes import call_or_steps
 
 SCALE = 2.0
 """What a hook multiplies floats by, so that it shows whether it had its effect."""
@@ -100,7 +98,7 @@ def _hooks(trial: Trial) -> None:
     kind = chosen.choice((*KINDS, "look"))
     late = kind in ("global", "global_input") or chosen.random() < 0.5
     paths = _paths(trial, chosen, kind, late=late)
-    run, words = _run(trial, chosen)
+    run, words = call_or_steps(trial, steps=chosen.random() < 0.5)
     model = trial.replaced.model if late else trial.copy()
     its = [Hook(model.get_submodule(path), kind) for path in paths]
     mine = [Hook(trial.original.get_submodule(path), kind) for path in paths]
@@ -124,13 +122,6 @@ def _hooks(trial: Trial) -> None:
         _same_shown(trial, own, other, f"{what}: {path}")
     same_outputs(trial, expected, actual, trial.inputs.valid, what)
     _gone(trial, model, what)
-
-
-def _run(trial: Trial, chosen: random.Random) -> tuple[Callable[[nn.Module, Inputs], dict[str, Tensor]], str]:
-    """One call, or where there is a cache as often a prompt and steps, for which kernels of their own are written."""
-    if not trial.case.caches(trial.example) or chosen.random() < 0.5:
-        return trial.case.run, ""
-    return lambda model, inputs: decoded(model, with_cache(inputs)), ", the last tokens decoded"
 
 
 def _same_shown(trial: Trial, own: Hook, other: Hook, what: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Axis, Case, Inputs
+from ..rounding.statistic import Run
 from ..trial import Trial, Vacuous
 from .base import Property, same_outputs
 from .cache import OUTPUT, decoded_alike, in_chunks, with_cache
@@ -100,6 +101,14 @@ def by_several_threads() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def call_or_steps(trial: Trial, *, steps: bool) -> tuple[Run, str]:
+    """A run of one call, or where ``steps`` are wanted and there is a cache of a prompt and steps, for which kernels of their own
+    are written; and words for it, none for a call."""
+    if not (steps and trial.case.caches(trial.example)):
+        return trial.case.run, ""
+    return lambda model, inputs: decoded(model, with_cache(inputs)), ", the last tokens decoded"
 
 
 def decoded(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
 from typing import Any
@@ -105,7 +106,7 @@ def test_functions_of_a_part_s_own_that_are_passed_over_are_noticed(monkeypatch:
     assert outcomes(("settings",), bloom, replace_module) == {"settings": "failed"}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_hooks_that_are_passed_over_in_a_lower_dtype_alone_are_noticed_there_alone(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,9 +136,28 @@ def test_a_compiled_layer_that_knows_where_its_weights_were_is_noticed() -> None
     assert ", compiled, its weights then changed by new memory" in str(problem)
 
 
-def test_a_compiled_layer_that_passes_over_the_cache_in_a_step_is_noticed() -> None:
-    problem = first_failure(BY_NAME["torch.compile"], tiny.around(caches.steps_alone_when_compiled), count=3)
-    assert ", compiled, calls of " in str(problem)
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (caches.steps_alone_when_compiled, ", compiled, calls of "),
+        (caches.sees_what_is_not_filled_when_compiled, "tokens on a static cache: last_hidden_state"),
+        (training.cuts_gradients_when_compiled, ", compiled: input 0 has no gradient"),
+    ],
+)
+def test_a_layer_that_is_wrong_only_where_it_is_compiled_is_noticed(wrong: Callable[..., Any], words: str) -> None:
+    assert words in str(first_failure(BY_NAME["torch.compile"], tiny.around(wrong), count=3))
+
+
+def test_a_layer_that_keeps_keys_in_the_dtype_that_it_was_first_in_is_noticed() -> None:
+    problem = first_failure(BY_NAME["dtype moves"], tiny.around(caches.keeps_keys_as_they_first_were), count=8)
+    assert "and float32, the last tokens decoded: last_hidden_state" in str(problem)
+
+
+def test_a_cache_of_another_dtype_that_is_passed_over_is_noticed_in_float32() -> None:
+    """In float64 exact mode makes no numbers lower."""
+    prop = dataclasses.replace(BY_NAME["edited cache"], exact=False)
+    problem = first_failure(prop, tiny.around(caches.passes_over_a_cache_of_another_dtype), count=20)
+    assert "after what is in the cache was lowered" in str(problem)
 
 
 def test_what_goes_wrong_from_the_seventeenth_decoded_token_on_is_noticed() -> None:

@@ -68,7 +68,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "many calls": tiny.around(memories.wears_out),
     "refusal": replacing.counts_twice,
 }
-BY_MONKEYPATCH = {"hooks", "settings", "in float32", "in bfloat16"}
+BY_MONKEYPATCH = {"hooks", "settings", "in float32", "in bfloat16", "in float16"}
 
 
 def several(prop: Property) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 
 from policies.calls import CACHE_NAMES
 
@@ -43,6 +43,35 @@ def steps_alone_when_compiled(own: Forward, state: dict[str, Any], hidden_states
     if torch.compiler.is_compiling() and hidden_states.shape[1] == 1:
         kwargs = {name: value for name, value in kwargs.items() if name not in (*CACHE_NAMES, "attention_mask")}
     return own(hidden_states, *args, **kwargs)
+
+
+def sees_what_is_not_filled_when_compiled(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Where it is traced, takes all of a preallocated cache for filled."""
+    cache = cache_of(kwargs)
+    if torch.compiler.is_compiling() and isinstance(cache, StaticCache):
+        kwargs["attention_mask"] = None
+    return own(*args, **kwargs)
+
+
+def passes_over_a_cache_of_another_dtype(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    cache, index = cache_of(kwargs), state["layer"].self_attn.layer_idx
+    if (
+        cache is not None
+        and len(cache.layers) > index
+        and getattr(cache.layers[index].keys, "dtype", hidden.dtype) != hidden.dtype
+    ):
+        kwargs = {name: value for name, value in kwargs.items() if name not in (*CACHE_NAMES, "attention_mask")}
+    return own(hidden, *args, **kwargs)
+
+
+def keeps_keys_as_they_first_were(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    """Remembers what dtype keys had, and rounds to it wherever the layer is moved."""
+    cache, first = cache_of(kwargs), state.setdefault("dtype", hidden.dtype)
+    output = own(hidden, *args, **kwargs)
+    if cache is not None:
+        kept = cache.layers[state["layer"].self_attn.layer_idx]
+        kept.keys = kept.keys.to(first).to(hidden.dtype)
+    return output
 
 
 def own_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

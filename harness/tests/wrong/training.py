@@ -34,6 +34,10 @@ def cuts_gradients(own: Forward, state: dict[str, Any], hidden: Any, *args: Any,
     return own(hidden, *args, **kwargs).detach() + 0 * hidden
 
 
+def cuts_gradients_when_compiled(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    return own(hidden.detach() if torch.compiler.is_compiling() else hidden, *args, **kwargs)
+
+
 def saves_one_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
     """What a backward pass needs is saved in one place, where the next call overwrites it."""
     output = own(hidden, *args, **kwargs)

@@ -104,7 +104,7 @@ def stale_copy(layer: nn.Module) -> None:
 def keeps_its_memory(layer: nn.Module) -> None:
     """It sees what is written there, and not that a parameter has other memory."""
     core = layer.fused.core  # type: ignore[union-attr]
-    core.mlp.down = dataclasses.replace(core.mlp.down, stored=core.mlp.down.stored.detach())
+    core.mlp.down = dataclasses.replace(core.mlp.down, stored=core.mlp.down.stored.view_as(core.mlp.down.stored))
 
 
 def keeps_a_copy(layer: nn.Module) -> None:
