@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -71,6 +71,15 @@ def check_property(
     return Checked(verdict, found.drawn, frozenset(found.pairs), _budget(found, prop, case, policy), raised)
 
 
+def _left_out(not_asked: Mapping[str, str]) -> str:
+    """What was not asked, by why."""
+    by_why: dict[str, list[str]] = {}
+    for what, why in not_asked.items():
+        by_why.setdefault(why, []).append(what)
+    reasons = "; ".join(f"{', '.join(whats)} ({why})" for why, whats in by_why.items())
+    return f"not asked: {reasons}" if reasons else ""
+
+
 def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
     if found.failure is not None:
         return "error" if ran_out_of_memory(found.failure[1]) else "failed", _message(found)
@@ -85,8 +94,7 @@ def _outcome(found: Found, prop: Property) -> tuple[Any, str]:
         evidence, lacking = prop.shown_by
         if not getattr(found, evidence):
             return "vacuous", lacking
-    left_out = "; ".join(f"{what} ({why})" for what, why in found.not_asked.items())
-    return "held", left_out and f"not asked: {left_out}"
+    return "held", _left_out(found.not_asked)
 
 
 def _message(found: Found) -> str:

@@ -29,8 +29,8 @@ def _edits(trial: Trial) -> None:
     trial = cached_trial(trial).at_least("batch", 2).at_least("tokens", 2)
     kwargs = arguments(trial.inputs)
     # Exact mode makes no numbers lower, and beside half precision of another kind not every original attends.
-    others = ("select", "repeat", "crop", "steer", *(("lower",) if trial.dtype is torch.float32 else ()))
-    for edit in ("reorder", others[seed % len(others)]):
+    lower = ("lower",) if trial.dtype is torch.float32 else ()
+    for edit in ("reorder", ("select", "repeat", "crop", "steer")[seed % 4], *lower):
         if edit == "crop":
             _both(trial, functools.partial(_cropped, kwargs=kwargs), "after the latest tokens were cropped")
         elif edit in EACH_LAYER:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,14 +20,16 @@ from .hidden import BEYOND_HALF, IMAGE, LAYOUTS, beyond_half, filled, given, rep
 from .inputs import changed, mapped
 from .masks import LENGTHS, RANDOM, masks, of_each_query
 
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
 MASK = "attention_mask"
 ENCODER = "encoder_hidden_states"
 ENCODER_MASK = "encoder_attention_mask"
 UNKNOWN = "an_argument_of_nobody"
 HIDDEN = {
-    f"called with a hidden state of {BEYOND_HALF:g}": beyond_half,
-    "called with a row of zeros": with_zeros,
-    "called with one row expanded to all": repeated,
+    f"with a hidden state of {BEYOND_HALF:g}": beyond_half,
+    "with a row of zeros": with_zeros,
+    "with one row expanded to all": repeated,
 }
 """Half precision has no such number, and neither has a kernel that keeps within it; by nothing a norm cannot divide; a kernel
 that writes to its input, or goes from row to row in its memory, cannot take a row that is there once."""
@@ -61,85 +64,129 @@ def _of_model(trial: Trial) -> None:
 def _of_layer(trial: Trial) -> None:
     calls = sorted(recorded(trial).items())
     path, call = calls[trial.example.seed % len(calls)]
-    mine, its = trial.original.get_submodule(path), trial.replaced.model.get_submodule(path)
-    for words, args, kwargs in (("by position", *_by_position(mine, call)), ("by name", *_by_name(mine, call))):
-        with original_side(f"called {words}"):
-            expected = main_output(mine(*args, **kwargs))
-        with replacement_side(f"called {words}"), fused_path(its):
-            actual = main_output(its(*args, **kwargs))
-        same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called {words}")
+    sides = _Sides(trial, path, trial.original.get_submodule(path), trial.replaced.model.get_submodule(path))
+    args, kwargs = _by_name(sides.mine, call)
+    sides.asked("by position", *_by_position(sides.mine, call), must=True)
+    sides.asked("by name", args, kwargs, must=True)
     for words, layout in LAYOUTS.items():
-        _laid_out(trial, path, mine, its, Recorded(mapped(call.args, layout), mapped(call.kwargs, layout), None), words)
+        sides.asked(f"with tensors {words}", mapped(call.args, layout), mapped(call.kwargs, layout))
     for words, change in HIDDEN.items():
-        _given(trial, path, mine, its, call, words, change)
+        sides.asked(words, call.args, call.kwargs, must=True, change=change)
     for number in (torch.nan, torch.inf):
-        _poisoned(trial, path, mine, its, call, number)
-    args, kwargs = _by_name(mine, call)
-    _alike(trial, path, mine, its, Recorded(args, {**kwargs, UNKNOWN: 1}, None), f"{UNKNOWN}=1")
-    _beside_an_encoder(trial, path, mine, its, call)
+        sides.poisoned(call, number)
+    sides.alike(f"with {UNKNOWN}=1", args, {**kwargs, UNKNOWN: 1})
+    if ENCODER in inspect.signature(sides.mine.forward).parameters:
+        _beside_an_encoder(sides, call, args, kwargs)
     for name, called in ((MASK, "a mask"), (ENCODER_MASK, "a mask of the encoder's")):
         for words, mask in masks(kwargs.get(name), trial.example):
-            _masked(trial, path, mine, its, Recorded(args, {**kwargs, name: mask}, None), f"{called} {words}")
+            sides.asked(f"with {called} {words}", args, {**kwargs, name: mask}, fused=False)
     if MASK in kwargs and trial.case.speaks_transformers:
-        own = dict(of_each_query(main_output(call.output), trial.example.seed))
-        for words, mask in own.items():
-            _masked(trial, path, mine, its, Recorded(args, {**kwargs, MASK: mask}, None), f"a mask {words}")
-        seen = own[RANDOM]
-        mask = seen if trial.example.seed & 1 else torch.zeros_like(seen, dtype=trial.dtype)
-        for words, lengthen in LENGTHS.items():
-            _refused_alike(path, mine, its, Recorded(args, {**kwargs, MASK: lengthen(mask)}, None), f"a mask {words}")
-        unmasked: dict[str, bool | None] = {MASK: None}
-        word: dict[str, bool | None] = {"is_causal": bool(trial.example.seed & 2)}
-        for otherwise in (unmasked, unmasked | word, word):
-            _told(trial, path, mine, its, Recorded(args, {**kwargs, **otherwise}, None), otherwise)
+        _with_masks_of_each_query(sides, call, args, kwargs)
 
 
-def _beside_an_encoder(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded) -> None:
+def _beside_an_encoder(sides: _Sides, call: Recorded, args: Args, kwargs: Kwargs) -> None:
     """A call without the encoder's states that it had, or with some, where it had none."""
-    if ENCODER not in inspect.signature(mine.forward).parameters:
-        return
-    args, kwargs = _by_name(mine, call)
     if kwargs.get(ENCODER) is None:
-        words, change = "an encoder's states", {ENCODER: main_output(call.output)}
+        sides.alike("with an encoder's states", args, {**kwargs, ENCODER: main_output(call.output)})
     else:
-        words, change = "no encoder's states", {ENCODER: None, ENCODER_MASK: None}
-    _alike(trial, path, mine, its, Recorded(args, {**kwargs, **change}, None), words)
+        sides.alike("with no encoder's states", args, {**kwargs, ENCODER: None, ENCODER_MASK: None})
 
 
-def _given(
-    trial: Trial,
-    path: str,
-    mine: nn.Module,
-    its: nn.Module,
-    call: Recorded,
-    words: str,
-    change: Callable[[Tensor], Tensor],
-) -> None:
-    """A call with other hidden states, which in half precision may be infinite."""
-    expected, actual = _both_given(mine, its, call, words, change)
-    _same_where_numbers(trial, expected, actual, valid_positions(trial, expected), f"{path} {words}")
+def _with_masks_of_each_query(sides: _Sides, call: Recorded, args: Args, kwargs: Kwargs) -> None:
+    """Masks that no rule makes, masks of a wrong length, and calls that leave it to the layer which keys a query sees, or have a
+    word on it, which beside an encoder's states the replacement may leave to the original."""
+    seed = sides.trial.example.seed
+    own = dict(of_each_query(main_output(call.output), seed))
+    for words, mask in own.items():
+        sides.asked(f"with a mask {words}", args, {**kwargs, MASK: mask}, fused=False)
+    seen = own[RANDOM]
+    mask = seen if seed & 1 else torch.zeros_like(seen, dtype=sides.trial.dtype)
+    for words, lengthen in LENGTHS.items():
+        sides.both_raise(f"with a mask {words}", args, {**kwargs, MASK: lengthen(mask)})
+    unmasked: dict[str, bool | None] = {MASK: None}
+    word: dict[str, bool | None] = {"is_causal": bool(seed & 2)}
+    for otherwise in (unmasked, unmasked | word, word):
+        left = bool(otherwise.get("is_causal")) and kwargs.get(ENCODER) is not None
+        words = "with " + ", ".join(f"{name}={value}" for name, value in otherwise.items())
+        sides.asked(words, args, {**kwargs, **otherwise}, fused=not left, everywhere=MASK in otherwise)
 
 
-def _both_given(
-    mine: nn.Module, its: nn.Module, call: Recorded, words: str, change: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """What both sides make of ``change`` of their hidden states."""
-    with original_side(words), given(mine, "", change):
-        expected = main_output(mine(*call.args, **call.kwargs))
-    with replacement_side(words), fused_path(its), given(its, "", change):
-        actual = main_output(its(*call.args, **call.kwargs))
-    return expected, actual
+@dataclass(frozen=True)
+class _Sides:
+    """An original layer and the one in its place, called alike."""
+
+    trial: Trial
+    path: str
+    mine: nn.Module
+    its: nn.Module
+
+    def asked(
+        self,
+        words: str,
+        args: Args,
+        kwargs: Kwargs,
+        *,
+        must: bool = False,
+        fused: bool = True,
+        everywhere: bool = False,
+        change: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """Raise unless both give the same, ``everywhere`` or where positions count. What an original that does not have to
+        (``must``) cannot do is left out, which the evidence says. ``change`` is made to the hidden states of both."""
+        words = f"called {words}"
+
+        def mine() -> Tensor:
+            return _called(self.mine, args, kwargs, change)
+
+        if must:
+            with original_side(words):
+                expected = mine()
+        else:
+            found = self.trial.asked(words, mine)
+            if found is None:
+                return
+            expected = found
+        with replacement_side(words), fused_path(self.its) if fused else contextlib.nullcontext():
+            actual = _called(self.its, args, kwargs, change)
+        valid = None if everywhere else valid_positions(self.trial, expected)
+        _same_where_numbers(self.trial, expected, actual, valid, f"{self.path} {words}")
+
+    def poisoned(self, call: Recorded, number: float) -> None:
+        """A call with a row that is not finite. What comes of it must not be either: by that an overflow is noticed."""
+        places = 1 if sequence_first(self.trial.replaced.model) else 0
+        change = functools.partial(filled, number=number, sequence_first=bool(places))
+        words = f"called with a row of {number}"
+        with original_side(words):
+            expected = _called(self.mine, call.args, call.kwargs, change)
+        with replacement_side(words), fused_path(self.its):
+            actual = _called(self.its, call.args, call.kwargs, change)
+        of_row = torch.zeros_like(expected, dtype=torch.bool)
+        of_row.select(places, 0).fill_(True)
+        _same_where_numbers(self.trial, expected, actual, valid_positions(self.trial, expected), f"{self.path} {words}", of_row)
+
+    def alike(self, words: str, args: Args, kwargs: Kwargs) -> None:
+        """Raise unless both give the same, or both raise; the replacement may leave it to the original."""
+        if not self.both_raise(words, args, kwargs):
+            self.asked(words, args, kwargs, fused=False)
+
+    def both_raise(self, words: str, args: Args, kwargs: Kwargs) -> bool:
+        """Whether the original raises. Raises ``Disagreement`` where it does and the replacement does not."""
+        try:
+            self.mine(*args, **kwargs)
+        except Exception as problem:
+            try:
+                self.its(*args, **kwargs)
+            except Exception:
+                return True
+            raised = f"the original raises {type(problem).__name__}, the replacement nothing"
+            raise Disagreement(f"{self.path} called {words}: {raised}") from None
+        return False
 
 
-def _poisoned(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, number: float) -> None:
-    """A call with a row that is not finite. What comes of it must not be either: by that an overflow is noticed."""
-    places = 1 if sequence_first(trial.replaced.model) else 0
-    change = functools.partial(filled, number=number, sequence_first=bool(places))
-    words = f"called with a row of {number}"
-    expected, actual = _both_given(mine, its, call, words, change)
-    of_row = torch.zeros_like(expected, dtype=torch.bool)
-    of_row.select(places, 0).fill_(True)
-    _same_where_numbers(trial, expected, actual, valid_positions(trial, expected), f"{path} {words}", of_row)
+def _called(layer: nn.Module, args: Args, kwargs: Kwargs, change: Callable[[Tensor], Tensor] | None) -> Tensor:
+    with given(layer, "", change) if change is not None else contextlib.nullcontext():
+        output: Tensor = main_output(layer(*args, **kwargs))
+        return output
 
 
 def _same_where_numbers(
@@ -157,80 +204,14 @@ def _same_where_numbers(
     same_tensor(trial, expected.masked_fill(lost, 0.0), actual.masked_fill(lost, 0.0), valid, what)
 
 
-def _laid_out(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
-    """A call whose tensors lie otherwise in memory; not every original takes them."""
-    try:
-        expected = main_output(mine(*call.args, **call.kwargs))
-    except RuntimeError:
-        return
-    with replacement_side(f"called with tensors {words}"), fused_path(its):
-        actual = main_output(its(*call.args, **call.kwargs))
-    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with tensors {words}")
-
-
-def _masked(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
-    """A call with a mask of another kind; not every original takes it, and what one takes the replacement may leave to it."""
-    try:
-        expected = main_output(mine(*call.args, **call.kwargs))
-    except (AttributeError, TypeError, ValueError, RuntimeError):
-        return
-    with replacement_side(f"called with {words}"):
-        actual = main_output(its(*call.args, **call.kwargs))
-    _same_where_numbers(trial, expected, actual, valid_positions(trial, expected), f"{path} called with {words}")
-
-
-def _alike(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
-    """A call with something that an original may not take; the replacement may leave it to the original, which then raises."""
-    try:
-        expected = main_output(mine(*call.args, **call.kwargs))
-    except (AttributeError, TypeError, ValueError, RuntimeError) as problem:
-        _raises_too(path, its, call, words, problem)
-        return
-    with replacement_side(f"called with {words}"):
-        actual = main_output(its(*call.args, **call.kwargs))
-    same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{path} called with {words}")
-
-
-def _refused_alike(path: str, mine: nn.Module, its: nn.Module, call: Recorded, words: str) -> None:
-    """A call that is wrong wherever the original says so, and otherwise of no interest."""
-    try:
-        mine(*call.args, **call.kwargs)
-    except (AttributeError, TypeError, ValueError, RuntimeError) as problem:
-        _raises_too(path, its, call, words, problem)
-
-
-def _raises_too(path: str, its: nn.Module, call: Recorded, words: str, problem: Exception) -> None:
-    try:
-        its(*call.args, **call.kwargs)
-    except Exception:
-        return
-    raised = type(problem).__name__
-    raise Disagreement(f"{path} called with {words}: the original raises {raised}, the replacement nothing") from None
-
-
-def _told(trial: Trial, path: str, mine: nn.Module, its: nn.Module, call: Recorded, otherwise: dict[str, bool | None]) -> None:
-    """A call that leaves it to the layer which keys a query sees, or has a word on it; not every release takes one, and what
-    it means beside an encoder's states the replacement may leave to the original."""
-    try:
-        expected = main_output(mine(*call.args, **call.kwargs))
-    except (TypeError, ValueError):
-        return
-    left = otherwise.get("is_causal") and call.kwargs.get("encoder_hidden_states") is not None
-    words = "called with " + ", ".join(f"{name}={value}" for name, value in otherwise.items())
-    with replacement_side(words), contextlib.nullcontext() if left else fused_path(its):
-        actual = main_output(its(*call.args, **call.kwargs))
-    valid = None if MASK in otherwise else valid_positions(trial, expected)
-    same_tensor(trial, expected, actual, valid, f"{path} {words}")
-
-
-def _by_position(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _by_position(layer: nn.Module, call: Recorded) -> tuple[Args, Kwargs]:
     """The recorded call with as many arguments by position as the signature allows without a gap."""
     bound = inspect.signature(layer.forward).bind(*call.args, **call.kwargs)
     bound.apply_defaults()
     return bound.args, bound.kwargs
 
 
-def _by_name(layer: nn.Module, call: Recorded) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _by_name(layer: nn.Module, call: Recorded) -> tuple[Args, Kwargs]:
     """The recorded call with every argument by name that has one."""
     signature = inspect.signature(layer.forward)
     names = [name for name, parameter in signature.parameters.items() if parameter.kind in FIXED]

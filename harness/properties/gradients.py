@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import math
@@ -20,7 +19,7 @@ from ..case import Inputs
 from ..exact import exact_mode
 from ..numerics import tolerance_of
 from ..rounding.statistic import Run, rms
-from ..trial import Disagreement, OriginalFailed, Trial, Vacuous, cast, fused_path, original_side, replacement_side
+from ..trial import Disagreement, Trial, Vacuous, cast, fused_path, original_side, replacement_side
 from .base import Property
 from .cache import OUTPUT, cuts, in_chunks, with_cache
 from .calls import alike
@@ -71,10 +70,9 @@ def _gradients(trial: Trial) -> None:
         if trial.case.layered:
             path, everywhere, behind = chosen.choice(replaced).path, chosen.random() < 0.25, chosen.random() < 0.5
             hook = _Hook(trial, path, everywhere=everywhere, behind=behind)
-            with contextlib.suppress(OriginalFailed):  # one that adds in place to what is hooked says so
-                with original_side("with a backward hook"):
-                    mine = hook.passed(run, original, inputs)
-                found[f"{what}, {hook.words}"] = mine, hook.passed(run, model, inputs)
+            hooked = trial.asked("a backward hook", lambda: hook.passed(run, original, inputs))
+            if hooked is not None:  # one that adds in place to what is hooked says so
+                found[f"{what}, {hook.words}"] = hooked, hook.passed(run, model, inputs)
         largest = _scale(run, original, inputs)
         for words, (mine, its) in found.items():
             same_gradients(trial, mine, its, largest, words)

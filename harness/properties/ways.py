@@ -8,7 +8,6 @@ Shapes: B batch, T tokens, D hidden size.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import itertools
@@ -69,8 +68,10 @@ def once(trial: Trial, dtype: str) -> Judged:
             found |= _named(judged(trial, dtype, _laid_out(trial, layout), trial.fresh_inputs()), f"of tensors {words}")
         return found
     words, layout = list(LAYOUTS.items())[trial.example.seed // 32 % len(LAYOUTS)]
-    with contextlib.suppress(OriginalFailed):  # not every original takes other strides
+    try:
         found |= _named(judged(trial, dtype, _giving(trial, layout), trial.fresh_inputs()), f"of hidden states {words}")
+    except OriginalFailed as failure:  # not every original takes other strides
+        trial.evidence.leave_out(f"hidden states {words}", failure)
     return found | _with_large_weights(trial, dtype)
 
 
@@ -226,7 +227,8 @@ def in_forward_mode(trial: Trial, dtype: str) -> Judged:
 
     try:
         return _named(judged(trial, dtype, run, trial.fresh_inputs(), fused=False), "in forward mode")
-    except OriginalFailed:
+    except OriginalFailed as failure:
+        trial.evidence.leave_out("derivatives in forward mode", failure)
         return once(trial, dtype)
 
 
