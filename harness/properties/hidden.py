@@ -15,6 +15,7 @@ from torch import Tensor, nn
 OUTLIER = 400.0
 """Half precision ends at 65,504: the square of this is beyond it."""
 
+FAR = 500.0
 BEYOND_HALF = 1e6
 IMAGE = 4
 """Dimensions of a batch of images."""
@@ -42,6 +43,11 @@ def with_outlier(x: Tensor) -> Tensor:
     x = x.clone()
     x[..., 0, 0] += OUTLIER
     return x
+
+
+def far_from_zero(x: Tensor) -> Tensor:
+    """All values moved by what is hundreds of times their spread, as one channel's are by an outlier, or an image's by a bias."""
+    return x + FAR
 
 
 def beyond_half(x: Tensor) -> Tensor:

@@ -54,9 +54,9 @@ _BESIDES = {"float32": ", under autocast, in forward mode", "float16": ", with o
 ROUNDING = tuple(
     Property(
         name=f"rounding {dtype}",
-        statement=f"In {dtype}, at every size, in every layout, after other calls and beside one, with a cache, with other "
-        f"weights{_BESIDES.get(dtype, '')}, the error against the exact result stays within a calibrated multiple of what the "
-        "original's own rounding and one rounding of its parameters cause.",
+        statement=f"In {dtype}, at every size, in every layout, far from zero, after other calls and beside one, with a cache, "
+        f"with other weights{_BESIDES.get(dtype, '')}, the error against the exact result stays within a calibrated multiple of "
+        "what the original's own rounding and one rounding of its parameters cause.",
         check=_within_budget(dtype),
         exact=False,
         share=0.15,

@@ -27,7 +27,7 @@ from .base import identical
 from .cache import OUTPUT, cuts, in_chunks, own_cache, with_cache
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
-from .hidden import IMAGE, LAYOUTS, given, with_outlier
+from .hidden import IMAGE, LAYOUTS, far_from_zero, given, with_outlier
 from .inputs import changed, other_inputs
 from .judged import Judged, judged, outputs_in
 from .sizes import by_several_threads, decoded, has_lengths, large_trials, largest_trials, long_trial, size_of
@@ -59,7 +59,7 @@ def ways(case: Case, dtype: str) -> tuple[Way, ...]:
 
 def once(trial: Trial, dtype: str) -> Judged:
     """A call, of which no layer writes to what it is given; one whose first layer is given it in another layout, or a model that
-    is replaced as a whole in each; and one with large weights."""
+    is replaced as a whole in each; one whose first layer is given it far from zero; and one with large weights."""
     trial.original.to(DTYPES[dtype])
     with layer_inputs_watched(trial):
         found = judged(trial, dtype, trial.case.run, trial.fresh_inputs())
@@ -72,7 +72,8 @@ def once(trial: Trial, dtype: str) -> Judged:
         found |= _named(judged(trial, dtype, _giving(trial, layout), trial.fresh_inputs()), f"of hidden states {words}")
     except OriginalFailed as failure:  # not every original takes other strides
         trial.evidence.leave_out(f"hidden states {words}", failure)
-    return found | _with_large_weights(trial, dtype)
+    moved = judged(trial, dtype, _giving(trial, far_from_zero), trial.fresh_inputs())
+    return found | _named(moved, "of hidden states far from zero") | _with_large_weights(trial, dtype)
 
 
 def again_and_again(trial: Trial, dtype: str) -> Judged:

@@ -39,7 +39,9 @@ from policies.fused import attention, linear, transformer
 
 from .outcomes import outcomes
 
-LLAMA, UNET, VAE = (next(entry for entry in CASES if entry.name == name).load() for name in ("llama", "unet", "vae"))
+LLAMA, GPT2, UNET, VAE = (
+    next(entry for entry in CASES if entry.name == name).load() for name in ("llama", "gpt2", "unet", "vae")
+)
 FEW = Profile("few", 40)
 IN_FLOAT64 = (
     "call forms",
@@ -86,6 +88,28 @@ def statistics_in_half() -> contextlib.AbstractContextManager[Any]:
         return unit if norm.weight is None else norm.weight * unit
 
     return mock.patch.object(transformer, "normalise", normalise)
+
+
+def variance_in_one_pass() -> contextlib.AbstractContextManager[Any]:
+    """Layer norms take the square of the mean from the mean of squares, of which nothing is left far from zero."""
+    honest = transformer.normalise
+
+    def normalise(norm: Norm, x: Tensor) -> Tensor:
+        if norm.kind is not NormKind.LAYER:
+            return honest(norm, x)
+        mean = x.mean(-1, keepdim=True)
+        variance = (x.square().mean(-1, keepdim=True) - mean.square()).clamp_min(0.0)
+        unit = (x - mean) * torch.rsqrt(variance + norm.eps)
+        return torch.addcmul(norm.bias, unit, norm.weight)
+
+    return mock.patch.object(transformer, "normalise", normalise)
+
+
+def test_a_variance_that_cancels_is_found() -> None:
+    with variance_in_one_pass():
+        verdict = check_property(BY_NAME["rounding float32"], GPT2, profile=FEW, seed=1, policy="", explain=False).verdict
+    assert verdict.outcome == "failed"
+    assert "of hidden states far from zero" in verdict.reason
 
 
 @pytest.mark.parametrize("careless", [biases_in_half, probabilities_in_half, statistics_in_half])
