@@ -50,11 +50,11 @@ def _excess(name: str, allowance: Allowance, measured: Measured, used: float) ->
     return f"{name}: error {measured.error:.1e} of its scale ({own}); with other numbers too, {used:.2g} times the budget"
 
 
-_BESIDES = {"float32": ", under autocast, in forward mode", "float16": ", with outliers"}
+_BESIDES = {"float32": ", far from zero, under autocast, in forward mode", "float16": ", with outliers"}
 ROUNDING = tuple(
     Property(
         name=f"rounding {dtype}",
-        statement=f"In {dtype}, at every size, in every layout, far from zero, after other calls and beside one, with a cache, "
+        statement=f"In {dtype}, at every size, in every layout, after other calls and beside one, with a cache, "
         f"with other weights{_BESIDES.get(dtype, '')}, the error against the exact result stays within a calibrated multiple of "
         "what the original's own rounding and one rounding of its parameters cause.",
         check=_within_budget(dtype),
