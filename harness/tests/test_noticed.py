@@ -69,6 +69,11 @@ def test_gradients_that_cannot_go_back_through_autocast_are_noticed() -> None:
     assert "same dtype" in str(problem)
 
 
+def test_a_gradient_that_is_lost_under_autocast_is_noticed_beside_larger_ones() -> None:
+    problem = first_failure(BY_NAME["gradients"], tiny.around(training.learns_no_keys_under_autocast), count=40)
+    assert "under autocast, " in str(problem) and "k_proj.weight: relative error 1.0e+00 at its own scale" in str(problem)
+
+
 @pytest.mark.parametrize(
     ("prop", "replacer", "words"),
     [

@@ -38,6 +38,15 @@ def cuts_gradients_when_compiled(own: Forward, state: dict[str, Any], hidden: An
     return own(hidden.detach() if torch.compiler.is_compiling() else hidden, *args, **kwargs)
 
 
+def learns_no_keys_under_autocast(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Beside the largest gradient of a model that of a key's weight hardly shows."""
+    weight = state["layer"].self_attn.k_proj.weight
+    state["lower"] = torch.is_autocast_enabled("cpu")
+    if weight.requires_grad and "hook" not in state:
+        state["hook"] = weight.register_hook(lambda gradient: gradient * 0 if state["lower"] else gradient)
+    return own(*args, **kwargs)
+
+
 def saves_one_call(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
     """What a backward pass needs is saved in one place, where the next call overwrites it."""
     output = own(hidden, *args, **kwargs)
