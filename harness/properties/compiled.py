@@ -54,12 +54,17 @@ def _decoding(trial: Trial, what: str) -> None:
     actual = in_chunks(trial.replaced.model, inputs.kwargs, lengths)[0]
     same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, inputs.valid, what)
     if trial.case.static_cache:
-        kwargs = {**inputs.kwargs, "attention_mask": None}  # by which transformers hides what is not filled yet, and nothing else
-        expected, actual = (
-            in_chunks(model, kwargs, lengths, preallocated(model, tokens + SPARE))[0]
-            for model in (trial.original, trial.replaced.model)
-        )
-        same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, f"{what} on a static cache")
+        _preallocated(trial, {**inputs.kwargs, "attention_mask": None}, lengths, f"{what} on a static cache")
+
+
+def _preallocated(trial: Trial, kwargs: dict[str, Any], lengths: list[int], what: str) -> None:
+    """Without a mask of the caller's transformers makes one, which hides what is not filled yet, and nothing else."""
+    size = sum(lengths) + SPARE
+    with original_side("with a static cache"):
+        expected = in_chunks(trial.original, kwargs, lengths, preallocated(trial.original, size))[0]
+    model = trial.replaced.model
+    actual = in_chunks(model, kwargs, lengths, preallocated(model, size))[0]
+    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, what)
 
 
 def _backward(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: str) -> None:
