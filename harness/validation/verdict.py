@@ -111,12 +111,15 @@ def _more(run: Run, done: Validation) -> Iterator[str]:
         yield f"- {row.workload}, {row.shape}: {row.subject} against {row.baseline} {row.verdict}{found}"
     if any(row.verdict == "AMBIGUOUS" for row in done.timings):
         yield "- AMBIGUOUS: too little time to tell; --budget 60 takes a minute for it"
-    narrower: dict[str, list[str]] = {}
+    unavailable: dict[str, list[str]] = {}
     for one in done.verdicts:
-        if one.reason and one.outcome in ("held", "unavailable"):
-            narrower.setdefault(one_line(one.reason), []).append(one.property)
-    for reason, names in narrower.items():
+        if one.outcome == "unavailable":
+            unavailable.setdefault(one_line(one.reason), []).append(one.property)
+    for reason, names in unavailable.items():
         yield f"- {', '.join(names)}: {reason}"
+    narrower = [one.property for one in done.verdicts if one.outcome == "held" and one.reason]
+    if narrower:
+        yield f"- held, of less than was to be asked, since the original raises (the report says what): {', '.join(narrower)}"
     if done.untimed:
         yield f"- not timed: {done.untimed}"
     for line in lines[:12]:
