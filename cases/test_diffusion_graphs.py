@@ -12,13 +12,16 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0, SlicedAttnProcessor
 from torch import nn
 
-from harness.case import Inputs
+from harness.case import Example, Inputs
 from harness.check import check_property
 from harness.evidence.script import script
+from harness.exact import exact_mode
 from harness.faults.bank import find_faults
 from harness.profiles import Profile
 from harness.properties.captured import CAPTURED
+from harness.properties.gradients import GRADIENTS
 from harness.search import quiet, tell
+from harness.trial import Trial
 from policies.fused.capture import EmulatorBackend, captured_by
 from policies.replace import replace_module
 from policies.swap import Swap
@@ -101,6 +104,13 @@ def test_a_graph_whose_results_are_overwritten_fails_its_property_and_a_script_s
         assert fails and "the first call's result after another call" in str(problem)
         assert "captured_by(BY_DEVICE[trial.case.device])" in script(CAPTURED, VAE, VAE.simplest, faulty)
     assert tell(CAPTURED, VAE, replace_module, VAE.simplest)[0] is False
+
+
+def test_gradients_that_are_nothing_but_rounding_are_not_compared() -> None:
+    """A key's bias shifts all scores of a query alike; what float64 makes of its gradient, autocast leaves as it is."""
+    example = Example({**VAE.simplest.values, "way": "decode", "mid_attention": True}, seed=34850)
+    with exact_mode():
+        GRADIENTS.check(Trial(VAE, example, replace_module))
 
 
 def test_a_replacement_that_captures_nothing_is_no_evidence_about_graphs() -> None:
