@@ -108,7 +108,8 @@ def _keys_reversed(honest: Any) -> Any:
         if options["is_causal"]:
             mask = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
         mask = None if mask is None else mask.expand(*mask.shape[:-1], key.shape[-2]).flip(-1)
-        options = {**options, "attn_mask": mask, "is_causal": False}
+        over = options.get("put_over")
+        options = {**options, "attn_mask": mask, "is_causal": False, "put_over": None if over is None else over.flip(-1)}
         out: Tensor = honest(query, key.flip(-2), value.flip(-2), **options)
         return out
 
