@@ -72,8 +72,10 @@ def _of_layer(trial: Trial) -> None:
         sides.asked(f"with tensors {words}", mapped(call.args, layout), mapped(call.kwargs, layout))
     for words, change in HIDDEN.items():
         sides.asked(words, call.args, call.kwargs, must=True, change=change)
-    for number in (torch.nan, torch.inf):
-        sides.poisoned(call, number)
+    batch = 1 if sequence_first(trial.replaced.model) else 0
+    for number in (torch.nan, torch.inf):  # what comes of it must not be finite either: by that an overflow is noticed
+        change = functools.partial(filled, number=number, sequence_first=bool(batch))
+        sides.asked(f"with a row of {number}", call.args, call.kwargs, must=True, change=change, lost_in=batch)
     sides.alike(f"with {UNKNOWN}=1", args, {**kwargs, UNKNOWN: 1})
     if ENCODER in inspect.signature(sides.mine.forward).parameters:
         _beside_an_encoder(sides, call, args, kwargs)
@@ -130,9 +132,11 @@ class _Sides:
         fused: bool = True,
         everywhere: bool = False,
         change: Callable[[Tensor], Tensor] | None = None,
+        lost_in: int | None = None,
     ) -> None:
         """Raise unless both give the same, ``everywhere`` or where positions count. What an original that does not have to
-        (``must``) cannot do is left out, which the evidence says. ``change`` is made to the hidden states of both."""
+        (``must``) cannot do is left out, which the evidence says. ``change`` is made to the hidden states of both; by it the
+        first row of dimension ``lost_in`` is lost."""
         words = f"called {words}"
 
         def mine() -> Tensor:
@@ -149,20 +153,7 @@ class _Sides:
         with replacement_side(words), fused_path(self.its) if fused else contextlib.nullcontext():
             actual = _called(self.its, args, kwargs, change)
         valid = None if everywhere else valid_positions(self.trial, expected)
-        _same_where_numbers(self.trial, expected, actual, valid, f"{self.path} {words}")
-
-    def poisoned(self, call: Recorded, number: float) -> None:
-        """A call with a row that is not finite. What comes of it must not be either: by that an overflow is noticed."""
-        places = 1 if sequence_first(self.trial.replaced.model) else 0
-        change = functools.partial(filled, number=number, sequence_first=bool(places))
-        words = f"called with a row of {number}"
-        with original_side(words):
-            expected = _called(self.mine, call.args, call.kwargs, change)
-        with replacement_side(words), fused_path(self.its):
-            actual = _called(self.its, call.args, call.kwargs, change)
-        of_row = torch.zeros_like(expected, dtype=torch.bool)
-        of_row.select(places, 0).fill_(True)
-        _same_where_numbers(self.trial, expected, actual, valid_positions(self.trial, expected), f"{self.path} {words}", of_row)
+        _same_where_numbers(self.trial, expected, actual, valid, f"{self.path} {words}", lost_in)
 
     def alike(self, words: str, args: Args, kwargs: Kwargs) -> None:
         """Raise unless both give the same, or both raise; the replacement may leave it to the original."""
@@ -190,15 +181,18 @@ def _called(layer: nn.Module, args: Args, kwargs: Kwargs, change: Callable[[Tens
 
 
 def _same_where_numbers(
-    trial: Trial, expected: Tensor, actual: Tensor, valid: Tensor | None, what: str, surely: Tensor | None = None
+    trial: Trial, expected: Tensor, actual: Tensor, valid: Tensor | None, what: str, lost_in: int | None = None
 ) -> None:
     """Raise unless ``actual`` agrees with ``expected``, and is not finite where ``expected`` is not. Which of the numbers that
     are not finite comes out depends on the order of operations; and on processors with AMX torch's own products in bfloat16 make
-    NaN of neighbouring rows as well, so that in bfloat16 none are asked for but ``surely``."""
+    NaN of neighbouring rows as well, so that in bfloat16 none are asked for but in the first row of dimension ``lost_in``."""
     lost = ~expected.isfinite()
     found = lost & actual.isfinite()
     if expected.dtype is torch.bfloat16:
-        found = found & surely if surely is not None else torch.zeros_like(found)
+        surely = torch.zeros_like(found)
+        if lost_in is not None:
+            surely.select(lost_in, 0).fill_(True)
+        found &= surely
     if bool((found if valid is None else found[valid]).any()):
         raise Disagreement(f"{what}: the original gives none there, the replacement gives numbers")
     same_tensor(trial, expected.masked_fill(lost, 0.0), actual.masked_fill(lost, 0.0), valid, what)
