@@ -20,7 +20,7 @@ from cases.processors import processor
 from cases.unet import UNetCase
 from cases.vae import VAECase
 from harness.case import Case
-from harness.trial import cast
+from harness.nested import cast
 from policies.anatomy import Activation, ActivationKind
 from policies.fused import onednn
 from policies.fused.linear import Projection

@@ -31,7 +31,7 @@ from transformers import (
 
 import policies
 from harness.exact import exact_mode
-from harness.trial import cast
+from harness.nested import cast
 from policies.fused import onednn
 
 from .diffusion_pairs import UNET, example

@@ -23,12 +23,13 @@ from harness.bench.columns import SDPA, original_columns, planned_column
 from harness.bench.gate import show_equal
 from harness.check import check_property
 from harness.exact import exact_mode
+from harness.nested import cast
 from harness.plans import by_plan
 from harness.profiles import depth
 from harness.properties import BY_NAME, Property
 from harness.properties.memory import bytes_held
 from harness.registry import CaseEntry
-from harness.trial import cast, fused_states
+from harness.trial import fused_states
 from policies.fused import onednn
 from policies.fused import packed as packed_module
 from policies.fused.packed import PackedParameter, held_bytes

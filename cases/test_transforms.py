@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 import policies
 from harness.case import Case
-from harness.properties.inputs import tensors_in
+from harness.nested import tensors_in
 from harness.properties.transforms import call_with, weights_of
 from harness.registry import CaseEntry
 from policies.plans import PlanUnavailable

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from harness.case import Case
-from harness.trial import cast
+from harness.nested import cast
 from policies.fused import onednn, widened
 from policies.fused.activations import KERNELS
 from policies.fused.linear import Projection

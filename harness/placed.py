@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch import nn
 
 from .case import Case, Example, Inputs, Refusal, Workload
+from .nested import mapped
 
 
 def placed(case: Case, device: str) -> Case:
@@ -62,5 +62,4 @@ class _Placed(Case):
         return lambda: build().to(self.device)
 
     def _here(self, value: dict[str, Any]) -> dict[str, Any]:
-        moved: dict[str, Any] = tree_map(lambda one: one.to(self.device) if isinstance(one, Tensor) else one, value)
-        return moved
+        return mapped(value, lambda one: one.to(self.device))

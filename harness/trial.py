@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .case import Case, Example, Inputs, Value
 from .exact import exact_mode, unwatched
+from .nested import cast
 from .process import SHARED
 
 
@@ -319,28 +320,3 @@ def _tensors(model: nn.Module) -> Iterator[Tensor]:
 
 def _known(values: dict[str, Value], example: Example) -> dict[str, Value]:
     return {name: value for name, value in values.items() if name in example.values}
-
-
-def cast(value: T, dtype: torch.dtype) -> T:
-    """``value`` (inputs, or what they hold) with each float tensor, however deep, as ``dtype``."""
-    made: Any = value
-    if isinstance(value, Inputs):
-        made = Inputs(kwargs=cast(value.kwargs, dtype), valid=value.valid)
-    elif isinstance(value, Tensor):
-        made = _cast(value, dtype)
-    elif isinstance(value, dict):
-        made = {key: cast(one, dtype) for key, one in value.items()}
-    elif isinstance(value, tuple | list):
-        made = type(value)(cast(one, dtype) for one in value)
-    result: T = made
-    return result
-
-
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """An additive mask gets the smallest number of ``dtype``."""
-    if not tensor.is_floating_point():
-        return tensor
-    lowest = tensor == torch.finfo(tensor.dtype).min
-    if tensor.dtype == torch.float64:
-        lowest |= tensor == torch.finfo(torch.float32).min  # a mask of float32 that was made in exact mode
-    return tensor.to(dtype).masked_fill(lowest, torch.finfo(dtype).min)

@@ -20,8 +20,9 @@ from policies import replace_module
 from policies.plans import Plan
 
 from ..case import Case, Workload
+from ..nested import cast
 from ..timing.devices import Device
-from ..trial import Replacer, cast
+from ..trial import Replacer
 
 EAGER, SDPA, ORIGINAL = "original eager", "original sdpa", "original"
 COMPILED, FROZEN = "original compiled", "original compiled, frozen"

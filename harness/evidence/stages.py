@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..nested import tensors_in
+
 INPUT = ":input"
 Hear = Callable[[str, Tensor], None]
 Heard = dict[str, list[Tensor]]
@@ -75,13 +77,7 @@ def main_tensor(value: Any) -> Tensor | None:
 
 def _first(value: Any) -> Tensor | None:
     """The first float tensor in ``value``, however deep."""
-    if isinstance(value, Tensor):
-        return value if value.is_floating_point() else None
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if not isinstance(value, tuple | list):
-        return None
-    return next((found for one in value if (found := _first(one)) is not None), None)
+    return next((tensor for tensor in tensors_in(value) if tensor.is_floating_point()), None)
 
 
 def _before(path: str, hear: Hear) -> Any:

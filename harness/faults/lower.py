@@ -13,7 +13,7 @@ from policies.fused.transformer import FusedTransformerLayer
 from policies.fused.unet import FusedUNet
 from policies.fused.vae import FusedCoder
 
-from ..properties.inputs import tensors_in
+from ..nested import tensors_in
 from ..rounding.statistic import DTYPES
 from .around import shared_workspace
 from .cache import caches, own_copy, past_unused, stale_prompt, updating

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 from ..case import Inputs
 from ..exact import exact_mode
+from ..nested import cast
 from ..properties.base import Property
 from ..rounding.calibration import multiple
 from ..rounding.statistic import Allowance, Measured, allowances, confirmed, other_numbers, rms
-from ..trial import Disagreement, Trial, Vacuous, cast
+from ..trial import Disagreement, Trial, Vacuous
 
 LEVELS = 127.0
 """Steps of a symmetric int8 grid between zero and a row's largest entry."""

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Inputs
+from ..nested import mapped
 from ..trial import Trial, fused_path, original_side
 from .base import Property, cached, identical, same_outputs
 from .cache import OUTPUT, arguments, cached_trial, cuts, extended, in_chunks, own_cache, piece, valid_in, with_a_cross_cache
-from .inputs import mapped, other_inputs
+from .inputs import other_inputs
 
 Continue = Callable[[nn.Module], Tensor]
 

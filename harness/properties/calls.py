@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Example, Inputs
+from ..nested import mapped, tensors_in
 from ..trial import Disagreement, Trial
 from .base import Property, held_tensors, identical, living, same_outputs, snapshot
 from .cache import in_chunks, with_cache
 from .equality import Recorder, main_output
-from .inputs import changed, mapped, other_inputs, tensors_in
+from .inputs import other_inputs
 
 Outputs = dict[str, Tensor]
 SEED = 90_210
@@ -64,7 +65,7 @@ def _repeat_with(trial: Trial, formed: Callable[[Inputs], Inputs]) -> None:
         _unchanged(before, inputs.kwargs, "input")
     for mode, words in ((contextlib.nullcontext(), "again"), (torch.inference_mode(), "in inference mode")):
         with mode:
-            again = changed(formed(trial.fresh_inputs()), torch.clone)  # nobody writes to rows that are there once for all
+            again = mapped(formed(trial.fresh_inputs()), torch.clone)  # nobody writes to rows that are there once for all
             identical(seen, trial.run_replaced(model, again), f"the same call {words}")
             written = _written(again, others[0])
             actual = trial.run_replaced(model, written)

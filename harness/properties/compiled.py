@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from ..covering import chosen_by
+from ..nested import mapped
 from ..trial import Trial, original_side
 from .base import Property, layered, same_outputs, same_tensor
 from .cache import OUTPUT, in_chunks, with_cache
@@ -86,7 +86,7 @@ def _gradients(layer: nn.Module, call: Recorded) -> Gradients:
         given.append(leaf(one))
         return given[-1]
 
-    args, kwargs = tree_map_only(Tensor, wanted, (call.args, call.kwargs))
+    args, kwargs = mapped((call.args, call.kwargs), wanted)
     with torch.enable_grad():
         output: Tensor = main_output(layer(*args, **kwargs))
         weights = torch.linspace(-1.0, 2.0, output.numel(), dtype=output.dtype, device=output.device)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nested import tensors_in
 from ..trial import Disagreement, Trial, Vacuous, fused_path, sequence_first
 from .base import Property, same_outputs, same_tensor
-from .inputs import tensors_in
 
 
 @dataclass

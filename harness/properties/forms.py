@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nested import mapped
 from ..trial import Disagreement, Trial, fused_path, original_side, replacement_side, sequence_first
 from .base import Property, same_tensor
 from .equality import Recorded, main_output, recorded, valid_positions
 from .hidden import BEYOND_HALF, IMAGE, LAYOUTS, beyond_half, filled, given, repeated, with_zeros
-from .inputs import changed, mapped
 from .masks import LENGTHS, RANDOM, masks, of_each_query
 
 Args = tuple[Any, ...]
@@ -55,8 +55,8 @@ def _of_model(trial: Trial) -> None:
     """A whole model, all tensors of its call changed alike. How an image lies in memory is an axis besides."""
     model = trial.replaced.model
     for words, change in OF_MODELS.items():
-        expected = trial.run_original(changed(trial.inputs, change))
-        actual = trial.run_replaced(model, changed(trial.fresh_inputs(), change))
+        expected = trial.run_original(mapped(trial.inputs, change))
+        actual = trial.run_replaced(model, mapped(trial.fresh_inputs(), change))
         for name, tensor in expected.items():
             _same_where_numbers(trial, tensor, actual[name], None, f"{name} {words}")
 

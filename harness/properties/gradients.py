@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_full_backward_hook, register_module_full_backward_pre_hook
-from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map_only
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from ..case import Inputs
 from ..exact import exact_mode
+from ..nested import cast, mapped
 from ..numerics import EXACT_TOLERANCE, tolerance_of
 from ..rounding.statistic import CONFIRMATIONS, Run, rms
-from ..trial import Disagreement, Trial, Vacuous, cast, fused_path, original_side, replacement_side
+from ..trial import Disagreement, Trial, Vacuous, fused_path, original_side, replacement_side
 from .base import Property
 from .cache import OUTPUT, cuts, in_chunks, with_cache
 from .calls import alike
@@ -245,7 +246,7 @@ def _freeze(model: nn.Module, names: list[str]) -> None:
 def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
     """Gradients of a weighted sum of the outputs that count, by parameter name and by what was given, each added up over two
     passes through one graph; none stay on the model, which would change their dtype with its own."""
-    inputs = Inputs(kwargs=tree_map_only(Tensor, leaf, inputs.kwargs), valid=inputs.valid)
+    inputs = mapped(inputs, leaf)
     with torch.enable_grad():
         output = next(iter(run(model, inputs).values()))
         seen = output if inputs.valid is None else output[inputs.valid]

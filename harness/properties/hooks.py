@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+from ..nested import mapped, tensors_in
 from ..trial import Disagreement, Trial, original_side, replacement_side
 from .base import Property, same_outputs, same_tensor
 from .equality import main_output, valid_positions
-from .inputs import mapped, tensors_in
 from .sizes import call_or_steps
 
 SCALE = 2.0

@@ -6,43 +6,17 @@ Shapes: B batch, T tokens.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from ..case import Case, Example, Inputs, Value
+from ..nested import mapped
 from ..trial import Trial
 
 TOKENS = ("input_ids", "hidden_states")
 """Arguments that hold one entry a token, batch first: (B, T) ids or (B, T, D) states."""
-
-
-def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """``value`` with ``change`` applied to every tensor in it, however deep."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: mapped(one, change) for key, one in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(mapped(one, change) for one in value)
-    return value
-
-
-def changed(inputs: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs:
-    """``inputs`` with ``change`` applied to every tensor of the call."""
-    return Inputs(kwargs=mapped(inputs.kwargs, change), valid=inputs.valid)
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in ``value``, however deep."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, dict):
-        yield from (tensor for one in value.values() for tensor in tensors_in(one))
-    elif isinstance(value, tuple | list):
-        yield from (tensor for one in value for tensor in tensors_in(one))
 
 
 def rows(inputs: Inputs, index: Tensor, batch: int) -> Inputs:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..case import Inputs
+from ..nested import cast
 from ..rounding.statistic import DTYPES, Allowance, Measured, Run, allowances
-from ..trial import Disagreement, Trial, cast, fused_path
+from ..trial import Disagreement, Trial, fused_path
 
 INFERENCE = 16
 """Bit of an example's seed; those below it choose other things."""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..exact import exact_mode
+from ..nested import cast
 from ..rounding.statistic import Run
-from ..trial import Disagreement, Trial, cast, fused_path
+from ..trial import Disagreement, Trial, fused_path
 from .base import Property, same_outputs
 from .lifecycle import same_state
 from .sizes import call_or_steps

@@ -21,14 +21,15 @@ from torch import Tensor, nn
 
 from ..case import Case, Inputs
 from ..exact import exact_mode
+from ..nested import cast, mapped
 from ..rounding.statistic import DTYPES, Run
-from ..trial import OriginalFailed, Trial, cast
+from ..trial import OriginalFailed, Trial
 from .base import identical
 from .cache import OUTPUT, cuts, in_chunks, own_cache, with_cache
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
 from .hidden import IMAGE, LAYOUTS, far_from_zero, given, with_outlier
-from .inputs import changed, other_inputs
+from .inputs import other_inputs
 from .judged import Judged, judged, outputs_in
 from .sizes import by_several_threads, decoded, has_lengths, large_trials, largest_trials, long_trial, size_of
 from .threads import STOPS, another_threads, interrupted, layers_of
@@ -176,7 +177,7 @@ def with_outliers(trial: Trial, dtype: str) -> Judged:
         _scale_weights(trial, ATTENUATION)
         found = judged(trial, dtype, _giving(trial, with_outlier), inputs)
     else:
-        images = changed(inputs, lambda one: with_outlier(one) if one.dim() == IMAGE else one)
+        images = mapped(inputs, lambda one: with_outlier(one) if one.dim() == IMAGE else one)
         found = judged(trial, dtype, trial.case.run, images)
     return _named(found, "with an outlier")
 
@@ -239,7 +240,7 @@ def _laid_out(trial: Trial, layout: Callable[[Tensor], Tensor]) -> Run:
     """A run of which every tensor lies in memory as ``layout`` lays it out."""
 
     def run(model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        return trial.case.run(model, changed(inputs, layout))
+        return trial.case.run(model, mapped(inputs, layout))
 
     return run
 

@@ -23,8 +23,8 @@ from pathlib import Path
 import torch
 
 from ..case import Case, Example, Inputs
+from ..nested import cast
 from ..search import quiet
-from ..trial import cast
 from .calibration import FILE, SCHEMA, Calibration, Multiple, write
 from .statistic import DTYPES, FLOOR, Allowance, Measured, allowances, other_numbers, pooled
 from .tail import EXCEEDED, extrapolate

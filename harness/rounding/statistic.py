@@ -33,8 +33,9 @@ from torch import Tensor, nn
 
 from ..case import Example, Inputs
 from ..exact import exact_mode
+from ..nested import cast
 from ..numerics import alive
-from ..trial import OriginalFailed, cast, original_side
+from ..trial import OriginalFailed, original_side
 
 Run = Callable[[nn.Module, Inputs], dict[str, Tensor]]
 """One call of a model or several, and every output by name; positions are dimension 1."""

@@ -13,9 +13,10 @@ from torch import nn
 from harness.case import Example
 from harness.check import check_property
 from harness.exact import exact_mode
+from harness.nested import cast
 from harness.profiles import PROFILES
 from harness.properties import BY_NAME
-from harness.trial import Disagreement, OriginalFailed, Trial, Vacuous, cast, original_side
+from harness.trial import Disagreement, OriginalFailed, Trial, Vacuous, original_side
 from policies import replace_module
 from policies.replace import Replacement
 

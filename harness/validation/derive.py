@@ -22,9 +22,9 @@ from ..exact import exact_mode
 from ..hf import inputs as hf
 from ..hf.rotary import ROPE
 from ..hf.unusual import NORM_EPS, WEIGHTS
+from ..nested import cast
 from ..properties.sizes import DEEP, DEEPEST
 from ..search import quiet
-from ..trial import cast
 from .derivation import Derivation
 from .derived import CROSSING, DECODER, DerivedCase, config_values
 from .fields import FULL, SLIDING, declared, extra_values, fields_of_roles, idle_dropouts, role_of

@@ -24,8 +24,8 @@ from policies.calls import CACHE_NAMES
 from policies.swap import qualified_name
 
 from ..exact import exact_mode
+from ..nested import cast
 from ..search import quiet
-from ..trial import cast
 from .derivation import Derivation
 from .derived import DerivedCase
 from .models import NotDerivable, layers_of

@@ -1,0 +1,56 @@
+"""Tensors in the arguments and outputs of a call, however deep they lie in dicts, tuples and lists.
+
+Caches are not entered, unlike by torch's own trees, in which some process may have registered them: a call is to change
+them, and nothing else that it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from .case import Inputs
+
+T = TypeVar("T")
+
+
+def mapped(value: T, change: Callable[[Tensor], Tensor]) -> T:
+    """``value`` (of a call, or ``Inputs``) with ``change`` applied to every tensor of the call."""
+    made: Any = value
+    if isinstance(value, Tensor):
+        made = change(value)
+    elif isinstance(value, Inputs):
+        made = Inputs(kwargs=mapped(value.kwargs, change), valid=value.valid)
+    elif isinstance(value, dict):
+        made = {key: mapped(one, change) for key, one in value.items()}
+    elif isinstance(value, tuple | list):
+        made = type(value)(mapped(one, change) for one in value)
+    result: T = made
+    return result
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in ``value``."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from (tensor for one in value.values() for tensor in tensors_in(one))
+    elif isinstance(value, tuple | list):
+        yield from (tensor for one in value for tensor in tensors_in(one))
+
+
+def cast(value: T, dtype: torch.dtype) -> T:
+    """``value`` with each float tensor as ``dtype``; an additive mask gets the smallest number of it."""
+
+    def change(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        lowest = tensor == torch.finfo(tensor.dtype).min
+        if tensor.dtype == torch.float64:
+            lowest |= tensor == torch.finfo(torch.float32).min  # a mask of float32 that was made in exact mode
+        return tensor.to(dtype).masked_fill(lowest, torch.finfo(dtype).min)
+
+    return mapped(value, change)
