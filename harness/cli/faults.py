@@ -12,6 +12,7 @@ from rich.table import Table
 
 from reports.wording import count
 
+from ..faults.report import judged, killed, median_examples
 from ..interrupts import INTERRUPTED
 from ..pool import begin
 from . import options
@@ -54,13 +55,12 @@ def faults(
     console = Console(stderr=True, highlight=False)
 
     def tell(part: CaseReport) -> None:
-        killed = sum(one.status == "killed" for one in part.outcomes)
-        console.print(f"{part.case}: {killed} of {len(part.outcomes)} faults noticed in this part")
+        console.print(f"{part.case}: {len(killed(part.outcomes))} of {len(judged(part.outcomes))} faults noticed in this part")
 
     if not fault:
         names = ", ".join(entry.name for entry in chosen)
         console.print(
-            f"all faults on {names}: a case takes one to two minutes on two cores, and is told of in three parts", soft_wrap=True
+            f"all faults on {names}: a case takes two to five minutes on two cores, and is told of in three parts", soft_wrap=True
         )
     with console.status("examining"):
         report = run_faults(
@@ -94,15 +94,13 @@ def _see_fitting(names: tuple[str, ...], entries: tuple[CaseEntry, ...], plan: s
 def _show(report: FaultReport, console: Console) -> None:
     table = Table("case", "noticed", "excused", "median examples", "seconds", "honest variants", box=None)
     for case in report.cases:
-        killed = [one for one in case.outcomes if one.status == "killed"]
-        judged = [one for one in case.outcomes if one.status in ("killed", "survived")]
-        examples = sorted(one.examples for one in killed)
+        examples = median_examples(case.outcomes)
         alarms = sum(one.property is not None for one in case.honest)
         table.add_row(
             case.case,
-            f"{len(killed)} of {len(judged)}",
+            f"{len(killed(case.outcomes))} of {len(judged(case.outcomes))}",
             str(sum(one.status == "excused" for one in case.outcomes)),
-            str(examples[len(examples) // 2]) if examples else "–",
+            "–" if examples is None else f"{examples:g}",
             f"{sum(one.seconds for one in case.outcomes):.0f}",
             f"{len(case.honest)}, {count(alarms, 'alarm')}",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import median
 from typing import Literal
 
@@ -49,6 +50,21 @@ class Outcome(Struct, frozen=True, kw_only=True):
         return self.departs is not None and any(self.departs.endswith(f".{one}") for one in self.places)
 
 
+def judged(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
+    """Those in which the fault makes a difference."""
+    return tuple(one for one in outcomes if one.status in ("killed", "survived"))
+
+
+def killed(outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
+    return tuple(one for one in outcomes if one.status == "killed")
+
+
+def median_examples(outcomes: Iterable[Outcome]) -> float | None:
+    """Median number of examples to the kill; None where nothing was killed."""
+    counts = [one.examples for one in killed(outcomes)]
+    return median(counts) if counts else None
+
+
 class Alarm(Struct, frozen=True, kw_only=True):
     """What one harmless subject (the clean policy, or an honest variant) was taken for, on one case."""
 
@@ -93,11 +109,11 @@ class FaultReport(Struct, frozen=True, kw_only=True):
     @property
     def judged(self) -> tuple[Outcome, ...]:
         """Pairs in which the fault makes a difference."""
-        return tuple(one for one in self.outcomes if one.status in ("killed", "survived"))
+        return judged(self.outcomes)
 
     @property
     def killed(self) -> tuple[Outcome, ...]:
-        return tuple(one for one in self.outcomes if one.status == "killed")
+        return killed(self.outcomes)
 
     @property
     def survivors(self) -> tuple[Outcome, ...]:
@@ -125,7 +141,7 @@ class FaultReport(Struct, frozen=True, kw_only=True):
 
     @property
     def median_examples(self) -> float | None:
-        return median(one.examples for one in self.killed) if self.killed else None
+        return median_examples(self.outcomes)
 
     @property
     def median_off_simplest(self) -> float | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
 from reports.record import Run, Verdict
 from reports.wording import one_line, reproduce
 
+from ..faults.report import judged, killed, median_examples
 from .validate import Validation, notes
 
 HINTS = {
@@ -142,14 +142,13 @@ def _faults(done: Validation) -> Iterator[str]:
     """How well errors in this policy can be seen."""
     if done.unexamined:
         yield f"- not all faults were tried: {done.unexamined}"
-    judged = [one for one in done.faults if one.status in ("killed", "survived")]
-    if not judged:
+    tried = judged(done.faults)
+    if not tried:
         return
-    killed = [one for one in judged if one.status == "killed"]
-    examples = median(one.examples for one in killed) if killed else 0
-    survivors = ", ".join(one.fault for one in judged if one.status == "survived")
+    survivors = ", ".join(one.fault for one in tried if one.status == "survived")
     missed = f"; not noticed in a second each: {survivors}" if survivors else ""
-    yield f"- seeded faults: {len(killed)} of {len(judged)} tried were noticed, median {examples:.0f} examples{missed}"
+    examples = f", median {median_examples(tried):.0f} examples" if killed(tried) else ""
+    yield f"- seeded faults: {len(killed(tried))} of {len(tried)} tried were noticed{examples}{missed}"
 
 
 def _example(verdict: Verdict) -> str:

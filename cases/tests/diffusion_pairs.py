@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from harness.case import Case, Example, Inputs
 from policies.replace import replace_module
 
-from .unet import UNetCase
-from .vae import VAECase
+from ..unet import UNetCase
+from ..vae import VAECase
 
 UNET, VAE = UNetCase(), VAECase()
 CASES = (UNET, VAE)

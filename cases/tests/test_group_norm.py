@@ -21,9 +21,9 @@ from policies import replace_module
 from policies.fused import diffusion_blocks
 from policies.fused.diffusion_blocks import group_norm_by_channels
 
+from ..unet import UNetCase
+from ..vae import VAECase
 from .graph_calls import DEVICES, NEEDS_GPU
-from .unet import UNetCase
-from .vae import VAECase
 
 
 def _batch_norm_stats(image: Tensor, eps: float) -> tuple[Tensor, Tensor]:

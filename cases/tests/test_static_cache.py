@@ -21,8 +21,8 @@ from harness.trial import fused_states, graphs_of
 from policies.fused.capture import EmulatorBackend
 from policies.plans import CAPTURED
 
+from ..llama import LlamaCase
 from .graph_calls import DEVICES
-from .llama import LlamaCase
 from .table import LAYERED
 
 pytestmark = pytest.mark.usefixtures("no_gradients")

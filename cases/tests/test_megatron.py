@@ -23,8 +23,8 @@ from policies.catalogue import ENTRIES, Entry
 from policies.megatron import MegatronLayerPolicy
 from policies.megatron_config import _NOT_IN_THE_FORWARD, _READ_FROM_THE_LAYER, unknown_feature
 
-from .megatron import MegatronCase
-from .megatron_older import OlderMegatronCase
+from ..megatron import MegatronCase
+from ..megatron_older import OlderMegatronCase
 
 _WHY_NOT = next(entry.unavailable for entry in ENTRIES if entry.name == "megatron")
 pytestmark = pytest.mark.skipif(_WHY_NOT is not None, reason=str(_WHY_NOT))

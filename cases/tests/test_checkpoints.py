@@ -21,9 +21,9 @@ from safetensors.torch import load_file, save_file
 import policies
 from harness.case import Case
 
+from ..unet import UNetCase
+from ..vae import VAECase
 from .saved import SAVED, llama, loaded, same, tiny
-from .unet import UNetCase
-from .vae import VAECase
 
 FEW = settings(max_examples=6, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 Entries = dict[str, torch.Tensor]
@@ -235,7 +235,7 @@ def test_the_weights_of_a_layer_that_is_not_replaced_are_there_too(folder: Path)
 
 
 def test_every_block_of_the_page_on_checkpoints_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = Path(__file__).parent.parent / "docs" / "checkpoints.md"
+    page = Path(__file__).parents[2] / "docs" / "checkpoints.md"
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     assert len(blocks) >= 2
     monkeypatch.chdir(tmp_path)

@@ -23,9 +23,9 @@ from harness.registry import CaseEntry, choose
 from harness.trial import fused_states, graphs_of
 from policies.plans import CAPTURED, PlanUnavailable
 
-from .bert import BertCase
+from ..bert import BertCase
+from ..llama import LlamaCase
 from .graph_calls import DEVICES
-from .llama import LlamaCase
 from .table import LAYERED, see_held, table
 
 pytestmark = pytest.mark.usefixtures("no_gradients")

@@ -16,7 +16,7 @@ import policies
 from cases.bert import BertCase
 from cases.gpt2 import GPT2Case
 from cases.llama import LlamaCase
-from cases.processors import processor
+from cases.tests.processors import processor
 from cases.unet import UNetCase
 from cases.vae import VAECase
 from harness.case import Case

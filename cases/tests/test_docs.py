@@ -44,7 +44,7 @@ from harness.trial import Replacer
 from policies import replace_module
 from reports import record, storage
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",

@@ -19,12 +19,12 @@ from harness.properties.transforms import call_with, weights_of
 from harness.registry import CaseEntry
 from policies.plans import PlanUnavailable
 
-from . import CASES
+from .. import CASES
+from ..llama import LlamaCase
+from ..unet import UNetCase
+from ..vae import VAECase
 from .diffusion_pairs import pair
-from .llama import LlamaCase
 from .processors import KINDS, processor
-from .unet import UNetCase
-from .vae import VAECase
 
 IDS = torch.tensor([[1, 2, 3]])
 PLANS = pytest.mark.parametrize("plan", ["plain", "auto", "packed"])

@@ -27,7 +27,7 @@ from policies.fused.compiled import CompiledLayer
 from policies.fused.graphs import Graphed
 from policies.fused.trees import NotCapturableError
 
-from .bert import BertCase
+from ..bert import BertCase
 from .graph_calls import NEEDS_GPU
 from .table import LAYERED
 

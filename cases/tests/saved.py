@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import CASES
+from .. import CASES
 
 SAVED = [entry for entry in CASES if entry.unavailable is None and not entry.name.startswith("megatron")]
 """Cases whose models have a ``save_pretrained``."""

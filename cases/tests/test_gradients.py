@@ -9,7 +9,7 @@ import torch
 
 import policies
 
-from . import CASES
+from .. import CASES
 from .models import model_of
 
 CAUSAL = ("gpt2", "gptj", "gpt_neo", "gpt_neox", "bloom", "llama", "opt")
