@@ -76,24 +76,17 @@ def _accelerator() -> Accelerator | None:
 
     if not torch.cuda.is_available():
         return None
+
+    from .timing.nvml import open_nvml
+
     device = torch.cuda.get_device_properties(0)
+    nvml = open_nvml(str(device.uuid))
     return Accelerator(
         name=device.name,
         memory_bytes=device.total_memory,
-        driver=_driver(str(device.uuid)),
+        driver=None if nvml is None else nvml.driver(),
         capability=f"{device.major}.{device.minor}",
     )
-
-
-def _driver(uuid: str) -> str | None:
-    """Version of the GPU's driver; None where NVML does not tell."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    from .timing.nvml import Nvml
-
-    return Nvml(pynvml, uuid).driver()
 
 
 def _commit() -> str | None:

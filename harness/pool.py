@@ -15,7 +15,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import as_completed
 from multiprocessing import forkserver, resource_tracker
@@ -123,6 +123,13 @@ def run_one(
     return _result(future, seconds, raises)
 
 
+def by_processes(most: int, function: Callable[[T], R], tasks: Sequence[T], *, seconds: float) -> Iterator[tuple[T, R | Lost]]:
+    """As ``in_parallel``, by ``most`` processes of its own at the most, and none where there is no task."""
+    if tasks:
+        with processes(min(most, len(tasks))) as pool:
+            yield from in_parallel(pool, function, tasks, seconds=seconds)
+
+
 def in_parallel(
     pool: ProcessPool, function: Callable[[T], R], tasks: Iterable[T], *, seconds: float
 ) -> Iterator[tuple[T, R | Lost]]:
@@ -168,4 +175,6 @@ def _result(future: ProcessFuture, seconds: float, raises: tuple[type[Exception]
 
 
 def _how(code: int) -> str:
-    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit status {0 if code == LEFT else code}"
+    if code >= 0:
+        return f"exit status {0 if code == LEFT else code}"
+    return f"killed by {signal.Signals(-code).name if -code in set(signal.Signals) else f'signal {-code}'}"

@@ -14,7 +14,7 @@ import traceback
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from hypothesis import HealthCheck, Phase, given, settings
@@ -99,10 +99,12 @@ def _judge_planned(prop: Property, case: Case, replacer: Replacer, planned: list
             return
 
 
-def _judge_random(prop: Property, case: Case, replacer: Replacer, examples: int, seed: int, found: Found) -> None:
-    @with_seed(seed_of(seed, prop))
+def give_random(case: Case, number: int, seed: int, take: Callable[[Example], None]) -> None:
+    """Give ``take`` so many random examples of ``case``."""
+
+    @with_seed(seed)
     @settings(
-        max_examples=examples,
+        max_examples=number,
         deadline=None,
         database=None,
         phases=(Phase.generate,),
@@ -112,10 +114,14 @@ def _judge_random(prop: Property, case: Case, replacer: Replacer, examples: int,
     )
     @given(case.strategy)
     def run(example: Example) -> None:
-        judge(prop, case, replacer, example, found)
+        take(example)
 
+    run()
+
+
+def _judge_random(prop: Property, case: Case, replacer: Replacer, examples: int, seed: int, found: Found) -> None:
     try:
-        run()
+        give_random(case, examples, seed_of(seed, prop), lambda example: judge(prop, case, replacer, example, found))
     except FlakyFailure:
         found.flaky = True
     except HypothesisException:

@@ -10,7 +10,7 @@ from reports.record import Verdict
 from .check import Checked, check_property
 from .placed import giving_back, placed
 from .plans import by_plan
-from .pool import Lost, in_parallel, processes
+from .pool import Lost, by_processes
 from .profiles import Profile
 from .properties import BY_NAME
 from .registry import CaseEntry
@@ -53,12 +53,8 @@ def run_task(task: Task) -> Checked:
 
 def run_tasks(tasks: list[Task], *, workers: int) -> Iterator[tuple[Task, Checked]]:
     """Each task with its verdict, as they finish."""
-    count = min(workers, len(tasks))
-    if count == 0:
-        return
-    with processes(count) as pool:
-        for task, result in in_parallel(pool, run_task, tasks, seconds=TASK_SECONDS):
-            yield task, _no_verdict(task, f"the check {result}") if isinstance(result, Lost) else result
+    for task, result in by_processes(workers, run_task, tasks, seconds=TASK_SECONDS):
+        yield task, _no_verdict(task, f"the check {result}") if isinstance(result, Lost) else result
 
 
 def _no_verdict(task: Task, reason: str) -> Checked:

@@ -162,7 +162,7 @@ def _read_runs(files: list[Path]) -> tuple[list[_PartialRun], list[str]]:
             problems.append(str(problem))
             continue
         if run.created.tzinfo is None:
-            run = msgspec.structs.replace(run, created=run.created.replace(tzinfo=datetime.timezone.utc))
+            run = msgspec.structs.replace(run, created=run.created.replace(tzinfo=datetime.UTC))
         if run.id not in kept:
             kept[run.id] = run, file
             continue

@@ -307,6 +307,6 @@ def begun(created: str) -> datetime.datetime | None:
     """A record's time of creation, in UTC where it says no zone; None where it is no ISO 8601 time."""
     try:
         time = msgspec.convert(created, datetime.datetime)
-        return (time if time.tzinfo is not None else time.replace(tzinfo=datetime.timezone.utc)).astimezone(datetime.timezone.utc)
+        return (time if time.tzinfo is not None else time.replace(tzinfo=datetime.UTC)).astimezone(datetime.UTC)
     except (msgspec.ValidationError, OverflowError):
         return None

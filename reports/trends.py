@@ -69,10 +69,10 @@ class Trends:
     never_held: tuple[NeverHeld, ...]
 
 
-def find_trends(history: History, *, margin: float = MARGIN) -> Trends:
-    """Search every series; a drop of the ratio counts when it exceeds ``margin`` (relative, 0.02 for 2 %)."""
+def find_trends(history: History) -> Trends:
+    """Search every series; a drop of the ratio counts when it exceeds ``MARGIN``."""
     levels = {key: find_levels([p.ratio for p in points]) for key, points in history.timings.items()}
-    slow = [r for key, points in history.timings.items() for r in _lost(history, key, points, levels[key], margin)]
+    slow = [r for key, points in history.timings.items() for r in _lost(history, key, points, levels[key])]
     standing = [r for key, points in history.properties.items() for r in _broken(history, key, points)]
     standing += [r for key, points in history.equality.items() for r in _standing(history, describe(key), points, "FAILED")]
     wrong = [one for one in standing if isinstance(one, Regression)]
@@ -108,14 +108,12 @@ def find_levels(ratios: list[float]) -> tuple[Level, ...]:
     )
 
 
-def _lost(
-    history: History, key: TimingKey, points: tuple[TimingPoint, ...], levels: tuple[Level, ...], margin: float
-) -> list[Regression]:
+def _lost(history: History, key: TimingKey, points: tuple[TimingPoint, ...], levels: tuple[Level, ...]) -> list[Regression]:
     if key.subject.startswith("original"):
         return []
     found = []
     for place, (before, after) in enumerate(pairwise(levels)):
-        floor = before.value * (1 - margin)
+        floor = before.value * (1 - MARGIN)
         if all(level.value < floor for level in levels[place + 1 :]):
             good, bad = history.runs[points[after.first - 1].run], history.runs[points[after.first].run]
             found.append(_regression(key, good, bad, before.value, after.value, levels[-1].value))

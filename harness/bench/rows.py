@@ -187,10 +187,10 @@ def _rounded(seconds: float) -> float:
     return round(seconds, 4 - math.ceil(math.log10(seconds))) if seconds > 0 else seconds
 
 
-def warm_call(device: Device, dtype: torch.dtype = torch.float32) -> Callable[[], object]:
+def warm_call(device: Device) -> Callable[[], object]:
     """A call of about a millisecond that computes nothing of interest: what the A/A lane compares with itself."""
-    layer = randomise(nn.Linear(768, 3072), 0).to(device=device.kind, dtype=dtype)
-    x = torch.randn(128, 768, device=device.kind, dtype=dtype)
+    layer = randomise(nn.Linear(768, 3072), 0).to(device.kind)
+    x = torch.randn(128, 768, device=device.kind)
 
     def call() -> object:
         with torch.no_grad():

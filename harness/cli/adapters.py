@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -59,7 +59,7 @@ def adapters(
     def tell(row: Judged) -> None:
         console.print(f"{row.policy}: {escape(row.verdict)}", soft_wrap=True)
 
-    folder = options.made(out or new_folder(Path("runs"), datetime.now(timezone.utc).isoformat(timespec="seconds"), seed or 0))
+    folder = options.made(out or new_folder(Path("runs"), datetime.now(UTC).isoformat(timespec="seconds"), seed or 0))
     reports: list[Report] = []
     for adapter in chosen:
         report, scripts = perform(adapter, ctx.find_root().obj, examples=examples, seed=seed or 0, progress=tell)

@@ -15,6 +15,7 @@ from reports.wording import count
 from ..faults.report import judged, killed, median_examples
 from ..interrupts import INTERRUPTED
 from ..pool import begin
+from ..profiles import PROFILES
 from . import options
 from .output import print_json
 
@@ -66,7 +67,7 @@ def faults(
         report = run_faults(
             chosen,
             faults=tuple(fault or ()),
-            profile=profile,
+            profile=PROFILES[profile],
             plan=plan,
             seed=seed or 0,
             shrink=shrink,

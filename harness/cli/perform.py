@@ -7,7 +7,7 @@ import random
 import shlex
 import sys
 import uuid
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -133,7 +133,7 @@ def _journal(
     options.see_device(device)
     if check:
         options.see_profile(profile)
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
     if seed is None:
         seed = random.SystemRandom().randrange(2**31) if profile == "nightly" else 0
     order = Order(

@@ -7,7 +7,7 @@ import keyword
 import shlex
 import sys
 import uuid
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +47,7 @@ def validate(
     if not Path(path).is_file():
         raise typer.BadParameter(f"{path}: {'is a folder, not a file' if Path(path).is_dir() else 'there is no such file'}")
     options.see_device(device)
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    created = datetime.now(UTC).isoformat(timespec="seconds")
     folder = options.made(out or new_folder(Path("runs"), created, seed or 0))
     see_free(folder)
     begin()  # before this process imports what takes seconds too

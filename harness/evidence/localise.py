@@ -13,6 +13,7 @@ stages are judged part by part instead: each is called with the arguments that t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -160,13 +161,11 @@ def _part_by_part(trial: Trial, model: nn.Module, drive: Drive) -> tuple[Stage, 
         return hook
 
     parts = [(path, original.get_submodule(path)) for path in paths]
-    hooks = [part.register_forward_pre_hook(before(path), with_kwargs=True) for path, part in parts]
-    hooks += [part.register_forward_hook(after(path)) for path, part in parts]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for path, part in parts:
+            hooks.enter_context(part.register_forward_pre_hook(before(path), with_kwargs=True))
+            hooks.enter_context(part.register_forward_hook(after(path)))
         drive(original, trial.fresh_inputs())
-    finally:
-        for hook in hooks:
-            hook.remove()
     return tuple(_own_error(path, theirs[path], args, kwargs, output) for path, args, kwargs, output in calls)
 
 

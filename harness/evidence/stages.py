@@ -29,21 +29,15 @@ def listening(model: nn.Module, hear: Hear) -> Iterator[None]:
     The tensor given is the one that the model goes on with: writing to it changes what follows.
     """
     layers = fused_layers(model)
-    hooks = []
-    try:
+    with contextlib.ExitStack() as ears:
         for path, module in model.named_modules():
             if not any(path.startswith(joined(layer, "")) for layer in layers):
-                hooks.append(module.register_forward_pre_hook(_before(path, hear), with_kwargs=True))
-                hooks.append(module.register_forward_hook(_after(path, hear)))
-        silent = {path: layer.fused.emit for path, layer in layers.items()}
+                ears.enter_context(module.register_forward_pre_hook(_before(path, hear), with_kwargs=True))
+                ears.enter_context(module.register_forward_hook(_after(path, hear)))
         for path, layer in layers.items():
+            ears.callback(setattr, layer.fused, "emit", layer.fused.emit)
             layer.fused.emit = _emitted(path, hear)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for path, layer in layers.items():
-            layer.fused.emit = silent[path]
 
 
 def recorded(heard: Heard) -> Hear:

@@ -12,10 +12,9 @@ the case's random layers; the other kinds say what they need in terms of ``Trait
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import re
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -265,16 +264,3 @@ def misfired(problem: BaseException) -> str | None:
 def _seeds(frame: traceback.FrameSummary) -> bool:
     """Whether a line of the fault bank was running, and not one that raises on purpose."""
     return Path(frame.filename).parent == Path(__file__).parent and not (frame.line or "").startswith("raise ")
-
-
-def with_fields(part: Any, fields: Mapping[str, Any]) -> Any:
-    """``part`` with ``fields`` changed, or ``part`` itself where they all are so already."""
-    return part if all(_same(getattr(part, name), value) for name, value in fields.items()) else _replace(part, fields)
-
-
-def _same(mine: Any, other: Any) -> bool:
-    return mine is other or (isinstance(mine, int | float) and isinstance(other, int | float) and mine == other)
-
-
-def _replace(part: Any, fields: Mapping[str, Any]) -> Any:
-    return dataclasses.replace(part, **fields)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..interrupts import heed
-from ..pool import Lost, cores, in_parallel, processes
-from ..profiles import PROFILES, Profile
+from ..pool import Lost, by_processes, cores
+from ..profiles import Profile
 from ..registry import CaseEntry
 from .report import CaseReport, FaultReport
 
@@ -38,7 +38,7 @@ def run_faults(
     entries: tuple[CaseEntry, ...],
     *,
     faults: tuple[str, ...] = (),
-    profile: str | Profile = "regression",
+    profile: Profile,
     plan: str = "auto",
     seed: int = 0,
     shrink: bool = False,
@@ -50,17 +50,24 @@ def run_faults(
     ``shrink`` makes each example on which a fault was noticed as simple as it can be. ``progress`` is told of each part
     that is done. Cases whose library is missing are problems of the report. Raises ``UnknownFault``.
     """
+    from .bank import find_faults
+
     heed()
     start = time.perf_counter()
-    chosen = _names(faults)
-    depth = PROFILES[profile] if isinstance(profile, str) else profile
+    chosen = tuple(fault.id for fault in find_faults(faults))
     here = [entry for entry in entries if entry.unavailable is None]
     problems = [f"{entry.name}: {entry.unavailable}" for entry in entries if entry.unavailable is not None]
-    parts = [Part(entry, chosen[place::PARTS], place == 0, depth, seed, shrink, plan) for place in range(PARTS) for entry in here]
+    cut = [chosen[place::PARTS] for place in range(PARTS)]
+    parts = [
+        Part(entry, names, place == 0, profile, seed, shrink, plan)
+        for place, names in enumerate(cut)
+        for entry in here
+        if names or place == 0
+    ]
     done: dict[str, list[CaseReport]] = {entry.name: [] for entry in here}
     interrupted = False
     try:
-        for part, result in _in_parallel([part for part in parts if part.faults or part.first], workers):
+        for part, result in by_processes(workers or cores(), _examine, parts, seconds=TASK_SECONDS):
             if isinstance(result, Lost):
                 problems.append(f"{part.entry.name}: not examined: that {result}")
             else:
@@ -69,28 +76,13 @@ def run_faults(
     except KeyboardInterrupt:
         interrupted = True
     return FaultReport(
-        profile=depth.name,
+        profile=profile.name,
         seed=seed,
         seconds=time.perf_counter() - start,
         cases=tuple(_joined(reports, chosen) for reports in done.values() if reports),
         problems=tuple(problems),
         interrupted=interrupted,
     )
-
-
-def _names(faults: tuple[str, ...]) -> tuple[str, ...]:
-    from .bank import find_faults
-
-    return tuple(fault.id for fault in find_faults(faults))
-
-
-def _in_parallel(parts: list[Part], workers: int | None) -> Iterator[tuple[Part, CaseReport | Lost]]:
-    """Each part with its report, or with why there is none, as they finish."""
-    count = min(workers or cores(), len(parts))
-    if count == 0:
-        return
-    with processes(count) as pool:
-        yield from in_parallel(pool, _examine, parts, seconds=TASK_SECONDS)
 
 
 def _examine(part: Part) -> CaseReport:

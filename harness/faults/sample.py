@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import seed as with_seed
-
 from policies.fused.linear import Projection
 from policies.plans import CAPTURED, Plan
 
@@ -14,7 +11,7 @@ from ..case import Case, Example
 from ..covering import covering_examples
 from ..plans import by_plan
 from ..registry import CaseEntry
-from ..search import quiet
+from ..search import give_random, quiet
 from ..trial import Replacer
 from .fault import Fault, Traits
 
@@ -27,20 +24,7 @@ def draw(case: Case, number: int, seed: int) -> tuple[Example, ...]:
     planned = covering_examples(case.axes, seed, number)
     drawn: list[Example] = []
     if number > len(planned):
-
-        @with_seed(seed)
-        @settings(
-            max_examples=number - len(planned),
-            deadline=None,
-            database=None,
-            phases=(Phase.generate,),
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(case.strategy)
-        def take(example: Example) -> None:
-            drawn.append(example)
-
-        take()
+        give_random(case, number - len(planned), seed, drawn.append)
     return (*planned, *drawn)
 
 

@@ -123,7 +123,7 @@ def padding_mask(example: Example) -> Tensor:
     return mask
 
 
-def attention_mask(example: Example, *, causal: bool, dtype: torch.dtype = torch.float32) -> Tensor | None:
+def attention_mask(example: Example, *, causal: bool) -> Tensor | None:
     """The mask in the form that the example's ``mask`` axis asks for: None, (B, T) int64, or (B, 1, T, T).
 
     A bool mask is given to sdpa only; eager attention adds what it is given, so it gets the floats. In a causal model the
@@ -143,7 +143,7 @@ def attention_mask(example: Example, *, causal: bool, dtype: torch.dtype = torch
         allowed = allowed & earlier
     if form == "4d bool" and example["attention"] == "sdpa":
         return allowed
-    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+    return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 
 def valid_positions(example: Example, *, causal: bool) -> Tensor | None:

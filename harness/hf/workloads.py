@@ -46,10 +46,10 @@ def allowed_keys(workload: Workload) -> Tensor:
     return allowed.expand(workload.batch, 1, -1, -1)
 
 
-def causal_mask(workload: Workload, dtype: torch.dtype = torch.float32) -> Tensor:
+def causal_mask(workload: Workload) -> Tensor:
     """(B, 1, T, S) additive: what eager attention is given, always."""
     allowed = allowed_keys(workload)
-    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+    return torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
 
 def on_static_cache(workload: Workload) -> Workload:

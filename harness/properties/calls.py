@@ -210,14 +210,11 @@ def layer_inputs_watched(trial: Trial) -> Iterator[None]:
         if not all(torch.equal(tensor, before) for tensor, before in given[layer]):
             raise Disagreement(f"a {type(layer).__name__} writes to what it is given")
 
-    layers = [trial.replaced.model.get_submodule(one.path) for one in trial.replaced.replaced]
-    hooks = [layer.register_forward_pre_hook(before, with_kwargs=True) for layer in layers]
-    hooks += [layer.register_forward_hook(after, with_kwargs=True) for layer in layers]
-    try:
+    with contextlib.ExitStack() as hooks:
+        for layer in (trial.replaced.model.get_submodule(one.path) for one in trial.replaced.replaced):
+            hooks.enter_context(layer.register_forward_pre_hook(before, with_kwargs=True))
+            hooks.enter_context(layer.register_forward_hook(after, with_kwargs=True))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _unchanged(before: Any, after: Any, path: str) -> None:

@@ -30,11 +30,8 @@ def given(model: nn.Module, path: str, change: Callable[[Tensor], Tensor]) -> It
             return (change(args[0]), *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
 
-    hook = model.get_submodule(path).register_forward_pre_hook(before, with_kwargs=True)
-    try:
+    with model.get_submodule(path).register_forward_pre_hook(before, with_kwargs=True):
         yield
-    finally:
-        hook.remove()
 
 
 def with_outlier(x: Tensor) -> Tensor:

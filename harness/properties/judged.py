@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +20,7 @@ Judged = dict[str, tuple[Allowance, Measured]]
 
 def judged(trial: Trial, dtype: str, run: Run, inputs: Inputs, *, fused: bool = True) -> Judged:
     """``run`` of both sides in ``dtype``; ``fused`` asks that no layer leaves it to the original."""
-    allowed = allowances(run, trial.original.to(DTYPES[dtype]), in_dtype(dtype, inputs), trial.example)
+    allowed = allowances(run, trial.original.to(DTYPES[dtype]), cast(inputs, DTYPES[dtype]), trial.example)
     if not allowed:
         return {}
     outputs = outputs_in(trial, dtype, run, inputs, fused=fused)
@@ -42,10 +41,4 @@ def outputs_in(trial: Trial, dtype: str, run: Run, inputs: Inputs, *, fused: boo
     model = trial.replaced.model
     mode = torch.inference_mode if trial.example.seed & INFERENCE else torch.no_grad
     with fused_path(model) if fused else contextlib.nullcontext(), mode():
-        return run(model, in_dtype(dtype, inputs))
-
-
-def in_dtype(dtype: str, inputs: Inputs) -> Inputs:
-    """``inputs`` with every float tensor in ``dtype``."""
-    kwargs: dict[str, Any] = cast(inputs.kwargs, DTYPES[dtype])
-    return Inputs(kwargs=kwargs, valid=inputs.valid)
+        return run(model, cast(inputs, DTYPES[dtype]))

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..numerics import gap, tolerance_of
 from ..trial import Disagreement, Trial, original_side, replacement_side
-from .base import Property, living, transformers_like
+from .base import Property, living, same_tensor, transformers_like
 from .cache import arguments, in_chunks, piece, valid_in
 
 
@@ -98,11 +97,7 @@ def _same_tensor(trial: Trial, expected: Tensor, actual: Any, path: str, valid: 
     mine, its = _counting(valid, expected), actual
     if isinstance(actual, Tensor) and actual.shape == expected.shape:
         its = _counting(valid, actual)
-    difference, tolerance = gap(mine, its), tolerance_of(mine)
-    if not difference.within(tolerance):
-        message = difference.problem or f"relative error {difference.error:.1e} (tolerance {tolerance:.0e})"
-        raise Disagreement(f"{path}: {message}", error=difference.error)
-    trial.evidence.note(difference.error)
+    same_tensor(trial, mine, its, None, path)
 
 
 def _counting(valid: Tensor | None, tensor: Tensor) -> Tensor:

@@ -58,16 +58,12 @@ class Stopped(TorchDispatchMode):
 @contextlib.contextmanager
 def watched(layers: list[nn.Module], mode: Stopped) -> Iterator[None]:
     """While open, ``mode`` knows when this thread is inside one of ``layers``; without any it takes all for inside."""
-    hooks = [
-        hook for one in layers for hook in (one.register_forward_pre_hook(mode.enter), one.register_forward_hook(mode.leave))
-    ]
     mode.depth = 0 if layers else 1
-    try:
-        with mode:
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with contextlib.ExitStack() as hooks, mode:
+        for layer in layers:
+            hooks.enter_context(layer.register_forward_pre_hook(mode.enter))
+            hooks.enter_context(layer.register_forward_hook(mode.leave))
+        yield
 
 
 def layers_of(trial: Trial, model: nn.Module) -> list[nn.Module]:

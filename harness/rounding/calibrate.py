@@ -116,7 +116,7 @@ def calibrate(
     return Calibration(
         schema=SCHEMA,
         seed=seed,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - start, 1),
         packages={name: version(name) for name in ("torch", "transformers", "diffusers")},
         processor=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",

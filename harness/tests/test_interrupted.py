@@ -173,12 +173,12 @@ def test_an_interrupted_validation_reports_what_it_has_judged(
 def test_an_interrupted_exam_reports_the_parts_that_were_done(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def one_part(parts: list[runner.Part], workers: int | None) -> Iterator[tuple[runner.Part, CaseReport]]:
+    def one_part(_: int, __: object, parts: list[runner.Part], *, seconds: float) -> Iterator[tuple[runner.Part, CaseReport]]:
         kill = Outcome(fault="M14 ignored", case="opt", status="killed", killer="model equality", examples=3)
         yield parts[0], CaseReport(case="opt", outcomes=(kill,), control=(), honest=(), faults=1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "_in_parallel", one_part)
+    monkeypatch.setattr(runner, "by_processes", one_part)
     assert status(CASES, ["faults", "opt"]) == 130
     told = capsys.readouterr()
     assert "broken off" in told.out

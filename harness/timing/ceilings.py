@@ -18,8 +18,8 @@ from functools import partial
 
 import torch
 
-from harness.timing.devices import Call, Device, disturbances
-from harness.timing.light import SpeedOfLight
+from .devices import Call, Device, disturbances
+from .light import SpeedOfLight
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _HALVES = (torch.bfloat16, torch.float16)

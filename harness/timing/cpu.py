@@ -15,9 +15,10 @@ from itertools import repeat
 import psutil
 import torch
 
-from harness.timing import memory
-from harness.timing.devices import Call, Clock, Conditions, Device, DeviceUnavailable
 from policies.fused.packed import trim
+
+from . import memory
+from .devices import Call, Clock, Conditions, Device, DeviceUnavailable
 
 
 class CpuDevice(Device):

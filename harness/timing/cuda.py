@@ -20,9 +20,10 @@ from collections.abc import Callable
 from itertools import repeat
 from typing import Any
 
-from harness.timing.devices import Call, Clock, Conditions, Device, DeviceUnavailable
-from harness.timing.nvml import GpuReading, Nvml
 from policies.fused.capture import CudaGraphBackend
+
+from .devices import Call, Clock, Conditions, Device, DeviceUnavailable
+from .nvml import GpuReading, Nvml, open_nvml
 
 _L2_UNKNOWN_BYTES = 128 * 2**20
 _WARM_UP_BEFORE_CAPTURE = 3
@@ -152,13 +153,5 @@ def open_cuda() -> CudaDevice:
     return CudaDevice(
         cuda=torch.cuda,
         allocate=lambda size: torch.empty(size, dtype=torch.uint8, device="cuda"),
-        nvml=_open_nvml(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)),
+        nvml=open_nvml(str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)),
     )
-
-
-def _open_nvml(uuid: str) -> Nvml | None:
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    return Nvml(pynvml, uuid)

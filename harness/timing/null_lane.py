@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from scipy import stats
 
-from harness.timing.devices import Call, Device
-from harness.timing.paired import PairedResult, compare
-from harness.timing.stopping import LAST_SHARE
 from reports.record import NullLane
+
+from .devices import Call, Device
+from .paired import PairedResult, compare
+from .stopping import LAST_SHARE
 
 CONFIDENCE, POWER = 0.99, 0.95
 

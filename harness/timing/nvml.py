@@ -104,3 +104,12 @@ class Nvml:
         if own not in running and len(running) <= 1:
             return ()
         return tuple(f"process {pid}" for pid in running if pid != own)
+
+
+def open_nvml(uuid: str) -> Nvml | None:
+    """The library, looking at the GPU of this UUID; None where it is not installed."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    return Nvml(pynvml, uuid)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from harness.timing.cpu import CpuDevice
-from harness.timing.cuda import open_cuda
-from harness.timing.devices import Device, DeviceUnavailable
+from .cpu import CpuDevice
+from .cuda import open_cuda
+from .devices import Device, DeviceUnavailable
 
 
 def open_device(kind: str) -> Device:

@@ -22,11 +22,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from harness.timing.devices import Call, Clock, Conditions, Device, disturbances
-from harness.timing.stability import instabilities
-from harness.timing.statistics import PAIRS_IN_BLOCK, Judgement, judge
-from harness.timing.stopping import FIRST_LOOK_BLOCKS, Look, plan_looks, settled
 from reports.record import Interval, TimingVerdict
+
+from .devices import Call, Clock, Conditions, Device, disturbances
+from .stability import instabilities
+from .statistics import PAIRS_IN_BLOCK, Judgement, judge
+from .stopping import FIRST_LOOK_BLOCKS, Look, plan_looks, settled
 
 MAXIMUM_BLOCKS = 1024
 _SAMPLES_IN_BLOCK = 2 * PAIRS_IN_BLOCK

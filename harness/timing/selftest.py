@@ -16,13 +16,14 @@ from itertools import repeat
 import torch
 from scipy import stats
 
-from harness.timing.devices import Call, Device
-from harness.timing.null_lane import count_alarms, smallest_effect
-from harness.timing.paired import PairedResult, compare
+from .devices import Call, Device
+from .null_lane import count_alarms, smallest_effect
+from .paired import PairedResult, compare
 
 ALARM_RATE = 0.01
 """Share of comparisons of equal calls that may end in a difference: intervals have 99 % confidence."""
 CALL_SECONDS = 1e-3
+PAIR_SECONDS = 5.0
 UNITS = 100
 _UNIT_SIZES = tuple(range(16, 257, 8))
 _CALIBRATION_CALLS = 20
@@ -111,9 +112,7 @@ def selftest(
     comparisons: int = 300,
     effects: tuple[float, ...] = (0.02, 0.03),
     effect_comparisons: int = 40,
-    budget_seconds: float = 5.0,
     time_limit_seconds: float = float("inf"),
-    seed: int = 0,
     work: Callable[[int], Call] | None = None,
     progress: Progress = lambda done, planned: None,
 ) -> SelfTest:
@@ -132,11 +131,9 @@ def selftest(
     baseline = work(UNITS)
     subjects = {effect: work(UNITS + round(effect * UNITS)) for effect in effects} | {0.0: baseline}
     for number, effect in enumerate(schedule):
-        if device.now() + budget_seconds > limit:
+        if device.now() + PAIR_SECONDS > limit:
             break
-        results[effect].append(
-            compare(baseline, subjects[effect], device=device, budget_seconds=budget_seconds, seed=seed + number)
-        )
+        results[effect].append(compare(baseline, subjects[effect], device=device, budget_seconds=PAIR_SECONDS, seed=number))
         progress(number + 1, len(schedule))
     return _summary(device, results, planned=len(schedule))
 

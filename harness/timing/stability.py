@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from harness.timing.statistics import PAIRS_IN_BLOCK, block_log_ratios, group_log_ratios, hodges_lehmann
+from .statistics import PAIRS_IN_BLOCK, block_log_ratios, group_log_ratios, hodges_lehmann
 
 _FEWEST_PAIRS = 16
 _DRIFT = 0.05

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from harness.timing.statistics import Judgement
+from .statistics import Judgement
 
 FIRST_LOOK_BLOCKS = 16
 _EARLY_LOOKS = 5

@@ -125,7 +125,7 @@ def runs(derivation: Derivation, example: Example) -> str | None:
         with quiet(), exact_mode():
             model = case.build(example).double()
             inputs = case.inputs(example)
-            outputs = case.run(model, replace(inputs, kwargs=cast(inputs.kwargs, torch.float64)))
+            outputs = case.run(model, cast(inputs, torch.float64))
     except Exception as problem:
         return f"{type(problem).__name__}: {' '.join(str(problem).split())[:100]}"
     ids = inputs.kwargs.get("input_ids")

@@ -25,6 +25,7 @@ from policies.swap import qualified_name
 
 from ..exact import exact_mode
 from ..nested import cast
+from ..properties.equality import main_output
 from ..search import quiet
 from .derivation import Derivation
 from .derived import DerivedCase
@@ -175,7 +176,7 @@ def _is_deaf(layer: nn.Module, call: dict[str, Any]) -> bool:
             told = [layer(**alone, is_causal=causal) for causal in (True, False)]
     except (TypeError, ValueError):
         return False
-    causal, free = (one[0] if isinstance(one, tuple) else one for one in told)
+    causal, free = map(main_output, told)
     return torch.equal(causal, free)
 
 

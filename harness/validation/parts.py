@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..properties.equality import main_output
 
 CLOSE = 1e-9
 
@@ -31,7 +34,7 @@ def watched(model: nn.Module, layer: nn.Module, kwargs: dict[str, Any]) -> tuple
     def note(path: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             given = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
-            returned = output[0] if isinstance(output, tuple) else output
+            returned = main_output(output)
             if given is not None and isinstance(returned, Tensor):
                 # Copies: what comes next may add to a tensor in place.
                 parts[path] = Passed(module=module, given=given.clone(), returned=returned.clone())
@@ -42,13 +45,10 @@ def watched(model: nn.Module, layer: nn.Module, kwargs: dict[str, Any]) -> tuple
         call.update({**dict(zip(names, args)), **kwargs})
         outputs.append(output)
 
-    hooks = [one.register_forward_hook(note(path), with_kwargs=True) for path, one in layer.named_modules() if path]
-    hooks.append(layer.register_forward_hook(whole, with_kwargs=True))
-    try:
+    with contextlib.ExitStack() as hooks:
+        for path, one in layer.named_modules():
+            hooks.enter_context(one.register_forward_hook(note(path) if path else whole, with_kwargs=True))
         model(**kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     call["hidden_states"] = call.get("hidden_states", next(iter(call.values())))
     return parts, call, outputs[0]
 

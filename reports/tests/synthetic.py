@@ -175,7 +175,7 @@ def full_run(
 ) -> record.Run:
     """A run over all cases; ``faulty`` adds one of each outcome, ``factors`` scale the ratios of a case."""
     source = random.Random(seed)
-    created = datetime.datetime(2026, 1, 1, 3, 30, tzinfo=datetime.timezone.utc) + datetime.timedelta(days=day)
+    created = datetime.datetime(2026, 1, 1, 3, 30, tzinfo=datetime.UTC) + datetime.timedelta(days=day)
     return run(
         id,
         created=created.isoformat(),
