@@ -12,6 +12,7 @@ from policies import replace_module
 from reports.record import ErrorBudget, Failure, Verdict
 
 from .case import Axis, Case, Example
+from .coverage import Drawn, Pair
 from .evidence.gather import Evidence, gather
 from .numerics import EXACT_TOLERANCE
 from .profiles import Profile
@@ -28,8 +29,8 @@ class Checked:
     was used of the error budget, and whether there is no verdict because the original raised."""
 
     verdict: Verdict
-    drawn: Counter[tuple[str, Any]] = field(default_factory=Counter)
-    pairs: frozenset[tuple[str, Any, str, Any]] = frozenset()
+    drawn: Drawn = field(default_factory=Counter)
+    pairs: frozenset[Pair] = frozenset()
     budget: ErrorBudget | None = None
     original_raised: bool = False
 

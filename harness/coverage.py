@@ -9,23 +9,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from itertools import combinations
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from reports.record import Coverage
 
 from .case import Axis, Case, Example
 
+if TYPE_CHECKING:
+    from .check import Checked
+
 Drawn = Counter[tuple[str, Any]]
+"""Values of axes that were met."""
 Pair = tuple[str, Any, str, Any]
-
-
-class Tallied(Protocol):
-    """What was met in the examples of one property: values of axes, and pairs of them, axes in alphabetical order."""
-
-    @property
-    def drawn(self) -> Drawn: ...
-    @property
-    def pairs(self) -> frozenset[Pair]: ...
+"""Two of them met in one example, axes in alphabetical order."""
 
 
 def tally(example: Example) -> tuple[list[tuple[str, Any]], list[Pair]]:
@@ -34,7 +30,7 @@ def tally(example: Example) -> tuple[list[tuple[str, Any]], list[Pair]]:
     return values, [(a, x, b, y) for (a, x), (b, y) in combinations(values, 2)]
 
 
-def coverage(case: Case, tallies: Iterable[Tallied]) -> Coverage:
+def coverage(case: Case, tallies: Iterable[Checked]) -> Coverage:
     """How often each axis value of ``case`` was met over all its properties, and all that it claims and was not met."""
     drawn: Drawn = Counter()
     pairs: set[Pair] = set()

@@ -44,9 +44,8 @@ def covering_examples(axes: tuple[Axis, ...], seed: int, most: int) -> list[Exam
     generator = random.Random(seed)
     claimed = [axis for axis in axes if axis.claimed]
     named = {axis.name: generator.sample(axis.values, len(axis.values)) for axis in claimed}
-    rows = covering_array(tuple(len(axis.values) for axis in claimed))
+    rows = covering_array(tuple(len(axis.values) for axis in claimed))[:most]
     examples = []
-    rows = rows[:most]
     for row, own in zip(rows, _spread(len(rows), generator), strict=True):
         chosen = {axis.name: named[axis.name][index] for axis, index in zip(claimed, row, strict=True)}
         values = {axis.name: chosen.get(axis.name, generator.choice(axis.values)) for axis in axes}

@@ -17,19 +17,15 @@ from .case import Inputs
 T = TypeVar("T")
 
 
-def mapped(value: T, change: Callable[[Tensor], Tensor]) -> T:
+def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """``value`` (of a call, or ``Inputs``) with ``change`` applied to every tensor of the call."""
-    made: Any = value
     if isinstance(value, Tensor):
-        made = change(value)
-    elif isinstance(value, Inputs):
-        made = Inputs(kwargs=mapped(value.kwargs, change), valid=value.valid)
-    elif isinstance(value, dict):
-        made = {key: mapped(one, change) for key, one in value.items()}
-    elif isinstance(value, tuple | list):
-        made = type(value)(mapped(one, change) for one in value)
-    result: T = made
-    return result
+        return change(value)
+    if isinstance(value, Inputs):
+        return Inputs(kwargs=mapped(value.kwargs, change), valid=value.valid)
+    if isinstance(value, dict):
+        return {key: mapped(one, change) for key, one in value.items()}
+    return type(value)(mapped(one, change) for one in value) if isinstance(value, tuple | list) else value
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -53,4 +49,5 @@ def cast(value: T, dtype: torch.dtype) -> T:
             lowest |= tensor == torch.finfo(torch.float32).min  # a mask of float32 that was made in exact mode
         return tensor.to(dtype).masked_fill(lowest, torch.finfo(dtype).min)
 
-    return mapped(value, change)
+    result: T = mapped(value, change)
+    return result

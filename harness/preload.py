@@ -17,7 +17,8 @@ NEEDED = (
 )
 
 with quiet():  # libraries tell whoever imports them what they miss
-    PRELOADED = tuple(map(import_module, NEEDED))
+    for name in NEEDED:
+        import_module(name)
 
 # By itself the first bar takes a semaphore of the system, shown or not (torch.fx has one), which a process that is stopped
 # leaves behind.

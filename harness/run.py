@@ -6,9 +6,8 @@ from collections import Counter
 from pathlib import Path
 
 from policies.plans import CAPTURED, Plan
-from reports.record import Coverage, Environment, NullLane, Run, Verdict
+from reports.record import WRONG, Coverage, Environment, NullLane, Run, Verdict
 from reports.storage import write
-from reports.summary import WRONG
 
 from .environment import fingerprint
 from .interrupts import heed

@@ -22,7 +22,7 @@ from hypothesis import seed as with_seed
 from hypothesis.errors import FlakyFailure, HypothesisException
 
 from .case import Case, Example
-from .coverage import tally
+from .coverage import Drawn, Pair, tally
 from .covering import covering_examples
 from .evidence.minimise import minimise
 from .process import SHARED
@@ -42,8 +42,8 @@ class Found:
     replays: int = 0
     worst_error: float = 0.0
     seconds: float = 0.0
-    drawn: Counter[tuple[str, object]] = field(default_factory=Counter)
-    pairs: set[tuple[str, object, str, object]] = field(default_factory=set)
+    drawn: Drawn = field(default_factory=Counter)
+    pairs: set[Pair] = field(default_factory=set)
     failure: tuple[Example, BaseException] | None = None
     original_failed: tuple[Example, str] | None = None
     original_raised: bool = False

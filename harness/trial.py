@@ -177,11 +177,9 @@ class Trial:
         """The trial itself if its example suits, or else changed in the one axis that makes it suit."""
         if suits(self.example):
             return self
-        for axis in self.case.axes:
-            for value in axis.values:
-                example = self.example.with_value(axis.name, value)
-                if suits(example):
-                    return self.on(example)
+        for example in (self.example.with_value(axis.name, value) for axis in self.case.axes for value in axis.values):
+            if suits(example):
+                return self.on(example)
         raise Vacuous(f"no example of {self.case.name} suits, whichever axis is changed")
 
     def mode(self) -> contextlib.AbstractContextManager[Any]:

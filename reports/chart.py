@@ -102,8 +102,8 @@ def sparkline(
 ) -> Sparkline:
     """Draw a non-empty series of positive values on a log scale.
 
-    A series longer than ``most`` is drawn as that many
-    medians of neighbouring runs: more would not be seen, and would weigh the page down.
+    A series longer than ``most`` is drawn as that many medians of neighbouring runs: more would not be seen, and would weigh
+    the page down.
     """
     step = max(1, math.ceil(len(values) / most))
     binned = [

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import msgspec
 
 from reports import wording
-from reports.record import begun
-from reports.summary import WRONG, is_replaced, measured_ratio
+from reports.record import WRONG, begun
+from reports.summary import is_replaced, measured_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -135,11 +135,6 @@ def violations(comparison: Comparison, fail_on: Collection[str]) -> tuple[Change
         raise ComparisonError(f"--fail-on takes {', '.join(FAIL_ON)}; not {wording.one_line(', '.join(unknown))}")
     kinds = {kind for name in fail_on for kind in FAIL_ON[name]}
     return tuple(change for change in comparison.changes if change.kind in kinds)
-
-
-def render_json(comparison: Comparison) -> str:
-    """The comparison for a script: the fields of ``Comparison``, indented."""
-    return msgspec.json.format(msgspec.json.encode(comparison), indent=2).decode()
 
 
 def environment_differences(base: Environment, head: Environment) -> tuple[str, ...]:

@@ -22,8 +22,8 @@ from markupsafe import Markup, escape
 
 from reports import chart, wording
 from reports.compare import Comparison, ComparisonError, compare
-from reports.record import first_departing
-from reports.summary import WRONG, columns, is_replaced, measured_ratio, summarize, typical_ratio
+from reports.record import WRONG, first_departing
+from reports.summary import columns, is_replaced, measured_ratio, summarize, typical_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from reports import wording
 from reports.compare import Change, Comparison, ComparisonError, compare
-from reports.summary import WRONG, Summary, columns, summarize
+from reports.record import WRONG
+from reports.summary import Summary, columns, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

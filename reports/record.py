@@ -31,6 +31,9 @@ error        the property could not be judged: the harness or the original raise
 unavailable  not judged: the case needs a package that is not installed, or the original cannot do what would be asked
 """
 
+WRONG = frozenset({"failed", "vacuous", "error"})
+"""Outcomes that a person must look at."""
+
 TimingVerdict = Literal["FASTER", "SAME", "SLOWER", "AMBIGUOUS", "VOID", "FAILED"]
 """FASTER, SAME (shown equivalent within the margin), SLOWER, AMBIGUOUS (the interval allows more than one of them),
 VOID (the measurement contradicts itself or a ceiling), FAILED (equality did not hold, so nothing was timed)."""
@@ -89,7 +92,7 @@ class Failure(Struct, frozen=True, kw_only=True):
     message: str
     """One sentence: what was expected and what was seen."""
     example: dict[str, str]
-    """The minimal example in words: axis -> value, only axes off their simplest value first."""
+    """The minimal example in words: axis -> value, axes off their simplest value first."""
     off_simplest: tuple[str, ...] = ()
     """Axes of the minimal example that are not at their simplest value."""
     nearest_passing: dict[str, str] | None = None
@@ -112,7 +115,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     """What the property claims, in one sentence."""
     outcome: Outcome
     reason: str = ""
-    """For every outcome but ``held``: one sentence that says why."""
+    """One sentence that says why; of what held, what was left out."""
     examples: int
     """Examples that ran to a judgement (shrinking not counted)."""
     refused: int = 0
@@ -299,7 +302,7 @@ class Run(Struct, frozen=True, kw_only=True):
     def ok(self) -> bool:
         """True when something was judged, every verdict held (unavailable ones aside), and no timed row was wrong."""
         outcomes = {v.outcome for v in self.verdicts}
-        wrong = outcomes - {"held", "unavailable"} or any(t.verdict == "FAILED" for t in self.timings)
+        wrong = outcomes & WRONG or any(t.verdict == "FAILED" for t in self.timings)
         return not wrong and bool("held" in outcomes or self.timings)
 
 

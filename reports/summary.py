@@ -15,14 +15,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from reports import wording
+from reports.record import WRONG
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from reports.record import Interval, Run, Timing, TimingVerdict, Verdict
-
-WRONG = frozenset({"failed", "vacuous", "error"})
-"""Outcomes that a person must look at."""
 
 MOST_VALUES = 3
 """Claimed values that were never judged and are named on the first screen."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from reports import wording
 from reports.chart import Level
 from reports.compare import MARGIN, environment_differences
-from reports.summary import WRONG
+from reports.record import WRONG
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

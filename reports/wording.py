@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 OUTCOME_SYMBOLS = {"held": "✓", "failed": "✗", "vacuous": "∅", "error": "!", "unavailable": "–"}
 TIMING_SYMBOLS = {"FASTER": "▲", "SAME": "=", "SLOWER": "▼", "AMBIGUOUS": "?", "VOID": "∅", "FAILED": "✗"}
 
+ROUNDS_UP = 0.9995
+"""A figure of three digits from which on it is written as one of the next unit."""
 LONGEST_TEXT = 2_000
 """Characters of one foreign text that a rendering shows, scripts and tracebacks apart."""
 LONGEST_SCRIPT = 12_000
@@ -65,7 +67,7 @@ def duration(seconds: float) -> str:
     if seconds >= 120:
         return f"{seconds / 60:.0f} min"
     for scale, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if seconds >= scale:
+        if seconds >= ROUNDS_UP * scale:
             return f"{_digits(seconds / scale)} {unit}"
     return f"{_digits(seconds * 1e9)} ns"
 
@@ -84,7 +86,7 @@ def named(run: str, created: str) -> str:
 def size(number: float) -> str:
     """Bytes in binary units."""
     for unit in ("B", "KiB", "MiB", "GiB"):
-        if abs(number) < 1024:
+        if abs(number) < 1023.5:
             break
         number, unit = number / 1024, {"B": "KiB", "KiB": "MiB", "MiB": "GiB", "GiB": "TiB"}[unit]
     return f"{_digits(number)} {unit}"
@@ -93,7 +95,7 @@ def size(number: float) -> str:
 def rate(number: float, unit: str) -> str:
     """A rate in decimal units: ``1.9e11`` FLOP/s is ``190 GFLOP/s``."""
     for scale, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= scale:
+        if number >= ROUNDS_UP * scale:
             return f"{_digits(number / scale)} {prefix}{unit}"
     return f"{_digits(number)} {unit}"
 
@@ -137,8 +139,9 @@ def percent(fraction: float) -> str:
 
 
 def change(effect: float) -> str:
-    """A relative change with its sign, ``−15 %`` or ``+2.1 %``."""
-    return ("−" if effect < 0 else "+") + percent(abs(effect)).replace("%", " %")
+    """A relative change with its sign, ``−15 %`` or ``+2.1 %``; ``0.0 %`` has none."""
+    size = percent(abs(effect)).replace("%", " %")
+    return size if float(size.split()[0]) == 0 else ("−" if effect < 0 else "+") + size
 
 
 def spread(samples: Sequence[float]) -> tuple[str, str] | None:

@@ -149,6 +149,14 @@ def test_an_expanded_input_keeps_its_strides() -> None:
     assert wrapped.captures == 1
 
 
+def test_an_input_whose_rows_are_woven_into_each_other_is_captured() -> None:
+    wrapped = graphed(lambda x: x * 2)
+    for start in (0.0, 40.0):
+        x = torch.arange(start, start + 40).as_strided((2, 3), (5, 8))
+        assert torch.equal(wrapped(x), x * 2)
+    assert wrapped.captures == 1
+
+
 def test_constants_made_of_numbers_are_fresh_in_every_replay() -> None:
     wrapped = graphed(lambda x: torch.tensor([1.0, 2.0, 3.0]).add_(x))
     for _ in range(3):

@@ -87,7 +87,7 @@ def doctor(
     found = fingerprint()
     notes = [*found.notes, *open_device("cpu").unavailable]
     try:
-        open_device("cuda")
+        notes += open_device("cuda").unavailable
     except DeviceUnavailable as why:
         notes.append(str(why))
     if json:

@@ -6,12 +6,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from reports.record import Timing, Verdict
+from reports.record import WRONG, Timing, Verdict
 from reports.wording import judged, one_line
 
 from ..watcher import Watcher
-
-MARKS = {"held": "held", "failed": "FAILED", "vacuous": "VACUOUS", "error": "ERROR", "unavailable": "unavailable"}
 
 
 class Reporter(Watcher):
@@ -53,8 +51,9 @@ class Reporter(Watcher):
     def verdict(self, verdict: Verdict) -> None:
         reason = f": {one_line(verdict.reason)}" if verdict.reason else ""
         figures = ", ".join((*judged(verdict), f"{verdict.seconds:.1f} s"))
-        line = f"{verdict.case} · {verdict.property}: {MARKS[verdict.outcome]} ({figures}){reason}"
-        self._step(line, wrong=verdict.outcome not in ("held", "unavailable"))
+        wrong = verdict.outcome in WRONG
+        outcome = verdict.outcome.upper() if wrong else verdict.outcome
+        self._step(f"{verdict.case} · {verdict.property}: {outcome} ({figures}){reason}", wrong=wrong)
 
     def timed(self, timings: tuple[Timing, ...]) -> None:
         for row in timings:

@@ -13,6 +13,7 @@ from reports import storage
 from reports.record import Run
 
 from . import options
+from .output import print_json
 from .perform import previous_run, write_page
 
 
@@ -57,7 +58,7 @@ def compare(
     comparison = comparing.compare(_found(ctx, base)[0], _found(ctx, head)[0])
     broken = comparing.violations(comparison, [one.strip() for one in fail_on.split(",") if one.strip()])
     if json:
-        print(comparing.render_json(comparison))
+        print_json(comparison)
     elif format == "md":
         sys.stdout.write(markdown.render_comparison_markdown(comparison))
     else:

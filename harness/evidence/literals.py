@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,7 +23,7 @@ def literal(value: Any, indent: str = "") -> str:
     if isinstance(value, Tensor):
         return _tensor(value, indent)
     if value is None or type(value) in (bool, int, float, str):
-        return _infinite(value) if isinstance(value, float) and value in (float("inf"), -float("inf")) else repr(value)
+        return repr(value) if not isinstance(value, float) or math.isfinite(value) else f"float({str(value)!r})"
     if isinstance(value, torch.dtype):
         return str(value)
     if type(value) is dict:
@@ -46,10 +47,6 @@ class Source(str):
 
 def _argument(value: Any, indent: str) -> str:
     return str(value) if isinstance(value, Source) else literal(value, indent + "    ")
-
-
-def _infinite(value: float) -> str:
-    return f"float({str(value)!r})"
 
 
 def _tensor(tensor: Tensor, indent: str) -> str:

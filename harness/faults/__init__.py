@@ -7,7 +7,7 @@ is imported before one of them is called.
 
 from __future__ import annotations
 
-from .report import Alarm, CaseReport, FaultReport, Outcome
+from .report import CaseReport, FaultReport, Outcome
 from .runner import run_faults
 
-__all__ = ["Alarm", "CaseReport", "FaultReport", "Outcome", "run_faults"]
+__all__ = ["CaseReport", "FaultReport", "Outcome", "run_faults"]

@@ -18,7 +18,7 @@ from policies.fused.unet import FusedUNet
 from policies.fused.vae import FusedCoder
 
 from .fault import Applies, Fault, Inject, Patch, Traits, patched, seeded
-from .graphs import captures
+from .graphs import captures, unet
 from .sizes import whole_lanes
 
 
@@ -128,11 +128,6 @@ def of_diffusion(
     """A fault of computing in a replaced diffusion model."""
     inject = patched(patch) if isinstance(patch, tuple) else patch
     return seeded("computing", id, rows, source, breaks, inject, applies=applies, expects=expects)
-
-
-def unet(traits: Traits) -> bool:
-    """Cases whose models are UNets."""
-    return traits.has_policy("UNetPolicy")
 
 
 def vae(traits: Traits) -> bool:

@@ -13,9 +13,9 @@ from policies.fused.diffusion_attention import FusedAttention
 from policies.fused.unet import FusedUNet
 from policies.fused.vae import FusedCoder, FusedVAE
 
-from .diffusion import in_new_classes, of_diffusion, takes, unet, vae
+from .diffusion import in_new_classes, of_diffusion, takes, vae
 from .fault import Patch
-from .graphs import captures
+from .graphs import captures, unet
 
 
 def _without(*names: str) -> Patch:

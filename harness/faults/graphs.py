@@ -171,7 +171,7 @@ def _replays(traits: Traits) -> bool:
 
 def _nests(traits: Traits) -> bool:
     """Whether calls that are captured bring tensors inside of something else; a layer's are its masks and positions."""
-    return _is_unet(traits) or traits.by_graphs
+    return unet(traits) or traits.by_graphs
 
 
 @contextlib.contextmanager
@@ -187,7 +187,8 @@ def _wherever_the_cache_is(replacer: Replacer) -> Iterator[Replacer]:
         yield replacer
 
 
-def _is_unet(traits: Traits) -> bool:
+def unet(traits: Traits) -> bool:
+    """Cases whose models are UNets."""
     return traits.has_policy("UNetPolicy")
 
 
@@ -256,7 +257,7 @@ GRAPHS = (
         "DeepSpeed PR #8488",
         "Small tensors, a timestep among them, are frozen into the graph.",
         FrozenTime,
-        applies=_is_unet,
+        applies=unet,
     ),
     _fault(
         "F77 nested",

@@ -18,10 +18,10 @@ from ..rounding.statistic import DTYPES
 from .around import shared_workspace
 from .cache import caches, own_copy, past_unused, stale_prompt, updating
 from .calling import as_if_in_order, in_place, second_copy
-from .diffusion import attending, in_new_classes, key_value, of_diffusion, pooled_first, unet, vae
+from .diffusion import attending, in_new_classes, key_value, of_diffusion, pooled_first, vae
 from .diffusion import in_place as unet_in_place
 from .fault import Applies, Fault, Inject, Patch, layered, miscomputing, patched
-from .graphs import captures
+from .graphs import captures, unet
 from .sizes import whole_lanes
 from .workspace import finishing, sized_by_first_call, whole_blocks
 

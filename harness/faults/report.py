@@ -19,11 +19,7 @@ ONE_CALL = ("model equality", "layer equality", "contract")
 """Properties that look at one call in exact mode."""
 
 
-class Struct(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the report's parts."""
-
-
-class Outcome(Struct, frozen=True, kw_only=True):
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What became of one fault on one case. ``examples`` are counted over all properties that were asked."""
 
     fault: str
@@ -65,7 +61,7 @@ def median_examples(outcomes: Iterable[Outcome]) -> float | None:
     return median(counts) if counts else None
 
 
-class Alarm(Struct, frozen=True, kw_only=True):
+class Alarm(msgspec.Struct, frozen=True, kw_only=True):
     """What one harmless subject (the clean policy, or an honest variant) was taken for, on one case."""
 
     subject: str
@@ -78,7 +74,7 @@ class Alarm(Struct, frozen=True, kw_only=True):
     example: str | None = None
 
 
-class CaseReport(Struct, frozen=True, kw_only=True):
+class CaseReport(msgspec.Struct, frozen=True, kw_only=True):
     """The exam of one case."""
 
     case: str
@@ -90,7 +86,7 @@ class CaseReport(Struct, frozen=True, kw_only=True):
     """How many faults were looked at, applicable or not."""
 
 
-class FaultReport(Struct, frozen=True, kw_only=True):
+class FaultReport(msgspec.Struct, frozen=True, kw_only=True):
     """The whole exam."""
 
     profile: str

@@ -7,6 +7,7 @@ import time
 from pkgutil import resolve_name
 from typing import Any
 
+import msgspec
 from torch import nn
 
 from policies.anatomy import NormPosition
@@ -37,7 +38,7 @@ def judge(row: Row, entries: tuple[CaseEntry, ...], *, examples: int, seed: int)
     with quiet():
         judging = _Judging(row, subject(row, entries))
         found = judging.all(examples, seed)
-    return _with_seconds(found, time.perf_counter() - started), judging.scripts
+    return msgspec.structs.replace(found, seconds=round(time.perf_counter() - started, 1)), judging.scripts
 
 
 class _Judging:
@@ -208,9 +209,3 @@ def _from_us(own: Any, said: dict[str, Any]) -> str:
         found.append("a residual taken after the norm")
     found += [fact for fact, names in FACTS.items() if fact != "whole layer" and not any(name in said for name in names)]
     return ", ".join(found)
-
-
-def _with_seconds(found: Judged, seconds: float) -> Judged:
-    import msgspec
-
-    return msgspec.structs.replace(found, seconds=round(seconds, 1))

@@ -20,7 +20,7 @@ from ..exact import exact_mode
 from ..numerics import EXACT_TOLERANCE, gap
 from ..properties.equality import MODEL_EQUALITY
 from ..search import quiet
-from . import generic_scripts
+from . import generic_scripts, scripts
 from .domain import Limit, explore
 from .report import Defect, Judged
 from .words import example_words, some
@@ -106,7 +106,7 @@ class _Judging:
         if done.returncode == 0:
             return "yes"
         line = (done.stdout.strip().splitlines() or ["it raises"])[-1]
-        self._keep("construction", text, line, silent=False, shown=done.returncode == generic_scripts.SHOWS)
+        self._keep("construction", text, line, silent=False, shown=done.returncode == scripts.SHOWS)
         return "only after its model was imported"
 
     def _attention(self, policy: Any) -> str:
@@ -134,7 +134,7 @@ class _Judging:
 
     def _add(self, key: str, what: str, *, silent: bool, example: str = "", error: float | None = None) -> None:
         text = generic_scripts.script(self.row.policy, key)
-        self._keep(key, text, what, silent=silent, shown=generic_scripts.shows(text), example=example, error=error)
+        self._keep(key, text, what, silent=silent, shown=text is not None and scripts.shows(text), example=example, error=error)
 
     def _keep(
         self, key: str, text: str | None, what: str, *, silent: bool, shown: bool, example: str = "", error: float | None = None

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-from typing import Any
-
-SHOWS = 1
 """Exit status of a script that shows its fault."""
 
 ALWAYS = {"UNetPolicy": ("keyword", "return_dict"), "VAEPolicy": ("graphs",)}
@@ -180,17 +175,3 @@ def script(policy: str, key: str) -> str | None:
         inputs=f"{inputs}\n    {one['inputs']}\n" if "inputs" in one else f"{inputs}\n",
         call=one["call"],
     )
-
-
-def shows(text: str | None) -> bool:
-    """Run a script here and tell whether it shows its fault."""
-    if text is None:
-        return False
-    namespace: dict[str, Any] = {"__name__": "script"}
-    output = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(output):
-            exec(compile(text, "script", "exec"), namespace)
-            return bool(namespace["main"]() == SHOWS) and bool(output.getvalue().strip())
-    except Exception:
-        return False

@@ -76,6 +76,8 @@ def same_tensor(trial: Trial, expected: Tensor, actual: object, valid: Tensor | 
     """Raise unless ``actual`` agrees with ``expected`` to the tolerance of its dtype at every position that counts."""
     difference, tolerance = gap(expected, actual, valid), tolerance_of(expected)
     if not difference.within(tolerance):
+        if not torch.isfinite(expected if valid is None else expected[valid]).all():
+            raise Vacuous(f"{what}: the original's is not finite")
         message = difference.problem or f"relative error {difference.error:.1e} (tolerance {tolerance:.0e})"
         raise Disagreement(f"{what}: {message}", error=difference.error)
     trial.evidence.note(difference.error)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from policies.anatomy import NormPosition, QKVLayout, SplitQKV
 
 from ..trial import Disagreement, Trial, Vacuous
-from .base import Property
+from .base import Property, layered
 
 METHODS = {"attention": 7, "mlp": 5, "layerNorm": 4, "get_hidden_heads": 2}
 """Result counts of the methods with a fixed number of results."""
@@ -143,7 +143,7 @@ CONTRACT = Property(
     statement="The policy's five methods describe exactly the layer's own parameters, and the replacement keeps the "
     "original's signature, attributes and names.",
     check=_contract,
-    applies=lambda case: case.layered,
+    applies=layered,
     exact=False,
     share=0.05,
 )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..nested import tensors_in
 from ..trial import Disagreement, Trial, Vacuous, fused_path, sequence_first
-from .base import Property, same_outputs, same_tensor
+from .base import Property, layered, same_outputs, same_tensor
 
 
 @dataclass
@@ -106,7 +106,7 @@ LAYER_EQUALITY = Property(
     statement="Each replaced layer, given the input that the original layer was given, returns the same output in the "
     "same form and leaves the input as it was.",
     check=layers_alike,
-    applies=lambda case: case.layered,
+    applies=layered,
     share=0.25,
 )
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..trial import Disagreement, Trial
 from .base import Property, same_models
+from .weights import FACTOR
 
 MOST = 48
 """Parameters that are shared between processes at a time. Each takes a file descriptor."""
-FACTOR = 1.25
 
 Write = Callable[[], None]
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..case import Case, Example
+from ..case import Case
 from ..trial import Disagreement, Trial
 from .base import Property, living, relation_holds, same_outputs, same_tensor
 from .inputs import has_tokens, other_tokens, padded, rows, some_rows
@@ -118,8 +118,7 @@ def _pads(case: Case) -> bool:
 
 
 def _can_have_tokens(case: Case) -> bool:
-    simplest: Example = case.simplest
-    return has_tokens(case)(simplest)
+    return has_tokens(case)(case.simplest)
 
 
 ROWS = Property(

@@ -71,7 +71,7 @@ def _held_outside(model: nn.Module, first: str, second: str, seed: int) -> None:
 
 
 def _ties(model: nn.Module) -> set[frozenset[str]]:
-    """Groups of names that lead to one parameter, and share its storage with nothing else's first element."""
+    """Groups of names that lead to one parameter."""
     holders: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         holders.setdefault(id(parameter), set()).add(name)
@@ -98,7 +98,7 @@ def _change(untouched: nn.Module, model: nn.Module, first: str, seed: int) -> No
             its.add_(shift)
 
 
-def _has_layers(case: Case) -> bool:
+def _varies_layers(case: Case) -> bool:
     return case.layered and any(axis.name == "layers" and len(axis.values) > 1 for axis in case.axes)
 
 
@@ -107,6 +107,6 @@ SHARING = Property(
     statement="A layer used twice, a parameter of two layers and one that others hold too stay shared, and a change in "
     "place reaches every place.",
     check=_sharing,
-    applies=_has_layers,
+    applies=_varies_layers,
     share=0.05,
 )

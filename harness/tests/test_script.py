@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import policies
 from cases import CASES
@@ -154,6 +156,13 @@ def test_values_are_written_as_source_that_gives_them_back() -> None:
     assert torch.equal(again["ids"], value["ids"]) and torch.equal(again["mask"], value["mask"])
     assert again["mask"].dtype is torch.float32 and again["more"] == value["more"]
     assert max(map(len, literal(value).splitlines())) <= 110
+
+
+@given(st.floats(width=32))
+def test_every_number_is_written_as_source_that_gives_it_back_alone_or_in_a_tensor(number: float) -> None:
+    expected = torch.tensor([number])
+    torch.testing.assert_close(torch.tensor([eval(literal(number))]), expected, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(eval(literal(expected), {"torch": torch}), expected, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_value_without_a_form_as_source_is_refused_by_name() -> None:

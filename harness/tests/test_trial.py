@@ -16,6 +16,7 @@ from harness.exact import exact_mode
 from harness.nested import cast
 from harness.profiles import PROFILES
 from harness.properties import BY_NAME
+from harness.properties.base import same_tensor
 from harness.trial import Disagreement, OriginalFailed, Trial, Vacuous, original_side
 from policies import replace_module
 from policies.replace import Replacement
@@ -55,6 +56,12 @@ def test_a_fused_layer_that_runs_the_originals_code_is_noticed() -> None:
     one = Trial(CASE, CASE.simplest, edited(lambda layer: layer.train() and None), dtype=torch.float32)
     with torch.no_grad(), pytest.raises(Disagreement, match=r"did not run in 1 layers \(training mode\)"):
         one.run_replaced(one.replaced.model, one.inputs)
+
+
+def test_an_original_that_is_not_finite_shows_nothing_of_its_replacement() -> None:
+    outputs = torch.tensor([torch.inf, 1.0])
+    with pytest.raises(Vacuous, match="a layer: the original's is not finite"):
+        same_tensor(trial(), outputs, outputs, None, "a layer")
 
 
 def test_what_the_original_raises_is_the_originals_failure() -> None:

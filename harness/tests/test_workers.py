@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import signal
 
 from cases import CASES
@@ -40,6 +41,20 @@ def left(number: int) -> int:
     if number == 1:
         raise SystemExit(3)
     return number
+
+
+def killed(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_a_check_that_is_killed_costs_its_own_result_alone_whatever_the_signal() -> None:
+    unnamed = signal.SIGRTMIN + 1
+    with processes(1) as pool:
+        answers = dict(in_parallel(pool, killed, [signal.SIGKILL, unnamed], seconds=60))
+    assert {number: str(loss) for number, loss in answers.items()} == {
+        signal.SIGKILL: "ended its process (killed by SIGKILL)",
+        unnamed: f"ended its process (killed by signal {unnamed})",
+    }
 
 
 def test_a_check_that_leaves_the_program_costs_its_own_result_alone() -> None:

@@ -6,9 +6,8 @@ number of threads.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import repeat
 
@@ -17,6 +16,7 @@ import torch
 
 from policies.fused.packed import trim
 
+from ..pool import cores
 from . import memory
 from .devices import Call, Clock, Conditions, Device, DeviceUnavailable
 
@@ -39,11 +39,9 @@ class CpuDevice(Device):
         self.unavailable = tuple(self._cannot())
 
     def _cannot(self) -> Iterator[str]:
-        yield f"threads are not bound to cores: the scheduler may move them among {_ranges(_allowed_cores())}"
+        yield f"threads are not bound to cores: the scheduler may move them among {cores()}"
         if _frequency() is None:
             yield "the system reports no clock frequency"
-        if _temperature() is None:
-            yield "the system reports no processor temperature"
         if not memory.can_reset_peak():
             yield "peak memory of a call cannot be measured: the system does not let a process reset its high-water mark"
 
@@ -68,17 +66,15 @@ class CpuDevice(Device):
         return (time.perf_counter() - start) / calls
 
     def conditions(self) -> Conditions:
-        """Clock frequency, temperature, and processor time of the machine and of this process."""
+        """Clock frequency, and processor time of the machine and of this process."""
         machine, own = psutil.cpu_times(), self._process.cpu_times()
         # Linux counts guests in ``user`` already, so they are not added.
         busy = sum(getattr(machine, part, 0.0) for part in ("user", "nice", "system", "irq", "softirq", "steal"))
         return Conditions(
             at=self.now(),
             clock_hertz=_frequency(),
-            temperature_celsius=_temperature(),
             busy_core_seconds=busy,
             own_core_seconds=own.user + own.system,
-            unavailable=self.unavailable,
         )
 
     def peak_bytes(self, call: Call) -> int | None:
@@ -94,16 +90,6 @@ class CpuDevice(Device):
         return max(0, memory.peak() - before)
 
 
-def _allowed_cores() -> tuple[int, ...]:
-    if hasattr(os, "sched_getaffinity"):
-        return tuple(sorted(os.sched_getaffinity(0)))
-    return tuple(range(os.cpu_count() or 1))
-
-
-def _ranges(cores: Sequence[int]) -> str:
-    return f"{len(cores)} cores ({cores[0]} to {cores[-1]})"
-
-
 def _frequency() -> float | None:
     """Current clock in hertz, or None; virtual machines and some kernels do not say."""
     try:
@@ -111,11 +97,3 @@ def _frequency() -> float | None:
     except (NotImplementedError, OSError):
         return None
     return frequency.current * 1e6 if frequency and frequency.current else None
-
-
-def _temperature() -> float | None:
-    readings = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
-    for chip in ("coretemp", "k10temp", "cpu_thermal"):
-        if readings.get(chip):
-            return float(max(reading.current for reading in readings[chip]))
-    return None

@@ -48,14 +48,13 @@ class CudaDevice(Device):
         self.name = f"cuda:{cuda.current_device()} ({properties.name})"
         l2_bytes = getattr(properties, "L2_cache_size", 0)
         self._flush_buffer = allocate(2 * (l2_bytes or _L2_UNKNOWN_BYTES))
+        reading = GpuReading() if nvml is None else nvml.read()
         missing = []
         if not l2_bytes:
             missing.append(f"size of the L2 cache unknown: {2 * _L2_UNKNOWN_BYTES // 2**20} MiB are overwritten between calls")
         if nvml is None:
-            missing.append("clocks, power, throttling and other processes: package nvidia-ml-py is not installed")
-        elif nvml.problem:
-            missing.append(f"clocks, power, throttling and other processes: {nvml.problem}")
-        self.unavailable = tuple(missing)
+            missing.append("clock, throttling and other processes: package nvidia-ml-py is not installed")
+        self.unavailable = (*missing, *reading.unavailable)
 
     def synchronise(self) -> None:
         """Wait for the GPU."""
@@ -118,11 +117,8 @@ class CudaDevice(Device):
         return Conditions(
             at=self.now(),
             clock_hertz=reading.clock_hertz,
-            power_watts=reading.power_watts,
-            temperature_celsius=reading.temperature_celsius,
             throttling=reading.throttling,
             foreign_processes=reading.foreign_processes,
-            unavailable=tuple(dict.fromkeys((*self.unavailable, *reading.unavailable))),
         )
 
     def peak_bytes(self, call: Call) -> int | None:

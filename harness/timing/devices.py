@@ -35,13 +35,11 @@ class DeviceUnavailable(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Snapshot of what can disturb a timing. None where it could not be read; ``unavailable`` then says why."""
+    """Snapshot of what can disturb a timing. None where it could not be read; the device's ``unavailable`` says why."""
 
     at: float
     """Seconds on the device object's own clock (``Device.now``)."""
     clock_hertz: float | None = None
-    power_watts: float | None = None
-    temperature_celsius: float | None = None
     throttling: tuple[str, ...] = ()
     """Reasons for which the clock is being held down at this moment."""
     foreign_processes: tuple[str, ...] = ()
@@ -50,7 +48,6 @@ class Conditions:
     """Processor time spent by the whole machine since it started."""
     own_core_seconds: float | None = None
     """Processor time spent by this process since it started."""
-    unavailable: tuple[str, ...] = ()
 
 
 class Device(ABC):

@@ -1,5 +1,4 @@
-"""What NVIDIA's management library (NVML, package ``nvidia-ml-py``) says about a GPU: clock, power, temperature, throttling,
-other processes.
+"""What NVIDIA's management library (NVML, package ``nvidia-ml-py``) says about a GPU: clock, throttling, other processes.
 
 Every query may be unsupported on some GPU or forbidden in some container; each failure is recorded by name and costs only
 its own figure.
@@ -31,8 +30,6 @@ class GpuReading:
     """One reading; None where ``unavailable`` names the reason."""
 
     clock_hertz: float | None = None
-    power_watts: float | None = None
-    temperature_celsius: float | None = None
     throttling: tuple[str, ...] = ()
     foreign_processes: tuple[str, ...] = ()
     unavailable: tuple[str, ...] = ()
@@ -58,7 +55,7 @@ class Nvml:
     def read(self) -> GpuReading:
         """Read everything once; takes about a millisecond."""
         if self.problem:
-            return GpuReading(unavailable=(self.problem,))
+            return GpuReading(unavailable=(f"clock, throttling and other processes: {self.problem}",))
         library, handle, missing = self._library, self._handle, []
 
         def ask(what: str, query: Callable[[], T], otherwise: T) -> T:
@@ -70,12 +67,6 @@ class Nvml:
 
         return GpuReading(
             clock_hertz=ask("clock", lambda: library.nvmlDeviceGetClockInfo(handle, library.NVML_CLOCK_SM) * 1e6, None),
-            power_watts=ask("power", lambda: library.nvmlDeviceGetPowerUsage(handle) / 1e3, None),
-            temperature_celsius=ask(
-                "temperature",
-                lambda: float(library.nvmlDeviceGetTemperature(handle, library.NVML_TEMPERATURE_GPU)),
-                None,
-            ),
             throttling=ask("throttling", self._throttling, ()),
             foreign_processes=ask("processes", self._foreign_processes, ()),
             unavailable=tuple(missing),

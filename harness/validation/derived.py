@@ -101,6 +101,11 @@ class DerivedCase(TransformersCase):
     def made_with(self) -> tuple[Derivation]:
         return (self.derivation,)
 
+    def with_those_drawn(self, **wanted: Value) -> Example:
+        """The simplest example with those of ``wanted`` that are values of its axes."""
+        drawn = {axis.name: wanted[axis.name] for axis in self.axes if axis.name in wanted and wanted[axis.name] in axis.values}
+        return Example({**self.simplest.values, **drawn}, self.simplest.seed)
+
     def apart(self, example: Example) -> Example:
         """``example``, with the last of any values that do not go together back at its simplest."""
         simplest = {axis.name: axis.simplest for axis in self.axes}

@@ -70,8 +70,10 @@ def _imports(found: Found, body: list[str]) -> str:
         "NormKind",
         "NormPosition",
         "QKVLayout",
+        "Rotary",
+        "RotaryStyle",
+        "SplitQKV",
     ]
-    wanted += ["Rotary", "RotaryStyle", "SplitQKV"]
     used = [name for name in wanted if name == "LayerAnatomy" or _mentions(text, name)]
     calls = ["HF_IGNORED", "CallConvention"]
     calls += ["Returns"] if found.returns_tuple else []

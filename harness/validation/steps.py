@@ -17,6 +17,9 @@ from ..properties.base import Property, identical
 from ..properties.lifecycle import same_classes, same_state
 from ..trial import Disagreement, Trial
 
+READING = "reading"
+STATEMENT = "The policy matches a layer, reads it (or refuses it by name) and changes nothing."
+
 
 def reads(policy: type[DSPolicy]) -> Property:
     """The property that ``policy`` reads a layer and changes nothing; the simplest model must not be refused."""
@@ -27,8 +30,8 @@ def reads(policy: type[DSPolicy]) -> Property:
         _reads(trial, policy)
 
     return Property(
-        name="reading",
-        statement="The policy matches a layer, reads it (or refuses it by name) and changes nothing.",
+        name=READING,
+        statement=STATEMENT,
         check=check,
         exact=False,
         share=0.1,

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import torch
 
-from reports.record import Coverage, ErrorBudget, Run, Timing, Verdict
+from reports.record import WRONG, Coverage, ErrorBudget, Run, Timing, Verdict
 
 from ..faults.report import Outcome
 from ..interrupts import heed
@@ -26,6 +26,7 @@ from . import work
 from .file import Contents, PolicyNotNamed, UnusableFile, look
 from .isolation import Isolated, Limits, isolated
 from .models import NotDerivable
+from .steps import READING, STATEMENT
 from .subject import Known, Subject, subjects_in
 
 FAULT_PARTS = 2
@@ -72,7 +73,7 @@ class Validation:
 
     @property
     def failed(self) -> list[Verdict]:
-        return [one for one in self.verdicts if one.outcome not in ("held", "unavailable")]
+        return [one for one in self.verdicts if one.outcome in WRONG]
 
     @property
     def case(self) -> str:
@@ -133,11 +134,10 @@ class _Stages:
 
     def _reading(self, name: str, subject: Subject) -> str | None:
         """Judge reading; why nothing further can be judged, or None."""
-        statement = "The policy matches a layer, reads it (or refuses it by name) and changes nothing."
         try:
-            checked = self.pool.run(work.judge, self._task(subject, work.READING))
+            checked = self.pool.run(work.judge, self._task(subject, READING))
         except Lost as loss:
-            self._say(_verdict(self.done, self.request, work.READING, statement, f"{loss}", case=name))
+            self._say(self._verdict(READING, STATEMENT, f"{loss}", case=name))
             return f"reading a layer {loss}"
         self._say(checked.verdict)
         if checked.verdict.outcome == "held":
@@ -164,15 +164,14 @@ class _Stages:
         wanted = self.request.properties or tuple(BY_NAME)
         if why_not is not None:
             self.done.verdicts += [
-                _verdict(self.done, self.request, name, BY_NAME[name].statement, f"not judged: {why_not}", case=case)
-                for name in wanted
+                self._verdict(name, BY_NAME[name].statement, f"not judged: {why_not}", case=case) for name in wanted
             ]
             return
         try:
             applicable = self.pool.run(work.applicable, subject)
         except Lost as loss:
             reason = f"telling which properties apply {loss}"
-            self._say(_verdict(self.done, self.request, "properties", "The case is whole.", reason, case=case))
+            self._say(self._verdict("properties", "The case is whole.", reason, case=case))
             return
         names = [name for name in applicable if name in wanted]
         # A property that is given hardly a share of the examples is one whose example takes seconds.
@@ -186,16 +185,14 @@ class _Stages:
                 self._say(result.verdict)
             else:
                 statement = BY_NAME[task.prop].statement
-                self._say(_verdict(self.done, self.request, task.prop, statement, f"{result}", case=case))
+                self._say(self._verdict(task.prop, statement, f"{result}", case=case))
         self.done.verdicts[before:] = sorted(self.done.verdicts[before:], key=lambda one: names.index(one.property))
         if drawn:
             self.done.budgets += [one.budget for one in drawn if one.budget is not None]
             try:
                 self.done.coverage.append(self.pool.run(work.covered, subject, drawn))
             except Lost as loss:
-                self._say(
-                    _verdict(self.done, self.request, "coverage", "What was drawn is counted.", f"counting {loss}", case=case)
-                )
+                self._say(self._verdict("coverage", "What was drawn is counted.", f"counting {loss}", case=case))
 
     def _exam(self, subject: Subject) -> None:
         """Seed faults into a policy that holds: how well could errors in it be seen?"""
@@ -236,38 +233,29 @@ class _Stages:
             reason = f"{problem}"
             if isinstance(problem, Lost):
                 reason = f"importing the file {reason}" if name == "file" else f"preparing the case {reason}"
-            self._say(_verdict(self.done, self.request, name, statement, reason))
+            self._say(self._verdict(name, statement, reason))
             return None
         seconds = time.perf_counter() - start
-        self._say(_verdict(self.done, self.request, name, statement, "", outcome="held", seconds=seconds))
+        self._say(self._verdict(name, statement, "", outcome="held", seconds=seconds))
         return result
 
     def _say(self, verdict: Verdict) -> None:
         self.done.verdicts.append(verdict)
         self.watcher.verdict(verdict)
 
-
-def _verdict(
-    done: Validation,
-    request: Request,
-    name: str,
-    statement: str,
-    reason: str,
-    *,
-    case: str | None = None,
-    outcome: Any = "error",
-    seconds: float = 0.0,
-) -> Verdict:
-    return Verdict.without_examples(
-        case=done.case if case is None else case,
-        policy=done.policy,
-        property=name,
-        statement=statement,
-        outcome=outcome,
-        reason=reason,
-        seconds=seconds,
-        seed=request.seed,
-    )
+    def _verdict(
+        self, name: str, statement: str, reason: str, *, case: str | None = None, outcome: Any = "error", seconds: float = 0.0
+    ) -> Verdict:
+        return Verdict.without_examples(
+            case=self.done.case if case is None else case,
+            policy=self.done.policy,
+            property=name,
+            statement=statement,
+            outcome=outcome,
+            reason=reason,
+            seconds=seconds,
+            seed=self.request.seed,
+        )
 
 
 def record(request: Request, done: Validation, *, run_id: str, created: str, command: str) -> Run:

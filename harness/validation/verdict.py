@@ -54,7 +54,7 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
     else:
         yield f"### {done.file if done.policy == '?' else done.policy}: NOT JUDGED"
         yield ""
-    yield f"transformers {run.environment.packages.get('transformers', '?')}, torch {_torch(run)}."
+    yield ", ".join(f"{name} {run.environment.packages.get(name, '?')}" for name in ("transformers", "torch")) + "."
     untimed = [row for row in done.timings if row.verdict == "FAILED"]
     if untimed:
         yield ""
@@ -156,7 +156,3 @@ def _example(verdict: Verdict) -> str:
     if failure is None or not failure.off_simplest:
         return ""
     return " [with " + ", ".join(f"{name}={failure.example[name]}" for name in failure.off_simplest) + "]"
-
-
-def _torch(run: Run) -> str:
-    return run.environment.packages.get("torch", "?")

@@ -26,14 +26,13 @@ from ..search import quiet, see_shared
 from ..trial import Replacer
 from .derivation import Derivation
 from .fit import Refused, refused_by
-from .steps import reads
+from .steps import READING, reads
 from .subject import Subject
 
 if TYPE_CHECKING:
     from ..faults.exam import Exam
     from ..faults.fault import Fault
 
-READING = "reading"
 FAULT_SECONDS = 1.0
 """What one seeded fault may take: one that is seen at all is seen in a fifth of it."""
 DEAR_SECONDS = 10.0
@@ -152,7 +151,7 @@ def time_subject(subject: Subject, budget: float, seed: int, memory: int | None,
     from ..timing.opening import open_device
 
     case = subject.case
-    entry: Any = _Entry(case, subject.contents.policy)
+    entry: Any = _Entry(case)
     torch.set_num_threads(threads)  # before there is a device, which times with as many as it meets
     device = open_device(subject.device)
     jobs = [Job(entry, workload, "float32") for workload in case.workloads]
@@ -177,7 +176,6 @@ class _Entry:
     """A case for the bench, which knows cases by their entry in a list."""
 
     case: Case
-    policy_class: str
 
     @property
     def name(self) -> str:

@@ -78,10 +78,7 @@ class FusedConv2d(Swapped):
             return result
         weight, (down, right) = self.weight, self.stride
         matrix = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1)
-        if weight.shape[2:] == (1, 1) and (down, right) == (1, 1) and not any(self.padding):
-            rows = input.permute(0, 2, 3, 1)
-        else:
-            rows = self._fused_patches(input, down, right)
+        rows = input.permute(0, 2, 3, 1) if weight.shape[2:] == (1, 1) else self._fused_patches(input, down, right)
         return linear(rows, matrix, self.bias, self._fused_state.execution).permute(0, 3, 1, 2)
 
     def _fused_widened(self, x: Tensor) -> bool:
@@ -192,7 +189,6 @@ class FusedGroupNorm(Swapped):
             and not compiling()
             and not torch.is_autocast_enabled("cuda")
             and not differentiated(x, self.weight, self.bias)
-            and not transforming()
         )
 
 

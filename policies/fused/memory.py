@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ def in_strides(values: Tensor, strides: tuple[int, ...]) -> Tensor:
     """``values`` alone in a storage, with ``strides``, bit for bit. Raises ValueError where two values would lie in one place."""
     if values.stride() == strides and values.untyped_storage().nbytes() == values.nbytes:
         return values
-    if _overlap(values.shape, strides):
+    if overlap(values.shape, strides):
         raise ValueError(f"a tensor of {tuple(values.shape)} cannot have strides {strides}: values would overlap")
     return torch.empty_strided(values.shape, strides, dtype=values.dtype, device=values.device).copy_(values)
 
@@ -76,7 +76,10 @@ def lay_out(parameter: Tensor, strides: tuple[int, ...]) -> None:
     parameter.grad = gradient
 
 
-def _overlap(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+def overlap(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether elements may lie on each other: whether a dimension's step is no longer than all that lies within it."""
+    if 0 in shape:
+        return False
     reached = 0
     for stride, size in sorted(zip(strides, shape, strict=True)):
         if size > 1 and stride <= reached:

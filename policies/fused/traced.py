@@ -57,10 +57,6 @@ def _linear_add(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor
 
 
 @torch.library.register_fake("replace_policy_harness::linear", lib=_LIBRARY)
-def _linear_shape(x: Tensor, weight: Tensor, bias: Tensor | None, attribute: str, algorithm: str) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
-
-
 @torch.library.register_fake("replace_policy_harness::linear_add", lib=_LIBRARY)
-def _linear_add_shape(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor) -> Tensor:
+def _shape(x: Tensor, weight: Tensor, *_: object) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))

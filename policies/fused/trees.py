@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .memory import overlap
 from .preallocated import Preallocated
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None), type(...), torch.dtype, torch.device)
@@ -211,7 +212,7 @@ class StaticTensor:
         once = tuple(slice(0, 1) if stride == 0 else slice(None) for stride in spec.stride)
         self._once = once if 0 in spec.stride else None
         sizes = [1 if stride == 0 else size for size, stride in zip(spec.shape, spec.stride, strict=True)]
-        if _overlaps(sizes, spec.stride):
+        if overlap(sizes, spec.stride):
             raise NotCapturableError("a tensor whose elements share memory")
         self._base = torch.empty_strided(sizes, spec.stride, dtype=spec.dtype, device=spec.device)
         self.tensor = self._base.expand(spec.shape).requires_grad_(spec.requires_grad)
@@ -220,15 +221,6 @@ class StaticTensor:
         """Copy ``source`` in, where no gradient is asked for. It must fit exactly: nothing is broadcast."""
         assert source.shape == self.spec.shape
         self._base.copy_(source if self._once is None else source[self._once])
-
-
-def _overlaps(sizes: list[int], strides: tuple[int, ...]) -> bool:
-    reach = 1
-    for stride, size in sorted((stride, size) for size, stride in zip(sizes, strides, strict=True) if size > 1):
-        if stride < reach:
-            return True
-        reach = stride * size
-    return False
 
 
 def clone_leaves(leaves: list[Tensor]) -> list[Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import msgspec
@@ -299,7 +298,6 @@ def test_any_run_compares_with_itself_without_a_change_but_what_is_wrong_still(r
 
 def test_every_rendering_of_a_comparison_holds_every_change():
     found = compare.compare(synthetic.full_run(), synthetic.full_run(faulty=True, factors={"gpt2": 0.8}))
-    assert json.loads(compare.render_json(found))["changes"][0]["kind"] == "wrong"
     lines = list(terminal.comparison_lines(found))
     assert sum(line.startswith(("wrong: ", "slower: ", "faster: ", "unavailable: ")) for line in lines) == len(found.changes)
     assert f"**Slower: {len(found.of('slower'))}**" in markdown.render_comparison_markdown(found)

@@ -165,7 +165,6 @@ def fake_nvml(
     return SimpleNamespace(
         NVMLError=NVMLError,
         NVML_CLOCK_SM=1,
-        NVML_TEMPERATURE_GPU=0,
         nvmlClocksEventReasonSwPowerCap=0x4,
         nvmlClocksEventReasonHwSlowdown=0x8,
         nvmlClocksEventReasonSyncBoost=0x10,
@@ -176,8 +175,6 @@ def fake_nvml(
         nvmlDeviceGetHandleByUUID=by_uuid,
         nvmlSystemGetDriverVersion=lambda: "580.65.06",
         nvmlDeviceGetClockInfo=answer("nvmlDeviceGetClockInfo", 1755),
-        nvmlDeviceGetPowerUsage=answer("nvmlDeviceGetPowerUsage", 412_300),
-        nvmlDeviceGetTemperature=answer("nvmlDeviceGetTemperature", 61),
         nvmlDeviceGetCurrentClocksEventReasons=answer("nvmlDeviceGetCurrentClocksEventReasons", reasons),
         nvmlDeviceGetComputeRunningProcesses=answer(
             "nvmlDeviceGetComputeRunningProcesses", [SimpleNamespace(pid=pid) for pid in pids]
