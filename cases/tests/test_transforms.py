@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -104,6 +105,17 @@ def test_an_exported_program_gives_what_the_original_gives(entry: CaseEntry) -> 
             assert not any(one.requires_grad for one in found), "the program turns gradients on"
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close([*tensors_in(replaced(**given))], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:No complete tensor found in the group")  # of weights that lie in one storage
+@pytest.mark.parametrize("gradients", [False, True])
+def test_an_exported_program_can_be_saved_and_loaded(gradients: bool, tmp_path: Path) -> None:
+    model, replaced = two("auto")
+    with torch.set_grad_enabled(gradients):
+        program = torch.export.export(Of(replaced, lambda model, ids: model(ids, use_cache=False).last_hidden_state), (IDS,))
+    torch.export.save(program, tmp_path / "program.pt2")
+    again = torch.export.load(tmp_path / "program.pt2").module()
+    torch.testing.assert_close(again(IDS), model(IDS).last_hidden_state, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -19,6 +19,7 @@ from ..plans import Plan
 from ..structure import overridden
 from ..swap import qualified_name
 from .linear import Projection, can_pack, held_by_nobody_else, pack
+from .saved import SavedApart
 from .sdpa import scaled_dot_product_attention
 from .swapped import Swapped, apply, differentiated, is_plain, linear
 from .transforms import compiling, lasting, not_plain
@@ -62,7 +63,7 @@ class PackedProjections:
                 parameter.data = parameter.data.clone()
 
 
-class FusedAttention(Swapped):
+class FusedAttention(SavedApart, Swapped):
     """Mixin before diffusers' ``Attention``."""
 
     _fused_transient = ("_fused_packed",)

@@ -32,6 +32,7 @@ from .linear import by_columns, could_pack
 from .packed import release_all, release_wrapped
 from .preallocated import preallocated
 from .returned import form_of, in_form
+from .saved import SavedApart
 from .state import FusedState
 from .transforms import compiling, exporting, not_plain, tracing
 from .watch import inner_hooks
@@ -43,7 +44,7 @@ _MAKING = threading.RLock()
 """Two threads may be the first to call a layer."""
 
 
-class FusedLayer(nn.Module):
+class FusedLayer(SavedApart):
     """Mixin that stands before an original layer class."""
 
     _fused_policy: ClassVar[type[AnatomyPolicy]]

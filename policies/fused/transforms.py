@@ -82,7 +82,9 @@ def lasting() -> Iterator[None]:
     """What is made inside outlives the call: no inference tensors, and nothing that is held by a graph of gradients.
 
     ``inference_mode(False)`` turns gradients on by the way, and off again where nobody sees it. An exporter sees the ends of
-    ``no_grad`` alone, and would leave them on for the rest of its program; so there is one around it too.
+    ``no_grad`` alone, and would leave them on for the rest of its program; so there is one around it too. And it would write
+    both into the program, which could then be saved, and not be loaded; so it is not told of them.
     """
-    with torch.no_grad(), torch.inference_mode(False), torch.no_grad():
+    unseen = torch._C.DisableTorchFunction() if exporting() else contextlib.nullcontext()
+    with unseen, torch.no_grad(), torch.inference_mode(False), torch.no_grad():
         yield
