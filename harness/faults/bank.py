@@ -23,7 +23,7 @@ from .process import PROCESS
 from .rotary import ROTARY
 from .rounding import ROUNDING
 from .scores import SCORES
-from .sizes import LARGEST_SIZES, SIZES
+from .sizes import LARGEST_SIZES, PUBLISHED_SIZES, SIZES
 from .workspace import WORKSPACE
 
 FAULTS: tuple[Fault, ...] = (
@@ -35,6 +35,7 @@ FAULTS: tuple[Fault, ...] = (
     *CACHE,
     *WORKSPACE,
     *SIZES,
+    *PUBLISHED_SIZES,
     *LARGEST_SIZES,
     *CALLING,
     *LATER,

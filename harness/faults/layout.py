@@ -139,7 +139,7 @@ def _unmerged(honest: Any) -> Any:
     return wrong
 
 
-def _grouped(traits: Traits) -> bool:
+def grouped(traits: Traits) -> bool:
     """Cases in whose models several groups of heads share a key head each."""
     return traits.any_block(lambda one: one.heads > one.kv_heads > 1)
 
@@ -240,7 +240,7 @@ LAYOUT = (
         "DeepSpeed #4016",
         "Shared key heads are dealt out in turn instead of group by group.",
         (FusedAttention, "_finish", _tiled_groups),
-        applies=_grouped,
+        applies=grouped,
     ),
     miscomputing(
         "F68 one token",
@@ -248,7 +248,7 @@ LAYOUT = (
         "FreeToken PR #177",
         "In decoding, query heads are dealt out to the wrong key heads.",
         attending(_tiled_for_one),
-        applies=_grouped,
+        applies=grouped,
     ),
     miscomputing(
         "F68 first group",

@@ -15,6 +15,7 @@ from policies.fused.mlp import FusedMLP
 
 from .cache import caches
 from .fault import miscomputing
+from .layout import grouped
 from .workspace import finishing, without_from
 
 HEAD = 64
@@ -33,6 +34,14 @@ KEYS = 4096
 """Keys that the faulty attention kernel has room for the scores of."""
 TILE = 128
 """Columns of the MLP that the faulty kernel writes at a time."""
+STAGES = 136
+"""Keys that the faulty kernel of wide heads has stages for."""
+SPLIT = 512
+"""Keys of a split of the faulty step of decoding."""
+GROUPS = (4, 8)
+"""Queries to a key/value head that the faulty kernel packs."""
+CHUNK = 140
+"""Tokens of a chunk from which on the faulty kernel is taken."""
 ROWS = 8
 """Rows of a batch that the faulty kernel takes at a time."""
 
@@ -95,6 +104,73 @@ def _one_grid(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor
     rows = BLOCKS // query.shape[1]
     return query, key, value if len(value) <= rows else without_from(value, 0, rows)
 
+
+def _late_keys_of_wide_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Heads as published layers have them meet keys as published contexts have them."""
+    if query.shape[-1] < HEAD or value.shape[2] <= STAGES:
+        return query, key, value
+    return query, key, without_from(value, 2, STAGES)
+
+
+def _whole_blocks_of_keys(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    keys = value.shape[2]
+    if query.shape[2] > 1 or keys % SPLIT:
+        return query, key, value
+    return query, key, without_from(value, 2, keys - SPLIT)
+
+
+def _heads_next_door(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if query.shape[1] // key.shape[1] not in GROUPS:
+        return query, key, value
+    return query, key.roll(1, 1), value
+
+
+def _chunks_from_the_front(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a chunk behind a long past, values as they stand a place further on."""
+    tokens, keys = query.shape[2], value.shape[2]
+    if tokens <= CHUNK or keys - tokens <= 2 * CHUNK:
+        return query, key, value
+    return query, key, value.roll(1, 2)
+
+
+PUBLISHED_SIZES = (
+    miscomputing(
+        "F65 wide and long",
+        "F65",
+        "vllm PR #44692, flash-attention #778",
+        "The attention kernel of wide heads loses the keys that are behind what its stages hold.",
+        finishing(_late_keys_of_wide_heads),
+        expects=("published layers",),
+    ),
+    miscomputing(
+        "F65 full splits",
+        "F65",
+        "pegainfer PR #350, flash-attention PR #1455",
+        "A step of decoding leaves out the last split of keys where it is full.",
+        finishing(_whole_blocks_of_keys),
+        applies=caches,
+        expects=("published layers",),
+    ),
+    miscomputing(
+        "F65 packed groups",
+        "F65",
+        "vllm PR #40792",
+        "The kernel that takes a group's four or eight queries at once takes the next group's keys.",
+        finishing(_heads_next_door),
+        applies=grouped,
+        expects=("published layers", "large layers"),
+    ),
+    miscomputing(
+        "F65 late chunk",
+        "F65",
+        "onnxruntime PR #28958",
+        "A long chunk behind a longer past is aligned with the cache's wrong end.",
+        finishing(_chunks_from_the_front),
+        applies=caches,
+        expects=("far past",),
+    ),
+)
+"""Wrong where a layer is as wide as published ones and its context is as long as theirs."""
 
 LARGEST_SIZES = (
     miscomputing(

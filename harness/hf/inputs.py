@@ -22,7 +22,7 @@ VOCABULARY = 37
 POSITIONS = 160
 """Of a model that is given no more tokens than ``TOKENS``. Scaled rotary kinds begin to scale behind half of them."""
 
-LARGE_HEADS = (64, 72, 80, 96, 128, 136, 256)
+LARGE_HEADS = (64, 32, 40, 48, 72, 80, 96, 112, 128, 136, 160, 192, 256)
 LARGE_INNER = (256, 500, 513, 1025)
 """Whole blocks of every usual size, and blocks with a tail."""
 LARGEST_HEADS = (520, 576)
@@ -33,11 +33,11 @@ HEAD_SIZES = Axis("head_size", (4, 2, 6, 8, 10), claimed=False, large=LARGE_HEAD
 """Even, because rotary positions pair elements."""
 ODD_HEAD_SIZES = Axis("head_size", (4, 3, 5, 7, 8), claimed=False, large=LARGE_HEADS, largest=LARGEST_HEADS)
 KV_HEADS = Axis("kv_heads", (1, 2, 3, 4), large=(1, 2), largest=(40, 71))
-GROUP = Axis("group", (1, 2, 3, 5), large=(1, 2, 3), largest=(16, 71))
+GROUP = Axis("group", (1, 2, 3, 5), large=(1, 2, 3, 4, 8), largest=(16, 71))
 """Queries to a key/value head."""
 LAYERS = Axis("layers", (1, 2, 3))
 PREFIX = 2
-BATCH = Axis("batch", (1, 2, 3, 4), large=(1, 9, 33), largest=(130, 257))
+BATCH = Axis("batch", (1, 2, 3, 4), large=(1, 9, 16, 33), largest=(130, 257))
 TOKENS = Axis("tokens", (3, 1, 2, 4, 5, 7, 11, 136))
 """The last is more than kernels have in a block: what weights, hooks, masks and caches do to a call is asked of kernels that work
 by blocks too."""

@@ -36,7 +36,7 @@ from .refusal import REFUSAL
 from .rounding import ROUNDING
 from .settings import SETTINGS
 from .sharing import SHARING
-from .sizes import LARGE, LARGEST, LONG, MANY_LAYERS, MANY_ROWS, MANY_TOKENS
+from .sizes import LARGE, LARGEST, LONG, MANY_LAYERS, MANY_ROWS, MANY_TOKENS, PUBLISHED
 from .threads import THREADS
 from .training import TRAINING
 from .transforms import TRANSFORMED
@@ -57,6 +57,7 @@ PROPERTIES: tuple[Property, ...] = (
     OTHER_CACHE,
     EACH_LENGTH,
     LONG,
+    PUBLISHED,
     MANY_TOKENS,
     FAR_PAST,
     MANY_ROWS,

@@ -21,8 +21,8 @@ EACH = 136
 FAR = 8_200
 """Tokens: more than the 4,096 or 8,192 that tables and workspaces are made for. But for the last they are not computed: the
 cache holds any keys and values for them."""
-STEPS = [2, 1]
-"""Tokens of the calls behind those."""
+STEPS = [150, 2, 1]
+"""Tokens of the calls behind those: more than a block, and few."""
 
 
 def _each_length(trial: Trial) -> None:

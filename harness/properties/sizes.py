@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Axis, Case, Inputs
+from ..covering import chosen_by
 from ..rounding.statistic import Run
 from ..trial import Trial, Vacuous
 from .base import Property, same_outputs
@@ -32,6 +33,12 @@ DEEPEST = 81
 """Layers: one more than a Llama of 70 billion parameters has."""
 KERNEL_THREADS = 7
 """More than four, and a number by which nothing can be divided."""
+PUBLISHED_WIDTH = 1024
+PUBLISHED_HEADS = ((64, 1), (128, 4), (64, 8), (128, 1), (64, 4))
+"""Elements of a head, and queries to a key/value head."""
+PUBLISHED_WINDOWS = (64, 256)
+PUBLISHED_CALLS = ((3, 320), (1, 512))
+"""Rows and tokens: whole blocks of 64, and of every usual size."""
 STEPS = 2
 SEVERAL = 3
 """Tokens of a large layer: of a single one a faulty attention shows too little, whose one key has all the weight."""
@@ -72,6 +79,20 @@ def largest_trials(trial: Trial) -> Iterator[tuple[Axis, Trial]]:
         one = trial.vary(**{**plain, axis.name: chosen.choice(axis.largest)}, layers=1)
         if _runs(one, trial):
             yield axis, one
+
+
+def published_trial(trial: Trial) -> Trial:
+    """The trial with a single layer as wide as many published ones, with heads as these have them, called with some hundred
+    tokens. Itself where its original cannot be as large."""
+    chosen = _chosen_by(trial)
+    trial = trial.suited(has_tokens(trial.case))
+    size, group = chosen_by(trial.example.seed, PUBLISHED_HEADS)
+    batch, tokens = chosen.choice(PUBLISHED_CALLS)
+    heads = PUBLISHED_WIDTH // size
+    queries = {"heads": heads, "group": group, "queries_per_group": group}
+    sizes = {"head_size": size, **queries, "kv_heads": heads // group, "groups": heads // group, "hidden": PUBLISHED_WIDTH}
+    window = {"window": chosen.choice(PUBLISHED_WINDOWS)} if trial.example.values.get("window") else {}
+    return that_runs((trial.vary(**sizes, **window, batch=batch, tokens=tokens, layers=1),), trial)
 
 
 def _chosen_by(trial: Trial) -> random.Random:
@@ -154,6 +175,11 @@ def _long(trial: Trial) -> None:
     _alike(trial, f"{trial.example['tokens']} tokens")
 
 
+def _published(trial: Trial) -> None:
+    trial = published_trial(trial)
+    _alike(trial, f"{trial.example['tokens']} tokens, {size_of(trial)}")
+
+
 def _many(trial: Trial) -> None:
     trial = trial.suited(has_tokens(trial.case))
     trial = that_runs((trial.vary(tokens=MANY, batch=1, layers=1),), trial)
@@ -204,6 +230,15 @@ LONG = Property(
     check=_long,
     applies=has_lengths,
     share=0.03,
+)
+PUBLISHED = Property(
+    name="published layers",
+    statement=f"A layer {PUBLISHED_WIDTH:,} wide, with heads and groups as published ones have them, gives what the original "
+    "gives on some hundred tokens, in one call and decoded.",
+    check=_published,
+    applies=has_lengths,
+    share=0.02,
+    least=4,
 )
 MANY_TOKENS = Property(
     name="two thousand tokens",

@@ -37,6 +37,12 @@ def _elsewhere(side: nn.Module) -> None:
         parameter.data = parameter.data.roll(1)
 
 
+def _through_data(side: nn.Module) -> None:
+    """As loaders do that know nothing of gradients; torch does not count what is written so."""
+    for parameter in side.parameters():
+        parameter.data.copy_(parameter.data.roll(1))
+
+
 def _assigned(side: nn.Module) -> None:
     for owner in side.modules():
         for name, parameter in list(owner.named_parameters(recurse=False)):
@@ -55,6 +61,7 @@ def _in_new_modules(side: nn.Module) -> None:
 CHANGES: dict[str, Callable[[nn.Module], None]] = {
     "changed in place": _in_place,
     "changed by new memory": _elsewhere,
+    "changed through their data": _through_data,
     "assigned anew": _assigned,
     "in modules put in the old ones' places": _in_new_modules,
     "changed in place again": _in_place,  # once what was strided is not, and can be joined

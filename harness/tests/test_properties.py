@@ -36,6 +36,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "cache of another class": tiny.around(caches.knows_its_caches),
     "each length": tiny.around(sizes.one_length),
     "long sequences": tiny.around(sizes.whole_blocks),
+    "published layers": tiny.around(sizes.one_split),
     "two thousand tokens": tiny.around(sizes.bounded_table),
     "far past": tiny.around(sizes.bounded_cache),
     "many rows": tiny.around(sizes.one_grid),

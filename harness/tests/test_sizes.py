@@ -13,7 +13,7 @@ from harness.case import Case, Example
 from harness.check import check_property
 from harness.exact import exact_mode
 from harness.faults.fault import Fault
-from harness.faults.sizes import LARGEST_SIZES, SIZES
+from harness.faults.sizes import LARGEST_SIZES, PUBLISHED_SIZES, SIZES
 from harness.properties import BY_NAME
 from harness.properties.sizes import BLOCKS, KERNEL_THREADS, LENGTHS, ROWS, large_trials, largest_trials, long_trial, size_of
 from harness.search import quiet
@@ -37,6 +37,13 @@ def test_what_goes_wrong_in_large_layers_alone_is_found_there_and_nowhere_else(f
     with fault.inject(replace_module) as faulty:
         found = outcomes(("large layers",), LLAMA, faulty, beside=USUAL)
     assert found == {"large layers": "failed"} | dict.fromkeys(USUAL, "held")
+
+
+@pytest.mark.parametrize("fault", PUBLISHED_SIZES, ids=lambda fault: fault.id)
+def test_what_goes_wrong_in_layers_of_published_sizes_with_long_contexts_is_found_there(fault: Fault) -> None:
+    with fault.inject(replace_module) as faulty:
+        found = outcomes(fault.expects, LLAMA, faulty, beside=USUAL)
+    assert found == dict.fromkeys(fault.expects, "failed") | dict.fromkeys(USUAL, "held")
 
 
 @pytest.mark.parametrize("fault", LARGEST_SIZES, ids=lambda fault: fault.id)
