@@ -15,16 +15,18 @@ INTERRUPTED = 130
 
 
 def end_at_once() -> None:
-    """From now on an interrupt ends the program, unless whoever started it had interrupts ignored."""
+    """From now on either ends the program, unless whoever started it had it ignored."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _end)
 
 
 def heed() -> None:
     """From now on either is a ``KeyboardInterrupt``: what is begun is to be put in order."""
     if signal.getsignal(signal.SIGINT) is _end:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, _end):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 

@@ -18,6 +18,7 @@ import msgspec
 
 from reports.record import Environment, ErrorBudget, NullLane, Timing, Verdict
 from reports.storage import JOURNAL_NAME, RECORD_NAME
+from reports.storage import read as read_record
 
 from .timing.light import SpeedOfLight
 
@@ -138,11 +139,13 @@ class Journal:
     @classmethod
     def resume(cls, folder: Path) -> Journal:
         """The unfinished run in ``folder``. Raises ``JournalError`` where there is none, it cannot be read, or another process is
-        at work on it; the journal is as it was then."""
+        at work on it, and ``RecordError`` where a finished one is damaged; the journal is as it was then."""
         if not _begun(folder):
             here = "no run was begun in it" if folder.exists() else "there is no such folder"
-            state = "the run in it is finished" if (folder / RECORD_NAME).exists() else here
-            raise JournalError(f"{folder}: nothing to resume, {state}")
+            if (folder / RECORD_NAME).exists():
+                read_record(folder)  # which says of a damaged one that it is
+                here = "the run in it is finished"
+            raise JournalError(f"{folder}: nothing to resume, {here}")
         file = _alone(folder, "r+b")
         try:
             contents, whole = _read(folder)

@@ -102,7 +102,7 @@ def original_side(doing: str = "") -> Iterator[None]:
     """Whatever is raised inside is the original's own failure: it becomes ``OriginalFailed``."""
     try:
         yield
-    except (OriginalFailed, Vacuous):
+    except (Disagreement, OriginalFailed, Vacuous):
         raise
     except Exception as problem:
         what = f"raised {type(problem).__name__}{doing and ' ' + doing}"

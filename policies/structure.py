@@ -7,6 +7,7 @@ and names the path where it found something else.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from functools import partial
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,9 @@ class Structure:
             try:
                 found = getattr(found, part)
             except AttributeError:
-                raise self.refuse(f"has no {path}: not the structure this policy knows") from None
+                near = get_close_matches(part, dict(found.named_children())) if isinstance(found, nn.Module) else []
+                hint = f" (it has {near[0]})" if near else ""
+                raise self.refuse(f"has no {path}: not the structure this policy knows{hint}") from None
         if isinstance(found, nn.Module):
             self._read.add(found)
         return found

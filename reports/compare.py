@@ -75,6 +75,12 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     verdicts_compared: int
     timings_compared: int
 
+    @property
+    def counted(self) -> str:
+        """How many things changed, and how many are as wrong as before."""
+        still = len(self.of("still wrong"))
+        return wording.count(len(self.changes) - still, "change") + (f", {still:,} still wrong" if still else "")
+
     def of(self, kind: Kind) -> tuple[Change, ...]:
         """The changes of one kind."""
         return tuple(change for change in self.changes if change.kind == kind)

@@ -85,7 +85,7 @@ def _changes(comparison: Comparison) -> Iterator[str]:
     yield (
         f"{wording.count(comparison.verdicts_compared, 'verdict')} and "
         f"{wording.count(comparison.timings_compared, 'timed row')} compared, "
-        f"{wording.count(len(comparison.changes), 'change')}."
+        f"{comparison.counted}."
     )
     for kind in dict.fromkeys(change.kind for change in comparison.changes):
         changes: Sequence[Change] = comparison.of(kind)

@@ -88,7 +88,7 @@ def comparison_lines(comparison: Comparison) -> Iterator[str]:
         f"to run {wording.named(comparison.head, comparison.head_created)}: "
         f"{wording.count(comparison.verdicts_compared, 'verdict')} and "
         f"{wording.count(comparison.timings_compared, 'timed row')} compared, "
-        f"{wording.count(len(comparison.changes), 'change')}"
+        f"{comparison.counted}"
     )
     for change in comparison.changes:
         yield _clean(f"{change.kind}: {change.sentence}")

@@ -46,6 +46,7 @@ def validate(
         raise typer.BadParameter("the file has no name")
     if not Path(path).is_file():
         raise typer.BadParameter(f"{path}: {'is a folder, not a file' if Path(path).is_dir() else 'there is no such file'}")
+    _see_python(Path(path))
     options.see_device(device)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     folder = options.made(out or new_folder(Path("runs"), created, seed or 0))
@@ -88,6 +89,17 @@ def validate(
     write_page(run, folder)
     sys.stdout.write((folder / storage.RECORD_NAME).read_text() if json else block(run, done, folder))
     return INTERRUPTED if done.interrupted else 0 if run.ok else 1
+
+
+def _see_python(path: Path) -> None:
+    """Raises one line where ``path`` cannot even be parsed, before what takes seconds is begun."""
+    try:
+        compile(path.read_bytes(), path, "exec", dont_inherit=True)
+    except SyntaxError as problem:
+        where = f", line {problem.lineno}" if problem.lineno else ""
+        raise typer.BadParameter(f"{path}{where}: not Python: {problem.msg}") from None
+    except ValueError as problem:
+        raise typer.BadParameter(f"{path}: not Python: {problem}") from None
 
 
 def new(

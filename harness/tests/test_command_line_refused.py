@@ -104,6 +104,26 @@ def test_a_policy_that_its_file_has_not_got_is_bad_usage_and_leaves_no_folder(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("class Policy(\n    layer_classes = (\n", ", line 2: not Python: "), ("a = '\0'", "not Python: ")],
+    ids=["syntax", "null byte"],
+)
+def test_a_file_that_cannot_be_parsed_is_bad_usage_and_leaves_no_folder(
+    text: str, words: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.py").write_text(text)
+    assert harness("validate", tmp_path / "broken.py", "--out", tmp_path / "run") == 2
+    assert words in one_line(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_run_is_not_said_to_be_finished(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"schema": ')
+    assert harness("check", "--resume", tmp_path) == 2
+    assert "not a run record" in one_line(capsys)
+
+
 def test_no_policy_is_written_over_another_or_under_a_name_that_no_class_can_have(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -79,6 +79,12 @@ def test_a_linear_of_another_class_than_the_one_looked_at_is_refused() -> None:
         Structure(layer).own_linear("odd", name)
 
 
+def test_a_mistyped_path_is_refused_with_the_part_that_may_be_meant() -> None:
+    layer = nn.ModuleDict({"gate_proj": nn.Linear(4, 3)})
+    with pytest.raises(UnsupportedLayer, match=r"has no gat_proj: not the structure this policy knows \(it has gate_proj\)$"):
+        Structure(layer).get("gat_proj")
+
+
 def test_what_cannot_be_found_out_is_left_to_the_author_by_name() -> None:
     """Gemma 2 norms the output of each block, which no anatomy expresses."""
     invented = invent("WrittenPolicy", MODELING.format("gemma2", "Gemma2DecoderLayer"))

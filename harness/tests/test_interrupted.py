@@ -60,6 +60,7 @@ finally:
     [
         ("SIGINT", "", 130, "", "harness: interrupted"),
         ("SIGINT", "heed()", -signal.SIGINT, "put in order", "KeyboardInterrupt"),
+        ("SIGTERM", "", 130, "", "harness: interrupted"),
         ("SIGTERM", "heed()", -signal.SIGINT, "put in order", "KeyboardInterrupt"),
     ],
 )

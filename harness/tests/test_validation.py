@@ -83,10 +83,11 @@ def test_a_policy_that_reads_badly_gets_a_verdict_of_its_own(name: str, words: s
     assert [one.property for one in done.verdicts] == ["file", "case", "reading", "contract"]
 
 
-def test_where_reading_the_simplest_layer_raises_no_property_is_asked() -> None:
+@pytest.mark.parametrize("name", ["raises", "refuses_everything", "plans_nothing"])
+def test_where_reading_the_simplest_layer_fails_no_property_is_asked(name: str) -> None:
     """Each would say the same again."""
-    done = judged("raises", "layer equality", "revert")
-    assert {reason(done, one) for one in ("layer equality", "revert")} == {"not judged: reading raises on the simplest layer"}
+    done = judged(name, "layer equality", "revert")
+    assert {reason(done, one) for one in ("layer equality", "revert")} == {"not judged: reading fails on the simplest layer"}
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,15 @@ def test_a_policy_that_never_ends_is_stopped(name: str, stage: str) -> None:
     )
     done = validate(request)
     assert "did not end within 3 s" in reason(done, stage)
+
+
+def test_the_verdict_names_the_stage_at_which_a_policy_departs_first(tmp_path: Path) -> None:
+    done = judged("wrong_wiring", "layer equality", "model equality")
+    request = Request(path=str(BAD / "wrong_wiring.py"), limits=LIMITS)
+    text = block(
+        record(request, done, run_id="1", created="2026-03-02T02:17:00+00:00", command="harness validate"), done, tmp_path
+    )
+    assert "- departs first at **layers.0." in text and "in 2 of 2" in text
 
 
 def test_syntax_errors_name_their_line(tmp_path: Path) -> None:

@@ -144,8 +144,7 @@ class _Stages:
             self.pool = self.quick
             return None
         failure = checked.verdict.failure
-        raised = failure is not None and failure.traceback is not None and not failure.off_simplest
-        return "reading raises on the simplest layer" if raised else None
+        return "reading fails on the simplest layer" if failure is not None and not failure.off_simplest else None
 
     def _fit(self, name: str, subject: Subject) -> Subject:
         """``subject`` without what its policy refuses."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from reports.record import Run, Verdict
+from reports.record import Run, Verdict, first_departing
 from reports.wording import one_line, reproduce
 
 from ..faults.report import judged, killed, median_examples
@@ -62,6 +63,7 @@ def _lines(run: Run, done: Validation, folder: Path) -> Iterator[str]:
     if wrong:
         yield ""
         yield from _reasons(wrong)
+        yield from _where(wrong)
         hint = _hint(wrong)
         shown = next((one.failure.id for one in wrong if one.failure is not None and one.failure.script), None)
         if hint is not None or shown is not None:
@@ -96,6 +98,14 @@ def _reasons(wrong: list[Verdict]) -> Iterator[str]:
         yield f"- **{verdicts[0].property}**{also}: {reason}{_example(verdicts[0])}"
     if len(first) > 8:
         yield f"- and {len(first) - 8} more reasons"
+
+
+def _where(wrong: list[Verdict]) -> Iterator[str]:
+    """The stage at which most of what failed departs first."""
+    stages = [first_departing(one.failure.stages) for one in wrong if one.failure is not None]
+    names = Counter(stage.name for stage in stages if stage is not None)
+    for name, times in names.most_common(1):
+        yield f"- departs first at **{name}**, in {times} of {len(wrong)}"
 
 
 def _more(run: Run, done: Validation) -> Iterator[str]:
@@ -134,7 +144,9 @@ def _budgets(run: Run) -> Iterator[str]:
     for one in run.budgets:
         worst[one.dtype] = max(one.used_worst, worst.get(one.dtype, 0.0))
     if worst:
-        used = ", ".join(f"{dtype} {share:.0%}" if share < 10 else f"{dtype} {share:.1g} times" for dtype, share in worst.items())
+        used = ", ".join(
+            f"{dtype} {share:.0%}" if share < 10 else f"{dtype} {share:,.0f} times" for dtype, share in worst.items()
+        )
         yield f"- error budget used at worst: {used}"
 
 

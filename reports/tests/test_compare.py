@@ -294,6 +294,7 @@ def test_any_run_compares_with_itself_without_a_change_but_what_is_wrong_still(r
         assert not run.timings
         return
     assert {change.kind for change in found.changes} <= {"still wrong"}
+    assert found.counted.startswith("0 changes")
 
 
 def test_every_rendering_of_a_comparison_holds_every_change():
