@@ -18,9 +18,10 @@ from reports.record import NullLane
 
 from .devices import Call, Device
 from .paired import PairedResult, compare
+from .statistics import CONFIDENCE
 from .stopping import LAST_SHARE
 
-CONFIDENCE, POWER = 0.99, 0.95
+POWER = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from reports.record import Interval, TimingVerdict
 
-from .devices import Call, Clock, Conditions, Device, disturbances
+from .devices import Call, Clock, Device, disturbances
 from .stability import instabilities
 from .statistics import PAIRS_IN_BLOCK, Judgement, judge
 from .stopping import FIRST_LOOK_BLOCKS, Look, plan_looks, settled
@@ -42,7 +42,7 @@ _ORDERS = ((0, 1, 1, 0), (1, 0, 0, 1))
 
 @dataclass(frozen=True, kw_only=True)
 class PairedResult:
-    """One comparison, with everything needed to judge it again."""
+    """One comparison, with its samples."""
 
     verdict: TimingVerdict
     reason: str
@@ -57,12 +57,8 @@ class PairedResult:
     """Pairs that the budget would have allowed."""
     calls_per_sample: int
     clock: Clock
-    device: str
-    seed: int
     seconds: float
     """Wall time of the whole comparison."""
-    before: Conditions
-    after: Conditions
     warnings: tuple[str, ...]
 
     @property
@@ -78,12 +74,6 @@ class _Plan:
     looks: tuple[Look, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Rules:
-    margin: float
-    confidence: float
-
-
 def compare(
     baseline: Call,
     subject: Call,
@@ -91,8 +81,6 @@ def compare(
     device: Device,
     budget_seconds: float,
     seed: int,
-    margin: float = 0.01,
-    confidence: float = 0.99,
     clock: Clock = "end_to_end",
 ) -> PairedResult:
     """Time ``subject`` against ``baseline`` until the answer is settled or the budget is spent.
@@ -100,10 +88,10 @@ def compare(
     Both callables take nothing; what they return is dropped. The caller has them ready (built, compiled, captured, inside
     ``torch.no_grad`` where that is meant) and has shown that they compute the same thing. At least one block is measured
     however small the budget; too few blocks for an interval give AMBIGUOUS.
-    Raises ``ValueError`` for a budget, margin or confidence that makes no sense; what a callable raises passes through.
+    Raises ``ValueError`` for a budget that makes no sense; what a callable raises passes through.
     """
-    _check(budget_seconds, margin, confidence)
-    rules = _Rules(margin=margin, confidence=confidence)
+    if not budget_seconds > 0:
+        raise ValueError(f"budget_seconds must be positive, got {budget_seconds}")
     start = device.now()
     with _collector_held_off():
         timed, wall = _warm_up((baseline, subject), device=device, until=start + _WARM_UP_SHARE * budget_seconds, clock=clock)
@@ -111,7 +99,7 @@ def compare(
         plan = _plan(timed, wall, seconds_left=deadline - device.now(), tick_seconds=device.tick_seconds())
         blocks = _blocks((baseline, subject), device=device, clock=clock, calls=plan.calls, coin=random.Random(seed))
         before = device.conditions()
-        judgement, (baseline_seconds, subject_seconds) = _sample(blocks, plan, device=device, deadline=deadline, rules=rules)
+        judgement, (baseline_seconds, subject_seconds) = _sample(blocks, plan, device=device, deadline=deadline)
         after = device.conditions()
     unsteady = () if judgement.verdict == "VOID" else instabilities(baseline_seconds, subject_seconds)
     return PairedResult(
@@ -124,22 +112,9 @@ def compare(
         planned_pairs=plan.looks[-1].blocks * PAIRS_IN_BLOCK,
         calls_per_sample=plan.calls,
         clock=clock,
-        device=device.name,
-        seed=seed,
         seconds=device.now() - start,
-        before=before,
-        after=after,
         warnings=(*disturbances(before, after), *unsteady),
     )
-
-
-def _check(budget_seconds: float, margin: float, confidence: float) -> None:
-    if not budget_seconds > 0:
-        raise ValueError(f"budget_seconds must be positive, got {budget_seconds}")
-    if not 0 < margin < 1:
-        raise ValueError(f"margin is a relative difference between 0 and 1, got {margin}; 0.01 stands for 1 %")
-    if not 0.5 <= confidence < 1:
-        raise ValueError(f"confidence must be at least 0.5 and below 1, got {confidence}; 0.99 stands for 99 %")
 
 
 @contextmanager
@@ -195,7 +170,7 @@ def _blocks(
 
 
 def _sample(
-    blocks: Iterator[tuple[list[float], list[float]]], plan: _Plan, *, device: Device, deadline: float, rules: _Rules
+    blocks: Iterator[tuple[list[float], list[float]]], plan: _Plan, *, device: Device, deadline: float
 ) -> tuple[Judgement, tuple[list[float], list[float]]]:
     """Measure and look as planned. The last look's allowance is unspent until then, so running out of time may use it."""
     times: tuple[list[float], list[float]] = ([], [])
@@ -207,13 +182,8 @@ def _sample(
                 kept.extend(samples)
             measured += 1
         last = late or look is plan.looks[-1]
-        judgement = judge(
-            *times,
-            margin=rules.margin,
-            confidence=rules.confidence,
-            share=plan.looks[-1].share if last else look.share,
-        )
-        if last or settled(judgement, margin=rules.margin):
+        judgement = judge(*times, share=plan.looks[-1].share if last else look.share)
+        if last or settled(judgement):
             break
     return judgement, times
 

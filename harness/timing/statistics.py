@@ -31,6 +31,9 @@ from reports.record import Interval, TimingVerdict
 from reports.wording import count
 
 PAIRS_IN_BLOCK = 2
+MARGIN = 0.01
+"""Relative difference that nobody minds."""
+CONFIDENCE = 0.99
 PLAUSIBLE_RATIO = 50.0
 """Beyond this factor either way a row is void: no fusion of one layer does that, an output that is never computed does."""
 _LARGEST_GROUP = 4
@@ -129,15 +132,14 @@ def judge(
     baseline_seconds: Sequence[float],
     subject_seconds: Sequence[float],
     *,
-    margin: float = 0.01,
-    confidence: float = 0.99,
+    confidence: float = CONFIDENCE,
     share: float = 1.0,
     plausible_ratio: float = PLAUSIBLE_RATIO,
 ) -> Judgement:
     """Judge one comparison from seconds a call, one per pair, ``PAIRS_IN_BLOCK`` successive pairs a block.
 
-    ``margin`` is the relative difference that nobody minds. SAME claims that the whole interval lies within it; FASTER and
-    SLOWER that the interval excludes equality and the estimate lies beyond the margin; the rest is AMBIGUOUS.
+    SAME claims that the whole interval lies within ``MARGIN``; FASTER and SLOWER that the interval excludes equality and the
+    estimate lies beyond the margin; the rest is AMBIGUOUS.
     ``share`` is the part of the error allowance ``1 - confidence`` that this look at the data may spend (see
     ``stopping``); the interval is widened accordingly, so that ``confidence`` holds over all looks together.
     A ratio beyond ``plausible_ratio`` either way, or a time that is not positive, voids the comparison.
@@ -160,7 +162,7 @@ def judge(
     estimate, low, high = (math.exp(bound) for bound in bounds)
     ratio = Interval(estimate=estimate, low=low, high=high, confidence=confidence)
     standard_error = (bounds[2] - bounds[1]) / 2 / float(stats.norm.isf(alpha / 2))
-    verdict, reason = _verdict(ratio, margin=margin, plausible_ratio=plausible_ratio)
+    verdict, reason = _verdict(ratio, plausible_ratio=plausible_ratio)
     return Judgement(verdict=verdict, reason=reason, ratio=ratio, standard_error=standard_error)
 
 
@@ -168,26 +170,26 @@ def _without_interval(verdict: TimingVerdict, reason: str) -> Judgement:
     return Judgement(verdict=verdict, reason=reason, ratio=None, standard_error=None)
 
 
-def _verdict(ratio: Interval, *, margin: float, plausible_ratio: float) -> tuple[TimingVerdict, str]:
+def _verdict(ratio: Interval, *, plausible_ratio: float) -> tuple[TimingVerdict, str]:
     spread = f"{ratio.confidence:.0%} interval {ratio.low:.4g} to {ratio.high:.4g}"
     if not 1 / plausible_ratio <= ratio.estimate <= plausible_ratio:
         return "VOID", (
             f"a ratio of {ratio.estimate:.3g} is not plausible (limit {plausible_ratio:.3g} either way): "
             "check that both sides compute their output in full and that the device was synchronised"
         )
-    if 1 / (1 + margin) <= ratio.low and ratio.high <= 1 + margin:
-        return "SAME", f"equal within {margin:.2%}: {spread}"
-    if ratio.low > 1 and ratio.estimate > 1 + margin:
+    if ratio.low >= 1 / (1 + MARGIN) and ratio.high <= 1 + MARGIN:
+        return "SAME", f"equal within {MARGIN:.2%}: {spread}"
+    if ratio.low > 1 and ratio.estimate > 1 + MARGIN:
         return "FASTER", f"the subject takes {1 - 1 / ratio.estimate:.2%} less time: {spread}"
-    if ratio.high < 1 and ratio.estimate < 1 / (1 + margin):
+    if ratio.high < 1 and ratio.estimate < 1 / (1 + MARGIN):
         return "SLOWER", f"the subject takes {1 / ratio.estimate - 1:.2%} more time: {spread}"
     seen = "equality" if ratio.low <= 1 <= ratio.high else "a difference that does not matter"
     return "AMBIGUOUS", (
-        f"{spread} allows both {seen} and a difference beyond {margin:.2%}: "
-        f"about {_budget_factor(ratio, margin):.0f} times the budget, or a quieter machine, would settle it"
+        f"{spread} allows both {seen} and a difference beyond {MARGIN:.2%}: "
+        f"about {_budget_factor(ratio):.0f} times the budget, or a quieter machine, would settle it"
     )
 
 
-def _budget_factor(ratio: Interval, margin: float) -> float:
+def _budget_factor(ratio: Interval) -> float:
     half_width = math.log(ratio.high / ratio.low) / 2
-    return max(2.0, (2 * half_width / math.log1p(margin)) ** 2)  # width falls with the square root of time
+    return max(2.0, (2 * half_width / math.log1p(MARGIN)) ** 2)  # width falls with the square root of time

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from .statistics import Judgement
+from .statistics import MARGIN, Judgement
 
 FIRST_LOOK_BLOCKS = 16
 _EARLY_LOOKS = 5
@@ -44,7 +44,7 @@ def plan_looks(maximum_blocks: int) -> tuple[Look, ...]:
     return (*(Look(blocks=blocks, share=share) for blocks in early), Look(blocks=maximum_blocks, share=LAST_SHARE))
 
 
-def settled(judgement: Judgement, *, margin: float) -> bool:
+def settled(judgement: Judgement) -> bool:
     """True when more samples would change nothing that is reported.
 
     SAME is settled; FASTER and SLOWER are once the interval's half-width is below half the margin or below a tenth of
@@ -55,4 +55,4 @@ def settled(judgement: Judgement, *, margin: float) -> bool:
     if judgement.ratio is None or judgement.verdict == "AMBIGUOUS":
         return False
     half_width = math.log(judgement.ratio.high / judgement.ratio.low) / 2
-    return half_width <= max(margin / 2, _RELATIVE_PRECISION * abs(math.log(judgement.ratio.estimate)))
+    return half_width <= max(MARGIN / 2, _RELATIVE_PRECISION * abs(math.log(judgement.ratio.estimate)))

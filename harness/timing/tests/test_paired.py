@@ -128,15 +128,7 @@ def test_a_side_that_does_nothing_voids_the_row():
     assert "check that both sides compute their output in full" in result.reason
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"budget": 0.0}, "budget_seconds must be positive, got 0.0"),
-        ({"margin": 5}, "got 5; 0.01 stands for 1 %"),
-        ({"confidence": 99}, "got 99; 0.99 stands for 99 %"),
-    ],
-)
-def test_senseless_settings_are_refused(options, words):
-    """The message says the rule, the value and the usual form."""
-    with pytest.raises(ValueError, match=words):
-        _compare(**options)
+def test_no_budget_is_refused():
+    """The message says the rule and the value."""
+    with pytest.raises(ValueError, match=r"budget_seconds must be positive, got 0\.0"):
+        _compare(budget=0.0)

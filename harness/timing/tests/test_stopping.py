@@ -42,7 +42,7 @@ def test_a_difference_is_settled_by_its_width_sameness_at_once_and_doubt_never(v
     """Widths count on both sides of the estimate, as logarithms."""
     ratio = Interval(low=low, estimate=estimate, high=high, confidence=0.99)
     judgement = Judgement(verdict=verdict, reason="", ratio=ratio, standard_error=0.0)
-    assert settled(judgement, margin=0.01) == enough
+    assert settled(judgement) == enough
 
 
 def test_looking_often_at_full_allowance_raises_alarms_and_planned_looks_do_not():
@@ -68,10 +68,10 @@ def test_a_verdict_is_settled_when_more_samples_would_change_nothing():
     """SAME and VOID at once, a difference when it is known to a tenth, AMBIGUOUS never."""
     wide = judge([1.3, 1.7] * 8, [1.0, 1.0] * 8)
     narrow = judge([1.5, 1.5001] * 8, [1.0, 1.0] * 8)
-    assert (wide.verdict, settled(wide, margin=0.01)) == ("FASTER", True)  # blocks average the two pairs
-    assert (narrow.verdict, settled(narrow, margin=0.01)) == ("FASTER", True)
+    assert (wide.verdict, settled(wide)) == ("FASTER", True)  # blocks average the two pairs
+    assert (narrow.verdict, settled(narrow)) == ("FASTER", True)
     uneven = judge([1.05, 1.05, 1.4, 1.4] * 8, [1.0] * 32)
-    assert (uneven.verdict, settled(uneven, margin=0.01)) == ("FASTER", False)
-    assert settled(judge([1.0] * 16, [1.0] * 16), margin=0.01)
-    assert settled(judge([1.0] * 16, [0.0] * 16), margin=0.01)
-    assert not settled(judge([1.0] * 4, [1.0] * 4), margin=0.01)
+    assert (uneven.verdict, settled(uneven)) == ("FASTER", False)
+    assert settled(judge([1.0] * 16, [1.0] * 16))
+    assert settled(judge([1.0] * 16, [0.0] * 16))
+    assert not settled(judge([1.0] * 4, [1.0] * 4))
