@@ -7,7 +7,7 @@ from pathlib import Path
 
 from policies.plans import CAPTURED, Plan
 from reports.record import WRONG, Coverage, Environment, NullLane, Run, Verdict
-from reports.storage import write
+from reports.storage import RUNS, write
 
 from .environment import fingerprint
 from .interrupts import heed
@@ -212,7 +212,7 @@ def _coverage(entries: tuple[CaseEntry, ...], checks: list[CheckDone]) -> list[C
     return found
 
 
-def new_folder(root: Path, created: str, seed: int) -> Path:
-    """A folder for a new run under ``root``, named by time and seed."""
+def new_folder(created: str, seed: int) -> Path:
+    """A folder for a new run, named by time and seed, where runs are looked for by their ids."""
     stamp = created.replace(":", "").replace("-", "")[:15]
-    return root / f"{stamp}-{seed}"
+    return RUNS / f"{stamp}-{seed}"

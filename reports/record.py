@@ -306,6 +306,11 @@ class Run(Struct, frozen=True, kw_only=True):
         return not wrong and bool("held" in outcomes or self.timings)
 
 
+def now() -> str:
+    """The time, as a record has it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
 def begun(created: str) -> datetime.datetime | None:
     """A record's time of creation, in UTC where it says no zone; None where it is no ISO 8601 time."""
     try:

@@ -21,6 +21,8 @@ import msgspec
 
 from .record import NOT_FINITE, SCHEMA_VERSION, Run
 
+RUNS = Path("runs")
+"""Where runs are put, and looked for by their ids, if nobody says otherwise."""
 RECORD_NAME = "run.json"
 JOURNAL_NAME = "journal.jsonl"
 """What an unfinished run has instead."""
@@ -102,7 +104,7 @@ def find(run: Path) -> Path:
         return run
     if ("runs" / run).exists():
         return "runs" / run
-    for path in sorted(Path("runs").rglob(RECORD_NAME)):
+    for path in sorted(RUNS.rglob(RECORD_NAME)):
         with contextlib.suppress(RecordError):
             if decode(read_bytes(path), _Named, path).id == run.name:
                 return path.parent

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from reports.record import now
 
 from . import options
 from .output import print_json
@@ -59,7 +60,7 @@ def adapters(
     def tell(row: Judged) -> None:
         console.print(f"{row.policy}: {escape(row.verdict)}", soft_wrap=True)
 
-    folder = options.made(out or new_folder(Path("runs"), datetime.now(UTC).isoformat(timespec="seconds"), seed or 0))
+    folder = options.made(out or new_folder(now(), seed or 0))
     reports: list[Report] = []
     for adapter in chosen:
         report, scripts = perform(adapter, ctx.find_root().obj, examples=examples, seed=seed or 0, progress=tell)

@@ -7,7 +7,6 @@ import random
 import shlex
 import sys
 import uuid
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +15,7 @@ import typer
 from rich.console import Console
 
 from reports import storage
-from reports.record import Environment, Run, begun
+from reports.record import Environment, Run, begun, now
 from reports.wording import count
 
 from ..interrupts import INTERRUPTED
@@ -133,7 +132,7 @@ def _journal(
     options.see_device(device)
     if check:
         options.see_profile(profile)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
+    created = now()
     if seed is None:
         seed = random.SystemRandom().randrange(2**31) if profile == "nightly" else 0
     order = Order(
@@ -147,7 +146,7 @@ def _journal(
         device=device,
         **asked,
     )
-    return Journal.start(out or new_folder(Path("runs"), created, seed), order)
+    return Journal.start(out or new_folder(created, seed), order)
 
 
 def _perform(ctx: typer.Context, journal: Journal, *, workers: int | None = None, json: bool) -> int:

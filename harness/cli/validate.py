@@ -7,13 +7,13 @@ import keyword
 import shlex
 import sys
 import uuid
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from reports import storage
+from reports.record import now
 
 from ..interrupts import INTERRUPTED
 from . import options
@@ -48,8 +48,8 @@ def validate(
         raise typer.BadParameter(f"{path}: {'is a folder, not a file' if Path(path).is_dir() else 'there is no such file'}")
     _see_python(Path(path))
     options.see_device(device)
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    folder = options.made(out or new_folder(Path("runs"), created, seed or 0))
+    created = now()
+    folder = options.made(out or new_folder(created, seed or 0))
     see_free(folder)
     begin()  # before this process imports what takes seconds too
     workers = workers or processes_on(device)

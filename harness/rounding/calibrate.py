@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import math
 import platform
 import random
@@ -21,6 +20,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+
+from reports.record import now
 
 from ..case import Case, Example, Inputs
 from ..nested import cast
@@ -116,7 +117,7 @@ def calibrate(
     return Calibration(
         schema=SCHEMA,
         seed=seed,
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        created=now(),
         seconds=round(time.perf_counter() - start, 1),
         packages={name: version(name) for name in ("torch", "transformers", "diffusers")},
         processor=f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",

@@ -99,7 +99,7 @@ class FusedLayer(SavedApart):
         state = self.fused
         if self._fused_plan is Plan.PACKED:
             with state.gate.inside(functools.partial(state.stale, self), functools.partial(state.bind, self)):
-                return self._fused_call(state, args, kwargs, compiling=False)
+                return self._fused_call(state, args, kwargs, compiled=False)
         if state.edited(self) if compiled else state.stale(self):
             if exporting() and state.still_read(self):
                 state = state.of_export(self)
@@ -107,7 +107,7 @@ class FusedLayer(SavedApart):
                 return super().forward(*args, **kwargs)
             else:
                 state.bind(self)
-        return self._fused_call(state, args, kwargs, compiling=compiled)
+        return self._fused_call(state, args, kwargs, compiled=compiled)
 
     def _fused_strange(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The original's call, of a layer that is not even looked at: parameters may be wrappers of others, for this call
@@ -120,24 +120,24 @@ class FusedLayer(SavedApart):
             release_wrapped(self)
             return super().forward(*args, **kwargs)
 
-    def _fused_call(self, state: FusedState, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiling: bool) -> Any:
+    def _fused_call(self, state: FusedState, args: tuple[Any, ...], kwargs: dict[str, Any], *, compiled: bool) -> Any:
         core = state.core
         if core is None:
-            if not compiling:
+            if not compiled:
                 state.fallbacks[state.refusal or ""] += 1
             return super().forward(*args, **kwargs)
         arguments = read_arguments(state.policy.call, core, self._fused_parameters, args, kwargs)
         reason = self._why_not(state, arguments)
         if reason is not None:
-            if not compiling:
+            if not compiled:
                 state.fallbacks[reason] += 1
             return super().forward(*args, **kwargs)
-        if not compiling:
+        if not compiled:
             state.calls += 1
         core.emit = state.emit
         # What is compiled asks no more where a parameter's values are, which are given another place by ``parameter.data = ...``.
-        arguments.call.apart = compiling
-        graph = None if compiling else state.graph
+        arguments.call.apart = compiled
+        graph = None if compiled else state.graph
         if graph is not None and arguments.call.cache is not None:
             index = core.attention.attention.cache_index
             arguments.call.cache = preallocated(arguments.call.cache, index) or arguments.call.cache
