@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import shlex
 import sys
@@ -10,12 +9,11 @@ import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 
 from reports import storage
-from reports.record import Environment, Run, begun, now
+from reports.record import Run, now
 from reports.wording import count
 
 from ..interrupts import INTERRUPTED
@@ -26,6 +24,7 @@ from ..run import new_folder
 from ..run import perform as perform_run
 from . import options
 from .output import print_json
+from .pages import write_page
 from .progress import Reporter
 
 CHECK_BUDGET, QUICK_BUDGET = 540.0, 25.0
@@ -187,48 +186,6 @@ def _unmet(run: Run, order: Order) -> list[str]:
     if order.profile != "nightly" or order.examples is not None or order.properties:
         return []
     return [reason for one in run.coverage if (reason := coverage_failure(one)) is not None]
-
-
-def write_page(run: Run, folder: Path) -> Path:
-    """Render ``index.html`` beside the record, against the last earlier run in the same place."""
-    from reports.html import render_html
-
-    page = folder / "index.html"
-    storage.write_atomically(page, render_html(run, previous_run(run, folder)).encode())
-    return page
-
-
-class _Head(msgspec.Struct, frozen=True):
-    """As much of a record as says whether it may be the one before; the rest is skipped unparsed."""
-
-    id: str
-    created: str
-    profile: str
-    environment: Environment
-
-
-def previous_run(run: Run, folder: Path) -> Run | None:
-    """The run to show ``run`` against: of the finished ones beside ``folder`` on the same machine in the same profile, begun
-    no later, the latest that has something in common with it."""
-    from reports.compare import comparable
-
-    own = begun(run.created)
-    if own is None:
-        return None  # nobody knows what came before it
-    candidates = []
-    for path in folder.resolve().parent.glob(f"*/{storage.RECORD_NAME}"):
-        with contextlib.suppress(storage.RecordError):
-            head = storage.decode(storage.read_bytes(path), _Head, path)
-            since = begun(head.created)
-            same = head.environment.machine == run.environment.machine and head.profile == run.profile
-            if same and head.id != run.id and since is not None and since <= own:
-                candidates.append((since, path))
-    for _, path in sorted(candidates, reverse=True):
-        with contextlib.suppress(storage.RecordError):
-            other = storage.read(path)
-            if comparable(other, run):
-                return other
-    return None
 
 
 def _list_jobs(entries: tuple[CaseEntry, ...], kind: str, budget: float, *, json: bool) -> int:

@@ -14,7 +14,7 @@ from reports.record import Run
 
 from . import options
 from .output import print_json
-from .perform import previous_run, write_page
+from .pages import previous_run, write_page
 
 
 def report(

@@ -38,7 +38,7 @@ def validate(
     from ..journal import see_free
     from ..pool import begin
     from ..run import new_folder, processes_on
-    from .perform import write_page
+    from .pages import write_page
 
     options.see_profile(profile)
     path, name = _split(file)

@@ -112,10 +112,19 @@ def _let_go_of_its_cache(trial: Trial, model: nn.Module) -> None:
         raise Disagreement("the cache of a call stays alive when nobody holds it")
 
 
+@contextlib.contextmanager
+def what_is_there_passed_over() -> Iterator[None]:
+    """Inside, whoever looks through all objects sees those alone that were made inside: the libraries have a million."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _let_go(trial: Trial) -> None:
     """A replaced model, reverted or not, that nobody holds any more goes, and its parameters with it."""
-    gc.freeze()  # what is there already need not be looked through
-    try:
+    with what_is_there_passed_over():
         handle = trial.replace(trial.copy())
         trial.run_replaced(handle.model, trial.fresh_inputs())
         if trial.example.seed % 2:
@@ -126,8 +135,6 @@ def _let_go(trial: Trial) -> None:
         alive = sum(one() is not None for one in left)
         if alive:
             raise Disagreement(f"{alive} of {len(left)}, a replaced model and its parameters, stay alive when nobody holds them")
-    finally:
-        gc.unfreeze()
 
 
 def _of_graphs(model: nn.Module) -> int:
@@ -145,8 +152,7 @@ def _same_form(trial: Trial) -> None:
     model = trial.replaced.model
     rounds = [[alike(trial, number * CALLS + salt) for salt in range(CALLS)] for number in range(ROUNDS)]
     last = None
-    gc.freeze()  # what is there already need not be looked through: the libraries alone are a million objects
-    try:
+    with what_is_there_passed_over():
         for calls in rounds:
             for inputs in calls:
                 trial.run_replaced(model, inputs)
@@ -158,9 +164,7 @@ def _same_form(trial: Trial) -> None:
                     raise Disagreement(f"{CALLS} calls more leave {held - last[1]} bytes of tensors more alive")
                 return
             last = captures, held
-        raise Vacuous(f"in each of {ROUNDS} rounds of calls a graph was captured that stays")
-    finally:
-        gc.unfreeze()
+    raise Vacuous(f"in each of {ROUNDS} rounds of calls a graph was captured that stays")
 
 
 def _new_lengths(trial: Trial) -> None:
@@ -170,14 +174,11 @@ def _new_lengths(trial: Trial) -> None:
     if trial.example.values.get("tokens") != LENGTHS[0]:
         return
     model, held = trial.replaced.model, []
-    gc.freeze()
-    try:
+    with what_is_there_passed_over():
         for tokens in LENGTHS:
             trial.run_replaced(model, other_inputs(trial, tokens, tokens=tokens, batch=1))
             if tokens in LENGTHS[-LAST:]:
                 held.append(_new_bytes())
-    finally:
-        gc.unfreeze()
     grown = sum(before < after for before, after in pairwise(held))
     if grown == LAST - 1:
         raise Disagreement(f"something is kept of every length, {(held[-1] - held[0]) // (LAST - 1)} bytes of each")

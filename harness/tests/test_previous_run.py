@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.perform import previous_run
+from harness.cli.pages import previous_run
 from reports import storage
 from reports.record import Run
 from reports.tests import synthetic
