@@ -28,10 +28,10 @@ class SavedApart(nn.Module):
 
 
 def _is_part(values: Tensor) -> bool:
-    """Whether ``values`` fill a part of a storage, which no other process knows."""
-    storage = values.untyped_storage()
+    """Whether ``values`` fill a part of a storage, which is real and which no other process knows."""
     in_one_piece = values.is_contiguous() or (values.dim() == 2 and values.t().is_contiguous())
-    return storage.nbytes() > values.nbytes > 0 and in_one_piece and not (values.device.type == "cpu" and values.is_shared())
+    ours = values.device.type == "cuda" or (values.device.type == "cpu" and not values.is_shared())
+    return ours and in_one_piece and values.untyped_storage().nbytes() > values.nbytes > 0
 
 
 def _put_apart(values: Tensor) -> None:
