@@ -21,7 +21,7 @@ from .base import Property, living
 from .broken import BROKEN
 from .cache import CACHE
 from .cache_edits import EDITED_CACHE, FRESH_CACHE, OTHER_CACHE, STATIC_CACHE
-from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES, UNTOUCHED
+from .calls import INTERLEAVED, ORDER, REPEAT, SHAPES, SMALLEST_ROUNDED_HEAD, UNTOUCHED
 from .copies import STATE_DICT
 from .forms import FORMS
 from .gradients import GRADIENTS_ALONE
@@ -80,7 +80,7 @@ of a rounding, and are seldom drawn."""
 def _asked_in(dtype: torch.dtype) -> Callable[[Trial], None]:
     def check(trial: Trial) -> None:
         prop = chosen_by(trial.example.seed, [prop for prop in ASKED if prop.applies(trial.case)])
-        trial = trial.in_dtype(dtype)
+        trial = trial.in_dtype(dtype).at_least("head_size", SMALLEST_ROUNDED_HEAD)
         if dtype is not torch.float32 and not _runs(trial):
             raise NothingToAsk(f"the original gives no numbers in {dtype}")
         try:
