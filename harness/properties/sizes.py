@@ -51,7 +51,7 @@ ROWS = 2
 def long_trial(trial: Trial) -> Trial:
     """The trial with one of ``LENGTHS``, the longest in two rows, or the largest below it that its original has positions for."""
     trial = trial.suited(has_tokens(trial.case))
-    most = _chosen_by(trial).choice(LENGTHS)
+    most = _random_by_values(trial).choice(LENGTHS)
     sized = (trial.vary(tokens=tokens) for tokens in reversed(LENGTHS) if tokens <= most)
     return that_runs((one.vary(batch=2) if one.example["tokens"] == LENGTHS[-1] else one for one in sized), trial)
 
@@ -59,7 +59,7 @@ def long_trial(trial: Trial) -> Trial:
 def large_trials(trial: Trial) -> tuple[Trial, ...]:
     """The trial with a single layer, and each axis that has large values at one of them; once more with others of them, in two
     rows of more tokens. Itself where its original cannot be as large."""
-    chosen = _chosen_by(trial)
+    chosen = _random_by_values(trial)
     trial = trial.at_least("tokens", SEVERAL)
     orders = {axis.name: chosen.sample(axis.large, len(axis.large)) for axis in trial.case.axes if axis.large}
     sizes: list[dict[str, Any]] = [{name: order[place % len(order)] for name, order in orders.items()} for place in (0, 1)]
@@ -71,7 +71,7 @@ def large_trials(trial: Trial) -> tuple[Trial, ...]:
 def largest_trials(trial: Trial) -> Iterator[tuple[Axis, Trial]]:
     """For each axis that has largest values, in any order, the trial with a single layer and one of them, such axes at
     their simplest otherwise. None where its original cannot be as large."""
-    chosen = _chosen_by(trial)
+    chosen = _random_by_values(trial)
     trial = trial.at_least("tokens", SEVERAL)
     axes = [axis for axis in trial.case.axes if axis.largest]
     plain = {axis.name: axis.simplest for axis in axes}
@@ -84,7 +84,7 @@ def largest_trials(trial: Trial) -> Iterator[tuple[Axis, Trial]]:
 def published_trial(trial: Trial) -> Trial:
     """The trial with a single layer as wide as many published ones, with heads as these have them, called with some hundred
     tokens. Itself where its original cannot be as large."""
-    chosen = _chosen_by(trial)
+    chosen = _random_by_values(trial)
     trial = trial.suited(has_tokens(trial.case))
     size, group = chosen_by(trial.example.seed, PUBLISHED_HEADS)
     batch, tokens = chosen.choice(PUBLISHED_CALLS)
@@ -95,7 +95,7 @@ def published_trial(trial: Trial) -> Trial:
     return that_runs((trial.vary(**sizes, **window, batch=batch, tokens=tokens, layers=1),), trial)
 
 
-def _chosen_by(trial: Trial) -> random.Random:
+def _random_by_values(trial: Trial) -> random.Random:
     """Chooses by the values of the example's axes: the same configuration with other numbers is of the same size."""
     return random.Random(str(sorted(trial.example.values.items())))
 
