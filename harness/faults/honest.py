@@ -300,7 +300,9 @@ HONEST: tuple[Fault, ...] = (
         "One QKV projection is computed as three.",
         patched((FusedAttention, "__init__", _fused_as_split), (FusedAttention, "joined", _views_watched)),
         _blocks,
-        passes=("gradients",),  # it keeps its views of the weight, and a view that is kept passes no gradients on
+        # It keeps its views of the weight: a view that is kept passes no gradients on, nor does it always see what somebody
+        # else writes to memory that the weight was given later.
+        passes=("gradients", "shared memory"),
     ),
     _variant(
         "garbage in padding",
