@@ -7,6 +7,7 @@ import keyword
 import shlex
 import sys
 import uuid
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -94,7 +95,8 @@ def validate(
 def _see_python(path: Path) -> None:
     """Raises one line where ``path`` cannot even be parsed, before what takes seconds is begun."""
     try:
-        compile(path.read_bytes(), path, "exec", dont_inherit=True)
+        with warnings.catch_warnings(action="ignore"):  # what importing it says is said then
+            compile(path.read_bytes(), path, "exec", dont_inherit=True)
     except SyntaxError as problem:
         where = f", line {problem.lineno}" if problem.lineno else ""
         raise typer.BadParameter(f"{path}{where}: not Python: {problem.msg}") from None

@@ -172,7 +172,7 @@ class _Judging:
                 example=example_words(at, self.case.axes) if example else "",
                 error=error,
                 script=f"{name}.py" if text is not None else None,
-                shown=text is not None and scripts.shows(text),
+                shown=scripts.shows(text),
             )
         )
 

@@ -134,7 +134,7 @@ class _Judging:
 
     def _add(self, key: str, what: str, *, silent: bool, example: str = "", error: float | None = None) -> None:
         text = generic_scripts.script(self.row.policy, key)
-        self._keep(key, text, what, silent=silent, shown=text is not None and scripts.shows(text), example=example, error=error)
+        self._keep(key, text, what, silent=silent, shown=scripts.shows(text), example=example, error=error)
 
     def _keep(
         self, key: str, text: str | None, what: str, *, silent: bool, shown: bool, example: str = "", error: float | None = None

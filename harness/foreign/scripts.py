@@ -110,8 +110,10 @@ def _layer(row: Row, paths: dict[str, Any]) -> tuple[str, str, str]:
     return found, f"{function.__name__}(layer)", f"{names}\n\n{source}"
 
 
-def shows(script: str) -> bool:
-    """Run ``script`` here and tell whether it shows its fault."""
+def shows(script: str | None) -> bool:
+    """Run ``script``, where there is one, here and tell whether it shows its fault."""
+    if script is None:
+        return False
     namespace: dict[str, Any] = {"__name__": "script"}
     from deepspeed.module_inject.policy import TransformerPolicy
 

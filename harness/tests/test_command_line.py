@@ -195,6 +195,13 @@ def test_comparing_a_run_with_itself_finds_nothing(finished: Path) -> None:
     assert harness("compare", finished, finished) == 0
 
 
+def test_a_comparison_for_scripts_holds_every_change(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, run in (("base", synthetic.full_run()), ("head", synthetic.full_run(faulty=True))):
+        storage.write(run, tmp_path / name)
+    assert harness("compare", tmp_path / "base", tmp_path / "head", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["changes"][0]["kind"] == "wrong"
+
+
 def test_comparing_with_nothing_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert harness("compare", finished, tmp_path) == 2
     assert str(tmp_path) in one_line(capsys)

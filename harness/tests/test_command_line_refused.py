@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.validate import _see_python
 from reports import storage
 
 from .command_line import begun, harness, one_line
@@ -116,6 +117,11 @@ def test_a_file_that_cannot_be_parsed_is_bad_usage_and_leaves_no_folder(
     assert harness("validate", tmp_path / "broken.py", "--out", tmp_path / "run") == 2
     assert words in one_line(capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_file_that_python_warns_of_can_be_parsed(tmp_path: Path) -> None:
+    (tmp_path / "warned.py").write_text(r"PATTERN = '\d'")
+    _see_python(tmp_path / "warned.py")
 
 
 def test_a_damaged_run_is_not_said_to_be_finished(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
