@@ -25,6 +25,7 @@ from policies.anatomy import Activation, ActivationKind
 from policies.fused import onednn
 from policies.fused.linear import Projection
 from policies.fused.memory import in_strides
+from policies.fused.transformer import silent
 
 GPT2 = GPT2Case()
 
@@ -93,7 +94,34 @@ def test_on_a_processor_with_amx_few_rows_and_linears_by_themselves_are_left_to_
     weight = weight if stored == "by rows" else weight.t().contiguous().t()
     with processor("_by_amx"):
         assert onednn.loses(x, weight, active=active) is loses
-        assert not onednn.loses(x.bfloat16(), weight.bfloat16(), active=active)
+        few_of_a_published_layer = rows <= 32 and weight.numel() > 500_000
+        assert onednn.loses(x.bfloat16(), weight.bfloat16(), active=active) is few_of_a_published_layer
+
+
+@pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")
+def test_what_is_fastest_is_remembered_of_each_layout_dtype_and_size_but_of_no_more_than_the_last_few() -> None:
+    """A weight may be laid out anew, by whoever has it, and nobody tells."""
+    asked: list[tuple[int, torch.dtype, bool]] = []
+
+    def loses(x: Tensor, weight: Tensor, *, active: bool = False) -> bool:
+        asked.append((x.shape[0], x.dtype, weight.is_contiguous()))
+        return not weight.is_contiguous()
+
+    weight = nn.Parameter(torch.ones(6, 4), requires_grad=False)
+    projection = Projection("up", weight, None, onednn=True)
+    ones = torch.ones(2, 4)
+    with mock.patch.object(onednn, "loses", loses):
+        assert projection._fastest(ones, weight).linear is onednn
+        once = len(asked)
+        assert projection._fastest(ones, weight).linear is onednn
+        assert len(asked) == once
+        weight.data = torch.ones(4, 6).t()
+        assert projection._fastest(ones, weight).linear is None
+        projection._fastest(ones.double(), weight)
+        assert asked[once:] == [(2, torch.float32, False)] * once + [(2, torch.float64, False)] * once
+        for rows in range(1, 200):
+            projection(torch.ones(rows, 4), silent)
+    assert len(projection._known) <= 64
 
 
 @pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")

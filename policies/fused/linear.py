@@ -10,8 +10,8 @@ Shapes: D inputs, N outputs; x is (..., D).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from . import onednn, widened
 from .activations import KERNELS
 from .memory import alone, lay_out, may_move
 from .packed import Linears, PackedWeight, Packer
+from .transforms import compiling
 
 Emit = Callable[[str, Tensor], None]
 """Receives each named stage's tensor, for whoever wants to see where two layers part."""
@@ -44,6 +45,7 @@ class Projection:
     onednn: bool = False
     transposed: bool = False
     held: PackedWeight | None = None
+    _known: dict[tuple[Any, ...], _Fastest] = field(default_factory=dict, init=False)
 
     @classmethod
     def of(cls, linear: Linear, plan: Plan, packer: Packer | None = None) -> Projection:
@@ -64,42 +66,93 @@ class Projection:
         return self.held is None or self.held.suits(x, self.bias)
 
     def __call__(self, x: Tensor, emit: Emit) -> Tensor:
-        operators, weight = self._choose(x)
-        out = F.linear(x, weight, self.bias) if operators is None else operators.linear(x, weight, self.bias)
+        packed = self._packed_for(x)
+        if self.held is not None and packed is not None:
+            out = self.held.operators.linear(x, packed, self.bias)
+        else:
+            weight = self.weight
+            out = self._by(self._fastest(x, weight).linear, x, weight)
         emit(self.name, out)
         return out
 
     def activated(self, x: Tensor, activation: Activation, emit: Emit) -> Tensor:
         """``activation`` of the projection."""
-        if activation.kind in onednn.POST_OPERATIONS and not onednn.activates_slowly():
-            operators, weight = self._choose(x, active=True)
-            if operators is not None:
-                return operators.activate(x, weight, self.bias, activation.kind)
-        return activate(activation, self(x, emit))
+        if activation.kind not in onednn.POST_OPERATIONS or onednn.activates_slowly():
+            return activate(activation, self(x, emit))
+        packed = self._packed_for(x)
+        if self.held is not None and packed is not None:
+            return self.held.operators.activate(x, packed, self.bias, activation.kind)
+        weight = self.weight
+        fastest = self._fastest(x, weight)
+        if fastest.active is not None and fastest.active.suits(x, weight, self.bias):
+            return fastest.active.activate(x, weight, self.bias, activation.kind)
+        out = self._by(fastest.linear, x, weight)
+        emit(self.name, out)
+        return activate(activation, out)
 
     def plus(self, x: Tensor, residual: Tensor, emit: Emit) -> Tensor:
         """``residual`` (..., N) plus the projection."""
-        if residual.dtype is x.dtype:
-            operators, weight = self._choose(x, residual)
-            if operators is not None:
-                return operators.add(x, weight, self.bias, residual)
-        return residual + self(x, emit)
-
-    def _choose(self, x: Tensor, residual: Tensor | None = None, *, active: bool = False) -> tuple[Linears | None, Any]:
-        """The operators that this call runs on, None for torch's public ones, and the weight in the form they take. ``active``:
-        they would do an activation as well."""
-        if self.held is not None:
-            packed = self.held.packed  # another thread may have it given back at any moment
-            if packed is not None and self.held.suits(x, self.bias, residual):
-                return self.held.operators, packed
+        if residual.dtype is not x.dtype:
+            return residual + self(x, emit)
+        packed = self._packed_for(x, residual)
+        if self.held is not None and packed is not None:
+            return self.held.operators.add(x, packed, self.bias, residual)
+        if self.held is not None and self.held.packed is not None:
+            return residual + self(x, emit)
         weight = self.weight
-        slow = residual is not None and onednn.sums_slowly(weight, self.bias)
-        fits = self.onednn and not slow and onednn.suits(x, weight, self.bias, residual)
-        if fits and not onednn.loses(x, weight, active=active):
-            return onednn, weight
-        if self.onednn and widened.suits(x, weight, self.bias, residual):
-            return widened, weight
-        return None, weight
+        fastest = self._fastest(x, weight)
+        if fastest.summed is not None and fastest.summed.suits(x, weight, self.bias, residual):
+            return fastest.summed.add(x, weight, self.bias, residual)
+        out = self._by(fastest.linear, x, weight)
+        emit(self.name, out)
+        return residual + out
+
+    def _by(self, operators: Linears | None, x: Tensor, weight: Tensor) -> Tensor:
+        if operators is None or not operators.suits(x, weight, self.bias):
+            return F.linear(x, weight, self.bias)
+        return operators.linear(x, weight, self.bias)
+
+    def _packed_for(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """The packed weight, where there is one and this call can run on it."""
+        packed = None if self.held is None else self.held.packed  # another thread may have it given back at any moment
+        suits = self.held is not None and packed is not None and self.held.suits(x, self.bias, residual)
+        return packed if suits else None
+
+    def _fastest(self, x: Tensor, weight: Tensor) -> _Fastest:
+        """The answers for the last few sizes are remembered: to find them anew for each projection was 3 to 5 % of a step of
+        decoding at 768 elements."""
+        if not self.onednn:
+            return _PUBLIC
+        if compiling():
+            return _fastest(x, weight, self.bias)
+        asked = (x.numel() // x.shape[-1], x.dtype, weight.stride())
+        found = self._known.get(asked)
+        if found is None:
+            if len(self._known) >= _REMEMBERED:
+                self._known.clear()
+            found = self._known[asked] = _fastest(x, weight, self.bias)
+        return found
+
+
+class _Fastest(NamedTuple):
+    """What is fastest for a linear by itself, with an activation, and with a sum, where it may run. None: torch's public
+    operators."""
+
+    linear: Linears | None = None
+    active: Linears | None = None
+    summed: Linears | None = None
+
+
+_PUBLIC = _Fastest()
+_REMEMBERED = 64
+"""Sizes of calls."""
+
+
+def _fastest(x: Tensor, weight: Tensor, bias: Tensor | None) -> _Fastest:
+    if widened.faster(x, weight):
+        return _Fastest(widened, widened, widened)
+    linear, active = (None if onednn.loses(x, weight, active=active) else onednn for active in (False, True))
+    return _Fastest(linear, active, None if onednn.sums_slowly(weight, bias) else linear)
 
 
 def activate(activation: Activation, x: Tensor) -> Tensor:

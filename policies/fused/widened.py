@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 from ..anatomy import ActivationKind
 from . import onednn
 from .activations import KERNELS
-from .transforms import compiling, settled
+from .transforms import compiling
 
 HALVES = (torch.bfloat16, torch.float16)
 ROWS = 8
@@ -33,7 +33,12 @@ BLOCK = 1024
 
 def suits(x: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
     """Whether this linear may run here, and is faster so. ``others`` are the call's bias and residual."""
-    return x.dtype in HALVES and settled(x.numel() // weight.shape[1], ROWS) >= ROWS and _may_run(x, weight, *others)
+    return faster(x, weight) and _may_run(x, weight, *others)
+
+
+def faster(x: Tensor, weight: Tensor) -> bool:
+    """Whether this linear is faster here, where it may run."""
+    return x.dtype in HALVES and not compiling() and x.numel() // weight.shape[1] >= ROWS and slow(x.dtype)
 
 
 def suits_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -5,10 +5,10 @@ import gc
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _imported_objects_set_aside():
-    """Every comparison collects garbage first; with all that torch imports, that would be most of the suite's time."""
-    gc.collect()
+@pytest.fixture(autouse=True)
+def _other_objects_set_aside():
+    """Every comparison collects garbage first; with all that was imported and left behind by other tests, which may have undone
+    this, that would be most of the suite's time."""
     gc.freeze()
     yield
     gc.unfreeze()
