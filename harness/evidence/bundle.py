@@ -23,6 +23,8 @@ class Bundle:
         self.definitions: list[str] = []
         self._stubs = stubs or {}
         self._names: dict[Key, str] = {}
+        self._written: set[int] = set()
+        """Nodes of definitions: one may define several names."""
 
     def add(self, module: str, name: str) -> str:
         """Include ``name`` of ``module``; returns what it is called in the bundle. Raises ``CannotWriteError``."""
@@ -35,8 +37,10 @@ class Bundle:
         if key not in self._names:
             taken = self._names.values()
             self._names[key] = name if name not in taken else f"{name}_of_{module.rpartition('.')[2]}"
-            text = self._stubs.get(key) or self._text(module, page_of(module).definitions[name], self._names[key])
-            self.definitions.append(text)
+            node = page_of(module).definitions[name]
+            if id(node) not in self._written:
+                self._written.add(id(node))
+                self.definitions.append(self._stubs.get(key) or self._text(module, node, self._names[key]))
         return self._names[key]
 
     def function_of(self, cls: type, method: str) -> str:

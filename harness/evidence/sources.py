@@ -68,11 +68,15 @@ def defined(node: ast.stmt) -> Iterator[str]:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Assign):
-        yield from (one.id for one in node.targets if isinstance(one, ast.Name))
+        yield from (one.id for target in node.targets for one in _single(target) if isinstance(one, ast.Name))
     elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
         yield node.target.id
     elif isinstance(node, ast.Import | ast.ImportFrom):
         yield from (one.asname or one.name.partition(".")[0] for one in node.names)
+
+
+def _single(target: ast.expr) -> list[ast.expr]:
+    return target.elts if isinstance(target, ast.Tuple) else [target]
 
 
 def resolve(module: str, name: str) -> Key | str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import runpy
 import subprocess
+import symtable
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,10 @@ import policies
 from cases import CASES
 from harness.evidence.bundle import Bundle
 from harness.evidence.literals import CannotWriteError, literal
-from harness.evidence.script import run_here, script
+from harness.evidence.script import _in_bundle, _module, _multiples, run_here, script
+from harness.placed import kind_of
 from harness.plans import by_plan
-from harness.properties import BY_NAME
+from harness.properties import BY_NAME, PROPERTIES
 from harness.search import quiet
 from policies import replace_module
 
@@ -135,6 +139,28 @@ def test_no_script_is_kept_that_lacks_something_of_its_own() -> None:
     case = case_named("gpt2")
     with quiet(), pytest.raises(CannotWriteError, match="NameError: name 'a_name_that_nobody_has' is not defined"):
         script(BY_NAME["contract"], case, case.simplest, unheard_of)
+
+
+def test_whatever_a_property_or_a_case_names_is_carried_along() -> None:
+    """A name that is missing shows only when it is used, and then there is no script."""
+    bundle = Bundle({("harness.rounding.calibration", "multiple"): _multiples()})
+    for prop in PROPERTIES:
+        _in_bundle(bundle, prop)
+    for kind in [kind_of(entry.load()) for entry in CASES if entry.unavailable is None]:
+        bundle.add(kind.__module__, kind.__name__)
+    text = "from __future__ import annotations\n{}\n{}".format(*bundle.text())
+    with _module("carried_along") as module:
+        exec(compile(text, "carried_along.py", "exec"), module.__dict__)
+        named = set(_globals_in(symtable.symtable(text, "carried_along.py", "exec")))
+        assert len(named) > 500
+        assert not named - vars(module).keys() - vars(builtins).keys()
+
+
+def _globals_in(table: symtable.SymbolTable) -> Iterator[str]:
+    """Names that functions look up outside themselves."""
+    yield from (one.get_name() for one in table.get_symbols() if one.is_global() and one.is_referenced())
+    for inner in table.get_children():
+        yield from _globals_in(inner)
 
 
 def test_a_name_that_two_modules_have_for_different_things_is_told_apart_in_a_script() -> None:

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 
 from cases import CASES
+from harness.validation.derive import derive
+from harness.validation.file import Contents
 from harness.validation.fit import without
 from harness.validation.isolation import Limits
+from harness.validation.subject import Subject
 from harness.validation.validate import Request, Validation, record, validate
 from harness.validation.verdict import block
 from policies import replace_module
@@ -156,3 +159,17 @@ def test_a_policy_of_whole_models_from_outside_refuses_in_words_of_its_own_but_d
 
     assert outcomes(("refusal",), case, in_other_words) == {"refusal": "held"}
     assert outcomes(("refusal",), case, passing_over) == {"refusal": "failed"}
+
+
+def test_what_a_policy_refuses_in_a_derived_case_is_drawn_by_no_script_of_a_failure() -> None:
+    """A script makes the case anew from its derivation, and its property may draw other examples."""
+    derivation = derive("transformers.models.stablelm.modeling_stablelm:StableLmDecoderLayer")
+    axis, value = "config use_qkv_bias", True
+    contents = Contents("Mine", (derivation.layer,), None)
+    subject = Subject("mine.py", contents, derivation, refused=((axis, value, "a bias"),))
+    (told,) = subject.case.made_with
+    drawn = {one.name: one.values for one in told.axes}
+    assert value in next(one.values for one in derivation.axes if one.name == axis)
+    assert drawn[axis] == (False,)
+    model = subject.case.refusals()[-1].build()
+    assert model.layers[0].self_attn.q_proj.bias is not None
