@@ -66,12 +66,13 @@ class Projection:
         return self.held is None or self.held.suits(x, self.bias)
 
     def __call__(self, x: Tensor, emit: Emit) -> Tensor:
-        packed = self._packed_for(x)
-        if self.held is not None and packed is not None:
-            out = self.held.operators.linear(x, packed, self.bias)
-        else:
+        held = self._held_for(x)
+        if held is None:
             weight = self.weight
             out = self._by(self._fastest(x, weight).linear, x, weight)
+        else:
+            operators, packed = held
+            out = operators.linear(x, packed, self.bias)
         emit(self.name, out)
         return out
 
@@ -79,9 +80,10 @@ class Projection:
         """``activation`` of the projection."""
         if activation.kind not in onednn.POST_OPERATIONS or onednn.activates_slowly():
             return activate(activation, self(x, emit))
-        packed = self._packed_for(x)
-        if self.held is not None and packed is not None:
-            return self.held.operators.activate(x, packed, self.bias, activation.kind)
+        held = self._held_for(x)
+        if held is not None:
+            operators, packed = held
+            return operators.activate(x, packed, self.bias, activation.kind)
         weight = self.weight
         fastest = self._fastest(x, weight)
         if fastest.active is not None and fastest.active.suits(x, weight, self.bias):
@@ -94,9 +96,10 @@ class Projection:
         """``residual`` (..., N) plus the projection."""
         if residual.dtype is not x.dtype:
             return residual + self(x, emit)
-        packed = self._packed_for(x, residual)
-        if self.held is not None and packed is not None:
-            return self.held.operators.add(x, packed, self.bias, residual)
+        held = self._held_for(x, residual)
+        if held is not None:
+            operators, packed = held
+            return operators.add(x, packed, self.bias, residual)
         if self.held is not None and self.held.packed is not None:
             return residual + self(x, emit)
         weight = self.weight
@@ -112,11 +115,12 @@ class Projection:
             return F.linear(x, weight, self.bias)
         return operators.linear(x, weight, self.bias)
 
-    def _packed_for(self, x: Tensor, residual: Tensor | None = None) -> Any:
-        """The packed weight, where there is one and this call can run on it."""
+    def _held_for(self, x: Tensor, residual: Tensor | None = None) -> tuple[Linears, Any] | None:
+        """The operators and the packed weight that this call can run on, where the weight is held."""
         packed = None if self.held is None else self.held.packed  # another thread may have it given back at any moment
-        suits = self.held is not None and packed is not None and self.held.suits(x, self.bias, residual)
-        return packed if suits else None
+        if self.held is None or packed is None or not self.held.suits(x, self.bias, residual):
+            return None
+        return self.held.operators, packed
 
     def _fastest(self, x: Tensor, weight: Tensor) -> _Fastest:
         """The answers for the last few sizes are remembered: to find them anew for each projection was 3 to 5 % of a step of
