@@ -222,8 +222,9 @@ def _suits_mkl(weight: Tensor) -> bool:
 def _suits_amx(weight: Tensor) -> bool:
     """Whether few rows are better left to ``F.linear``: in bfloat16 with AMX, where that is oneDNN's linear as well, and a
     post-operation saves less than choosing and calling it costs. Measured with two threads on an Intel server, the time of a
-    layer by post-operations over that without, for 1, 8 and 32 rows: 1.09, 1.08 and 1.05 at 768 elements (Llama's), 1.03, 1.04 and 1.03 at Llama-3.2-1B's
-    sizes, 1.02, 1.00 and 1.00 at pythia-410m's, 1.04, 1.00 and 1.03 at GPT-2's; for 128 rows 1.04, 0.99, 0.97 and 0.95."""
+    layer by post-operations over that without, for 1, 8 and 32 rows: 1.09, 1.08 and 1.05 at 768 elements (Llama's), 1.03, 1.04
+    and 1.03 at Llama-3.2-1B's sizes, 1.02, 1.00 and 1.00 at pythia-410m's, 1.04, 1.00 and 1.03 at GPT-2's; for 128 rows 1.04,
+    0.99, 0.97 and 0.95."""
     return weight.dtype is torch.bfloat16 and weight.numel() >= _SMALL and _by_amx()
 
 
