@@ -69,10 +69,9 @@ class Projection:
         held = self._held_for(x)
         if held is None:
             weight = self.weight
-            out = self._by(self._fastest(x, weight).linear, x, weight)
-        else:
-            operators, packed = held
-            out = operators.linear(x, packed, self.bias)
+            return self._by(self._fastest(x, weight).linear, x, weight, emit)
+        operators, packed = held
+        out = operators.linear(x, packed, self.bias)
         emit(self.name, out)
         return out
 
@@ -88,9 +87,7 @@ class Projection:
         fastest = self._fastest(x, weight)
         if fastest.active is not None and fastest.active.suits(x, weight, self.bias):
             return fastest.active.activate(x, weight, self.bias, activation.kind)
-        out = self._by(fastest.linear, x, weight)
-        emit(self.name, out)
-        return activate(activation, out)
+        return activate(activation, self._by(fastest.linear, x, weight, emit))
 
     def plus(self, x: Tensor, residual: Tensor, emit: Emit) -> Tensor:
         """``residual`` (..., N) plus the projection."""
@@ -106,14 +103,16 @@ class Projection:
         fastest = self._fastest(x, weight)
         if fastest.summed is not None and fastest.summed.suits(x, weight, self.bias, residual):
             return fastest.summed.add(x, weight, self.bias, residual)
-        out = self._by(fastest.linear, x, weight)
-        emit(self.name, out)
-        return residual + out
+        return residual + self._by(fastest.linear, x, weight, emit)
 
-    def _by(self, operators: Linears | None, x: Tensor, weight: Tensor) -> Tensor:
-        if operators is None or not operators.suits(x, weight, self.bias):
-            return F.linear(x, weight, self.bias)
-        return operators.linear(x, weight, self.bias)
+    def _by(self, operators: Linears | None, x: Tensor, weight: Tensor, emit: Emit) -> Tensor:
+        """The projection by itself, by ``operators`` where they suit."""
+        if operators is not None and operators.suits(x, weight, self.bias):
+            out = operators.linear(x, weight, self.bias)
+        else:
+            out = F.linear(x, weight, self.bias)
+        emit(self.name, out)
+        return out
 
     def _held_for(self, x: Tensor, residual: Tensor | None = None) -> tuple[Linears, Any] | None:
         """The operators and the packed weight that this call can run on, where the weight is held."""
