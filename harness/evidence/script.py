@@ -228,6 +228,8 @@ def _carried_along(prop: Property, case: Case, example: Example, plan: str) -> s
     bundle.imports |= {"import warnings"}
     kind = kind_of(case)
     made = f"{bundle.add(kind.__module__, kind.__name__)}({', '.join(_told(bundle, one) for one in case.made_with)})"
+    if case.axes != kind(*case.made_with).axes:  # what a policy refuses is drawn by no property of its script either
+        made = f"{made}.changed(axes={_told(bundle, case.axes)})"
     if case.device != kind.device:
         made = f"{bundle.add('harness.placed', 'placed')}({made}, {case.device!r})"
     names = {
@@ -247,11 +249,11 @@ def _carried_along(prop: Property, case: Case, example: Example, plan: str) -> s
     return _head(prop, case, example, library) + "\n\n\n".join(part.rstrip() for part in parts) + "\n"
 
 
-def _told(bundle: Bundle, made: Any) -> str:
-    """An expression that is ``made``, a dataclass, in the bundle."""
-    for kind in _dataclasses_in(made):
+def _told(bundle: Bundle, data: Any) -> str:
+    """An expression that is ``data``, dataclasses, in the bundle."""
+    for kind in _dataclasses_in(data):
         bundle.add(kind.__module__, kind.__name__)
-    return repr(made)
+    return repr(data)
 
 
 def _dataclasses_in(value: Any) -> Iterator[type]:

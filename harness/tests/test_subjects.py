@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from cases import CASES
+from harness.case import Case
+from harness.evidence.script import _carried_along, _module
+from harness.properties import BY_NAME
 from harness.validation.derive import derive
 from harness.validation.file import Contents
 from harness.validation.fit import without
@@ -21,6 +24,7 @@ from policies import replace_module
 from .outcomes import outcomes
 from .validated import BAD, LIMITS, reason
 
+STABLELM = "transformers.models.stablelm.modeling_stablelm:StableLmDecoderLayer"
 KNOWN = tuple((one, entry.path) for entry in CASES for one in entry.policy_entry.load().layer_classes)
 FORWARDING = "from policies.{module} import {policy}\nclass Mine({policy}):\n    pass\n"
 WITHOUT_ENCODERS = """
@@ -161,15 +165,22 @@ def test_a_policy_of_whole_models_from_outside_refuses_in_words_of_its_own_but_d
     assert outcomes(("refusal",), case, passing_over) == {"refusal": "failed"}
 
 
-def test_what_a_policy_refuses_in_a_derived_case_is_drawn_by_no_script_of_a_failure() -> None:
-    """A script makes the case anew from its derivation, and its property may draw other examples."""
-    derivation = derive("transformers.models.stablelm.modeling_stablelm:StableLmDecoderLayer")
-    axis, value = "config use_qkv_bias", True
-    contents = Contents("Mine", (derivation.layer,), None)
-    subject = Subject("mine.py", contents, derivation, refused=((axis, value, "a bias"),))
-    (told,) = subject.case.made_with
-    drawn = {one.name: one.values for one in told.axes}
-    assert value in next(one.values for one in derivation.axes if one.name == axis)
-    assert drawn[axis] == (False,)
-    model = subject.case.refusals()[-1].build()
-    assert model.layers[0].self_attn.q_proj.bias is not None
+@pytest.mark.parametrize(("known", "axis"), [("cases.llama:LlamaCase", "attention_bias"), (None, "config use_qkv_bias")])
+def test_what_a_policy_refuses_is_drawn_by_no_script_of_a_failure(known: str | None, axis: str) -> None:
+    """A script makes the case anew, and its property may draw other examples."""
+    derivation, refused = None if known else derive(STABLELM), ((axis, True, "a bias"),)
+    case = Subject("mine.py", Contents("Mine", (), None), derivation, known, refused).case
+    made = []
+
+    def trial(case: Case, *_: Any, **__: Any) -> None:
+        made.append(case)
+        raise ZeroDivisionError
+
+    with _module("a_script") as module:
+        exec(compile(_carried_along(BY_NAME["call twice"], case, case.simplest, "auto"), "a_script.py", "exec"), module.__dict__)
+        module.Trial = trial
+        with pytest.raises(ZeroDivisionError):
+            module.main(replace_module)
+    drawn = {one.name: one.values for one in made[0].axes}
+    assert drawn == {one.name: one.values for one in case.axes} and drawn[axis] == (False,)
+    assert f"{axis}=True" in {one.name for one in case.refusals()}

@@ -14,7 +14,6 @@ from policies.swap import UnsupportedLayer
 
 from ..case import Axis, Case, Example, Refusal, Value
 from ..search import quiet
-from .derivation import Derivation
 
 Refused = tuple[tuple[str, Value, str], ...]
 """Axis, value, and the feature that is named."""
@@ -36,12 +35,6 @@ def without(case: Case, refused: Refused) -> Case:
     )
     axes = tuple(_remaining(axis, refused) for axis in case.axes)
     return case.changed(axes=axes, refusals=lambda self: (*case.changed_layers(), *own))
-
-
-def fitted(derivation: Derivation, refused: Refused) -> Derivation:
-    """``derivation`` without the values of ``refused``: whoever makes a case of it anew, as the script of a failure does, draws
-    none of them."""
-    return replace(derivation, axes=tuple(_remaining(axis, refused) for axis in derivation.axes))
 
 
 def _remaining(axis: Axis, refused: Refused) -> Axis:

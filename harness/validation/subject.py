@@ -20,7 +20,7 @@ from .derivation import Derivation
 from .derive import derive
 from .derived import DerivedCase
 from .file import Contents, in_one_line, load_file
-from .fit import Refused, fitted, without
+from .fit import Refused, without
 from .models import NotDerivable
 
 Known = tuple[tuple[str, str], ...]
@@ -51,7 +51,7 @@ class Subject:
 
     def _whole(self) -> Case:
         if self.derivation is not None:
-            return DerivedCase(fitted(self.derivation, self.refused))
+            return DerivedCase(self.derivation)
         if self.known is not None:
             return load_case(self.known)
         assert self.contents.case is not None
