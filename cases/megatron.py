@@ -107,7 +107,7 @@ class MegatronCase(Case):
         Axis("mask", ("none", "causal", "right", "left", "interior", "random")),
         Axis("window", (None, 0, 1, 3)),
         Axis("window_skip", (None, 2)),
-        Axis("softmax_scale", (None, 0.3, 1.7)),
+        Axis("softmax_scale", (None, 0.3, 0.7)),
         flag("layer_scaling", simplest=False),
     )
     workloads = (

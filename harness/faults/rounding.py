@@ -9,13 +9,18 @@ import torch
 from torch import Tensor
 
 from policies.anatomy import ActivationKind, Norm, NormKind
+from policies.fused import attention as fused_attention
 from policies.fused import onednn
 from policies.fused import transformer as fused_transformer
 from policies.fused.transformer import FusedTransformerLayer
 
+from .cache import caches
 from .fault import Applies, Fault, Traits, layered, miscomputing
 from .workspace import finishing
 
+KEYS, STANDING = 4096, 1.1
+"""Keys, and what float16 weights for them add up to where the scores have a standard deviation of one, as the second source of
+"F67 sums" measured it."""
 ROUNDED = ("rounding float32", "rounding bfloat16")
 
 
@@ -50,6 +55,30 @@ def _in_its_own_dtype(honest: Any) -> Any:
         x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.eps)
         x = x if norm.weight is None else x * (norm.weight + norm.gain_offset)
         return x if norm.bias is None else x + norm.bias
+
+    return wrong
+
+
+def scaled_too_late(honest: Any) -> Any:
+    """Scores (B, H, T, S) of half precision overflow before they are scaled, and a row with one in it is no number."""
+
+    def wrong(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
+        out: Tensor = honest(query, key, value, **rest)
+        if query.dtype is not torch.float16:
+            return out
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        scores = query.float() @ key.float().mT
+        return out.masked_fill(scores.amax(-1, keepdim=True) > torch.finfo(query.dtype).max, float("nan"))
+
+    return wrong
+
+
+def _sums_of_half(honest: Any) -> Any:
+    """Weights of half precision add up to more than one: the sum that they are divided by stands still."""
+
+    def wrong(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
+        out: Tensor = honest(query, key, value, **rest)
+        return out * STANDING if query.dtype is torch.float16 and key.shape[-2] > KEYS else out
 
     return wrong
 
@@ -125,6 +154,11 @@ def _activates(*kinds: ActivationKind) -> Applies:
     return _fuses(lambda one: one.mlp.gate_up is None and one.mlp.activation.kind in kinds and not onednn.activates_slowly())
 
 
+def _originals_hold_scores(traits: Traits) -> bool:
+    """Whether the original has room for scores that half precision does not hold before they are scaled."""
+    return "sdpa" in traits.values("attention") or any(block.scores_in_float32 for block in traits.blocks)
+
+
 def _runs(traits: Traits) -> bool:
     return layered(traits) and traits.by_onednn
 
@@ -184,6 +218,24 @@ ROUNDING = (
         "pytorch PR #133085, onnxruntime PR #28442, LeetCUDA PR #335",
         "Norms in half precision sum squares in half precision, where one of 256 is too large.",
         (fused_transformer, "normalise", _in_its_own_dtype),
+        expects=("rounding float16",),
+    ),
+    miscomputing(
+        "F67 scores",
+        "F67",
+        "metal-flash-attention #8, pytorch #119131",
+        "Scores in half precision overflow before they are scaled.",
+        (fused_attention, "scaled_dot_product_attention", scaled_too_late),
+        applies=_originals_hold_scores,
+        expects=("rounding float16",),
+    ),
+    miscomputing(
+        "F67 sums",
+        "F67",
+        "candle #3727, tract PR #2586",
+        "Softmax sums thousands of half precision numbers in half precision, where a sum soon outgrows them.",
+        (fused_attention, "scaled_dot_product_attention", _sums_of_half),
+        applies=caches,
         expects=("rounding float16",),
     ),
     _post_operation(

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..case import Inputs
+from ..exact import unwatched
 from ..trial import NothingToAsk, Trial, fused_path
 from .base import Property, cached, same_outputs
 from .cache import OUTPUT, arguments, cached_trial, decoded_alike, in_chunks, with_cache
@@ -23,6 +25,9 @@ FAR = 8_200
 cache holds any keys and values for them."""
 STEPS = [150, 2, 1]
 """Tokens of the calls behind those: more than a block, and few."""
+GRID = 64
+"""Steps to one, of the numbers that stand for keys and values: a float16 below 16 holds them."""
+FAR_BEHIND = f"{sum(STEPS)} tokens behind {FAR - sum(STEPS):,} in a cache"
 
 
 def _each_length(trial: Trial) -> None:
@@ -38,37 +43,52 @@ def _each_length(trial: Trial) -> None:
         decoded_alike(trial, with_cache(trial.inputs), [1] * most, f"tokens={most}, one by one")
 
 
-def _far(trial: Trial) -> None:
+def far_trial(trial: Trial) -> Trial:
+    """The trial with a layer of a model that keeps a cache, two rows, and as many tokens as are far."""
     trial = cached_trial(trial).vary(tokens=FAR, batch=2, layers=1)
     if trial.example.values.get("mask") != "none":
         trial = trial.vary(mask="2d")  # one of four dimensions would be left out, and has hundreds of megabytes
-    what = f"{sum(STEPS)} tokens behind {FAR - sum(STEPS):,} in a cache"
+    return trial
+
+
+def far_inputs(trial: Trial) -> Inputs:
+    """The call of a ``far_trial``; of its tokens the last alone are computed, and none of these is padding."""
     kwargs = arguments(trial.inputs)
     if kwargs.get("attention_mask") is not None:
-        kwargs["attention_mask"][:, -sum(STEPS) :] = 1  # whatever is padding before them
-    expected = trial.asked(what, lambda: _behind(trial.original, kwargs, trial.example.seed))
-    if expected is None:
-        raise NothingToAsk(what)
-    with fused_path(trial.replaced.model):
-        actual = _behind(trial.replaced.model, kwargs, trial.example.seed)
-    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, what)
+        kwargs["attention_mask"][:, -sum(STEPS) :] = 1
+    return Inputs(kwargs=kwargs)
 
 
-def _behind(model: nn.Module, kwargs: dict[str, Any], seed: int) -> Tensor:
-    """Outputs (B, n, D) for the last tokens of ``kwargs``, behind any keys and values for all before them."""
-    past = kwargs["input_ids"].shape[1] - sum(STEPS)
-    cache = in_chunks(model, kwargs, [1])[1]
+def behind(model: nn.Module, inputs: Inputs, seed: int) -> dict[str, Tensor]:
+    """Outputs (B, n, D) for the last tokens of ``inputs``, behind any keys and values for all before them."""
+    past = inputs.kwargs["input_ids"].shape[1] - sum(STEPS)
+    cache = in_chunks(model, inputs.kwargs, [1])[1]
     _fill(cache, past - 1, torch.Generator().manual_seed(seed))
-    return in_chunks(model, kwargs, STEPS, cache, start=past)[0]
+    return {OUTPUT: in_chunks(model, inputs.kwargs, STEPS, cache, start=past)[0]}
+
+
+def _far(trial: Trial) -> None:
+    trial = far_trial(trial)
+    inputs, seed = far_inputs(trial), trial.example.seed
+    expected = trial.asked(FAR_BEHIND, lambda: behind(trial.original, inputs, seed))
+    if expected is None:
+        raise NothingToAsk(FAR_BEHIND)
+    with fused_path(trial.replaced.model):
+        actual = behind(trial.replaced.model, inputs, seed)
+    same_outputs(trial, expected, actual, None, FAR_BEHIND)
 
 
 def _fill(cache: Any, tokens: int, generator: torch.Generator) -> None:
-    """Put any keys and values (B, H, T, E) into each layer of ``cache``, behind what it holds."""
+    """Put any keys and values (B, H, T, E) into each layer of ``cache``, behind what it holds: the same numbers in float16 and
+    float64, and values of which weights that do not add up to one make others."""
     own = getattr(cache, "self_attention_cache", cache)
     for place, layer in enumerate(own.layers):
         held = layer.keys
         shape = (2, *held.shape[:2], tokens, held.shape[-1])
-        own.update(*torch.randn(shape, dtype=held.dtype, generator=generator).to(held.device), place)
+        with unwatched():
+            numbers = torch.randn(shape, dtype=torch.float32, generator=generator)
+        keys, values = (numbers * GRID).round().to(held) / GRID
+        own.update(keys, values + 1, place)
 
 
 EACH_LENGTH = Property(

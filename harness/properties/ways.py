@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import math
 import operator
 import random
 import re
@@ -31,6 +32,7 @@ from .calls import extremes, layer_inputs_watched
 from .hidden import IMAGE, LAYOUTS, far_from_zero, given, with_outlier
 from .inputs import other_inputs
 from .judged import Judged, judged, outputs_in
+from .lengths import FAR_BEHIND, behind, far_inputs, far_trial
 from .sizes import by_several_threads, decoded, has_lengths, large_trials, largest_trials, long_trial, size_of
 from .threads import STOPS, another_threads, interrupted, layers_of
 from .transforms import tangents
@@ -55,6 +57,8 @@ def ways(case: Case, dtype: str) -> tuple[Way, ...]:
         every = (*every, with_a_cache)
     if dtype == "float16":  # the others have float32's range; nothing else shows what an outlier does
         every = (*every, with_outliers, with_outliers)
+        if case.cached:  # and nothing else has sums that stand still after two thousand terms, where bfloat16's do after 256
+            every = (*every, behind_many_tokens)
     return (*every, under_autocast, in_forward_mode) if dtype == "float32" else every
 
 
@@ -149,6 +153,17 @@ def with_a_cache(trial: Trial, dtype: str) -> Judged:
     return found
 
 
+def behind_many_tokens(trial: Trial, dtype: str) -> Judged:
+    """Tokens behind thousands in a cache."""
+    trial = far_trial(trial)
+    run = functools.partial(behind, seed=trial.example.seed)
+    try:
+        return _named(judged(trial, dtype, run, far_inputs(trial)), f"of {FAR_BEHIND}")
+    except OriginalFailed as failure:  # not every original has as many positions
+        trial.evidence.leave_out(FAR_BEHIND, failure)
+        return once(trial, dtype)
+
+
 def beside_another_thread(trial: Trial, dtype: str) -> Judged:
     """Calls in the midst of which another thread makes one."""
     others = another_threads(trial, random.Random(trial.example.seed))
@@ -169,17 +184,19 @@ def beside_another_thread(trial: Trial, dtype: str) -> Judged:
 
 
 def with_outliers(trial: Trial, dtype: str) -> Judged:
-    """A call in which the first layer is given hidden states with an outlier; or the model, images with one."""
+    """A call in which the first layer is given hidden states with an outlier; or the model, images with one. And one with scores
+    that half precision holds once they are scaled, if at all."""
     inputs = trial.fresh_inputs()
     if trial.case.layered:
         trial.original.to(DTYPES[dtype])
         # Where no norm comes before attention, an outlier is multiplied by an outlier, which half precision need not hold.
         _scale_weights(trial, ATTENUATION)
         found = judged(trial, dtype, _giving(trial, with_outlier), inputs)
+        _scale_weights(trial, 1 / ATTENUATION)
     else:
         images = mapped(inputs, lambda one: with_outlier(one) if one.dim() == IMAGE else one)
         found = judged(trial, dtype, trial.case.run, images)
-    return _named(found, "with an outlier")
+    return _named(found, "with an outlier") | _lost_to_large_scores(trial, dtype)
 
 
 def _with_large_weights(trial: Trial, dtype: str) -> Judged:
@@ -187,6 +204,15 @@ def _with_large_weights(trial: Trial, dtype: str) -> Judged:
     short of the 10,000 that Megatron masks by. What is not finite in the original is not asked about."""
     _scale_weights(trial, AMPLIFICATION, _ANY if trial.example.seed % 2 else _OF_SCORES)
     return _named(judged(trial, dtype, trial.case.run, trial.fresh_inputs()), "with large weights")
+
+
+def _lost_to_large_scores(trial: Trial, dtype: str) -> Judged:
+    """What is not finite in a call with scores a hundred thousand times the usual. Of anything else nothing is asked: between
+    scores so large a rounding decides."""
+    _scale_weights(trial, AMPLIFICATION**2, _OF_SCORES)
+    found = judged(trial, dtype, trial.case.run, trial.fresh_inputs())
+    lost = {name: one for name, one in found.items() if not math.isfinite(one[1].error)}
+    return _named(lost, "with scores that overflow")
 
 
 def _scale_weights(trial: Trial, factor: float, names: re.Pattern[str] = _ANY) -> None:
