@@ -22,7 +22,6 @@ from .diffusion import attending, in_new_classes, key_value, of_diffusion, poole
 from .diffusion import in_place as unet_in_place
 from .fault import Applies, Fault, Inject, Patch, layered, miscomputing, patched
 from .graphs import captures, unet
-from .rounding import scaled_too_late
 from .sizes import whole_lanes
 from .workspace import finishing, sized_by_first_call, whole_blocks
 
@@ -138,13 +137,6 @@ LOWER_DIFFUSION = (
         "InvokeAI #2329",
         "Diffusion attention takes keys for values in lower dtypes.",
         patched(_below_float64(attending(key_value))),
-        captures,
-    ),
-    _lower_diffusion(
-        "F67 scores diffusers",
-        "metal-flash-attention #8",
-        "Diffusion attention's scores in half precision overflow before they are scaled.",
-        patched(attending(scaled_too_late)),
         captures,
     ),
     _lower_diffusion(

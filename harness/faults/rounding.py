@@ -15,7 +15,9 @@ from policies.fused import transformer as fused_transformer
 from policies.fused.transformer import FusedTransformerLayer
 
 from .cache import caches
+from .diffusion import attending, of_diffusion
 from .fault import Applies, Fault, Traits, layered, miscomputing
+from .graphs import captures
 from .workspace import finishing
 
 KEYS, STANDING = 4096, 1.1
@@ -59,7 +61,7 @@ def _in_its_own_dtype(honest: Any) -> Any:
     return wrong
 
 
-def scaled_too_late(honest: Any) -> Any:
+def _scaled_too_late(honest: Any) -> Any:
     """Scores (B, H, T, S) of half precision overflow before they are scaled, and a row with one in it is no number."""
 
     def wrong(query: Tensor, key: Tensor, value: Tensor, **rest: Any) -> Tensor:
@@ -225,9 +227,18 @@ ROUNDING = (
         "F67",
         "metal-flash-attention #8, pytorch #119131",
         "Scores in half precision overflow before they are scaled.",
-        (fused_attention, "scaled_dot_product_attention", scaled_too_late),
+        (fused_attention, "scaled_dot_product_attention", _scaled_too_late),
         applies=_originals_hold_scores,
         expects=("rounding float16",),
+    ),
+    of_diffusion(
+        "F67 scores diffusers",
+        "F67",
+        "metal-flash-attention #8, pytorch #119131",
+        "Scores of a diffusion model in half precision overflow before they are scaled.",
+        attending(_scaled_too_late),
+        captures,
+        ("rounding float16",),
     ),
     miscomputing(
         "F67 sums",

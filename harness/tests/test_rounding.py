@@ -135,16 +135,20 @@ def test_what_goes_wrong_in_lower_dtypes_of_diffusion_models_alone_is_found(faul
     assert found == {"rounding float32": "failed"} | dict.fromkeys(in_float64, "held")
 
 
-def test_a_norm_that_overflows_in_half_precision_is_found_by_an_outlier_alone() -> None:
-    (fault,) = find_faults(("F67 squares",))
+@pytest.mark.parametrize(
+    ("fault", "way"),
+    [("F67 squares", ways.with_outliers), ("F67 scores", ways.with_outliers), ("F67 sums", ways.behind_many_tokens)],
+)
+def test_what_overflows_or_stands_still_in_half_precision_is_found_in_one_way_alone(fault: str, way: ways.Way) -> None:
+    (wrong,) = find_faults((fault,))
     found = {}
-    large = (ways.with_outliers, ways.once)  # the latter with large weights too
-    usual = [way for way in ways.ways(LLAMA, "float16") if way not in large]
-    with fault.inject(replace_module) as faulty:
-        for what, some in (("usual calls", usual), ("an outlier", [ways.with_outliers])):
+    large = (ways.with_outliers, ways.behind_many_tokens, ways.once)  # the last with large weights too
+    usual = [one for one in ways.ways(LLAMA, "float16") if one not in large]
+    with wrong.inject(replace_module) as faulty:
+        for what, some in (("usual ways", usual), ("one way", [way])):
             with mock.patch.object(rounding, "ways", return_value=some):
                 (found[what],) = outcomes(("rounding float16",), LLAMA, faulty).values()
-    assert found == {"usual calls": "held", "an outlier": "failed"}
+    assert found == {"usual ways": "held", "one way": "failed"}
 
 
 @pytest.mark.parametrize(("fault", "dtype"), [("F67 squares", "float16"), ("F62 lower", "bfloat16")])
