@@ -13,7 +13,7 @@ from reports.record import ErrorBudget, Failure, Verdict
 
 from .case import Axis, Case, Example
 from .coverage import Drawn, Pair
-from .evidence.gather import Evidence, gather
+from .evidence.gather import Explanation, gather
 from .numerics import EXACT_TOLERANCE
 from .profiles import Profile
 from .properties import Property
@@ -112,7 +112,7 @@ def _failure(found: Found, prop: Property, case: Case, replacer: Replacer | None
         return None
     example, problem = found.failure
     error = problem.error if isinstance(problem, Disagreement) else None
-    evidence = Evidence() if replacer is None else gather(prop, case, example, replacer)
+    evidence = Explanation() if replacer is None else gather(prop, case, example, replacer)
     return Failure(
         id=f"{case.name}/{prop.name.replace(' ', '-')}",
         message=_message(found),

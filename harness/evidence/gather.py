@@ -21,7 +21,7 @@ Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class Explanation:
     """What points at the cause. ``missing`` says what could not be gathered and why."""
 
     nearest: Example | None = None
@@ -30,7 +30,7 @@ class Evidence:
     missing: tuple[str, ...] = ()
 
 
-def gather(prop: Property, case: Case, example: Example, replacer: Replacer) -> Evidence:
+def gather(prop: Property, case: Case, example: Example, replacer: Replacer) -> Explanation:
     """Evidence about ``example``, on which ``prop`` fails. Raises nothing but what is no ``Exception``."""
     missing: list[str] = []
 
@@ -46,7 +46,7 @@ def gather(prop: Property, case: Case, example: Example, replacer: Replacer) -> 
         return tell(prop, case, replacer, tried)[0]
 
     if prop.once:
-        return Evidence(missing=("The property does not depend on an example: there is none to take apart.",))
+        return Explanation(missing=("The property does not depend on an example: there is none to take apart.",))
     few = max(8, round(NEIGHBOURS / math.sqrt(case.effort)))
     nearest = attempt("nearest passing example", lambda: nearest_passing(example, case.axes, fails, budget=few))
     if nearest is None and not missing:
@@ -55,4 +55,4 @@ def gather(prop: Property, case: Case, example: Example, replacer: Replacer) -> 
     written = attempt("script", lambda: script(prop, case, example, replacer))
     if stages == ():
         missing.append("In an ordinary call no stage departs: the fault is in how calls follow each other, or around them.")
-    return Evidence(nearest=nearest, stages=stages or (), script=written, missing=tuple(missing))
+    return Explanation(nearest=nearest, stages=stages or (), script=written, missing=tuple(missing))

@@ -40,7 +40,7 @@ _FUSED = re.compile(r"^(query_key_value|qkv|qkv_proj|c_attn|wqkv|in_proj|w_pack|
 
 
 @dataclass(kw_only=True)
-class Found:
+class Inspection:
     """What was found out of a layer. Paths are from the layer; None where nothing was found. ``open`` lists what the
     author has to settle."""
 
@@ -104,7 +104,7 @@ class _Attends(TorchFunctionMode):
 _ATTENTION = (F.scaled_dot_product_attention, F.softmax, torch.softmax, Tensor.softmax)
 
 
-def inspect_layer(derivation: Derivation) -> Found:
+def inspect_layer(derivation: Derivation) -> Inspection:
     """Run one tiny layer of ``derivation`` and say what it is. Raises ``NotDerivable`` where it attends to nothing."""
     case = DerivedCase(derivation)
     example = case.apart(case.with_those_drawn(kv_heads=2, group=3, heads=3, inner=31, batch=2, tokens=4))
@@ -120,7 +120,7 @@ def inspect_layer(derivation: Derivation) -> Found:
             f"nothing attends in a {type(layer).__name__}, and what is written from an anatomy does; "
             "write a policy with a layer of your own (docs/policies.md)"
         )
-    found = Found(layer=derivation.layer, model=derivation.model)
+    found = Inspection(layer=derivation.layer, model=derivation.model)
     _call(found, layer, call, output)
     found.own_linears = {
         path: qualified_name(type(part.module)) for path, part in parts.items() if not is_plain(part) and is_linear(part)
@@ -145,7 +145,7 @@ def constants(layers: Iterable[nn.Module]) -> dict[str, bool | float]:
     return {path: seen.pop() for path, seen in values.items() if len(seen) == 1}
 
 
-def _call(found: Found, layer: nn.Module, call: dict[str, Any], output: Any) -> None:
+def _call(found: Inspection, layer: nn.Module, call: dict[str, Any], output: Any) -> None:
     parameters = inspect.signature(layer.forward).parameters
     if "hidden_states" not in parameters:
         found.open.append(f"the layer's first argument is called {next(iter(parameters))}, not hidden_states")
@@ -170,7 +170,7 @@ def _is_deaf(layer: nn.Module, call: dict[str, Any]) -> bool:
     return torch.equal(causal, free)
 
 
-def _attention(found: Found, layer: nn.Module, parts: dict[str, Passed]) -> None:
+def _attention(found: Inspection, layer: nn.Module, parts: dict[str, Passed]) -> None:
     linears = linear_paths(parts)
 
     def named(pattern: re.Pattern[str]) -> str:
@@ -197,7 +197,7 @@ def _attention(found: Found, layer: nn.Module, parts: dict[str, Passed]) -> None
         found.open.append("which linear is the attention's output projection")
 
 
-def _mlp(found: Found, layer: nn.Module, parts: dict[str, Passed]) -> None:
+def _mlp(found: Inspection, layer: nn.Module, parts: dict[str, Passed]) -> None:
     known = {found.query, found.key, found.value, found.fused, found.out}
     rest = [path for path in linear_paths(parts) if path not in known]
     activation = next((path for path in parts if _is_activation(layer, path)), "")
@@ -233,7 +233,7 @@ def _is_activation(layer: nn.Module, path: str) -> bool:
     )
 
 
-def _wiring(found: Found, parts: dict[str, Passed], x: Tensor) -> None:
+def _wiring(found: Inspection, parts: dict[str, Passed], x: Tensor) -> None:
     """Which norm stands where: (B, T, D) values are compared, never names."""
     first, inner = parts.get(found.query or found.fused), parts.get(found.gate or found.up or found.gate_up)
     if first is None or inner is None or not found.out:
@@ -258,7 +258,7 @@ def _wiring(found: Found, parts: dict[str, Passed], x: Tensor) -> None:
     _head_norms(found, head)
 
 
-def _place(found: Found, parts: dict[str, Passed], attention: str, mlp: str) -> None:
+def _place(found: Inspection, parts: dict[str, Passed], attention: str, mlp: str) -> None:
     found.attention_norm = norm_found(attention, parts[attention]) if attention else None
     found.mlp_norm = norm_found(mlp, parts[mlp]) if mlp else None
     for norm in (found.attention_norm, found.mlp_norm):
@@ -270,11 +270,11 @@ def _place(found: Found, parts: dict[str, Passed], attention: str, mlp: str) -> 
         found.open.append("which norm belongs to the MLP")
 
 
-def _placed(found: Found) -> set[str]:
+def _placed(found: Inspection) -> set[str]:
     return {norm.path for norm in (found.attention_norm, found.mlp_norm) if norm is not None}
 
 
-def _head_norms(found: Found, head: dict[str, Passed]) -> None:
+def _head_norms(found: Inspection, head: dict[str, Passed]) -> None:
     """Norms inside the attention, over each head of queries and keys."""
     for path, part in head.items():
         is_query = "q" in path.rpartition(".")[2].lower().split("_")[0]
@@ -288,7 +288,7 @@ def _head_norms(found: Found, head: dict[str, Passed]) -> None:
             found.key_norm = norm
 
 
-def _numbers(found: Found, layer: nn.Module, parts: dict[str, Passed], size: int) -> None:
+def _numbers(found: Inspection, layer: nn.Module, parts: dict[str, Passed], size: int) -> None:
     """Where the attention keeps its head counts, head size and scale."""
     if not found.attention_path:
         return

@@ -25,7 +25,7 @@ from ..trial import Trial
 from .derivation import Derivation
 from .derive import derive
 from .derived import DerivedCase
-from .inspection import Found, constants, inspect_layer
+from .inspection import Inspection, constants, inspect_layer
 from .models import layers_of
 from .page import Choices, write_page
 
@@ -35,7 +35,7 @@ class Invented:
     """``source`` is the page; ``refused`` the configuration values it refuses; ``wrong`` what still does not hold."""
 
     source: str
-    found: Found
+    found: Inspection
     derivation: Derivation
     refused: tuple[str, ...]
     wrong: tuple[str, ...]
@@ -68,7 +68,7 @@ def invent(name: str, layer: str) -> Invented:
     return Invented(write_page(name, found, choices, plain), found, derivation, tuple(refused), tuple(wrong))
 
 
-def _constants(case: DerivedCase, found: Found, plain: dict[str, Any]) -> dict[str, bool | float]:
+def _constants(case: DerivedCase, found: Inspection, plain: dict[str, Any]) -> dict[str, bool | float]:
     """What is set on a layer's parts under every configuration that the page does not refuse: flags that it does not read anyway,
     and the numbers of fields that it refuses."""
     examples = [case.simplest, *(one for axis, one in _one_axis_off(case) if axis.removeprefix("config ") not in plain)]
@@ -79,7 +79,7 @@ def _constants(case: DerivedCase, found: Found, plain: dict[str, Any]) -> dict[s
     return {path: value for path, (name, value) in same.items() if name in plain or (type(value) is bool and name not in read)}
 
 
-def _choose(name: str, found: Found, case: DerivedCase) -> tuple[Choices, str | None]:
+def _choose(name: str, found: Inspection, case: DerivedCase) -> tuple[Choices, str | None]:
     """The first choice under which a telling example agrees, or the first of all and what was wrong with it."""
     layouts = tuple(QKVLayout) if found.fused else (QKVLayout.BLOCKED,)
     styles = tuple(RotaryStyle) if found.rotary else (RotaryStyle.HALF,)

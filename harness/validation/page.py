@@ -12,7 +12,7 @@ from typing import Any
 
 from policies.anatomy import QKVLayout, RotaryStyle
 
-from .inspection import Found
+from .inspection import Inspection
 from .norms import NormFound
 
 
@@ -24,7 +24,7 @@ class Choices:
     style: RotaryStyle = RotaryStyle.HALF
 
 
-def write_page(name: str, found: Found, choices: Choices, plain: dict[str, Any]) -> str:
+def write_page(name: str, found: Inspection, choices: Choices, plain: dict[str, Any]) -> str:
     """Source of the policy ``name``. ``plain``: configuration fields that have to stay at these values."""
     module, _, layer = found.layer.partition(":")
     todo = "".join(f"    TODO: {one}\n" for one in found.open)
@@ -57,7 +57,7 @@ def _head(layer: str, todo: str) -> str:
     )
 
 
-def _imports(found: Found, body: list[str]) -> str:
+def _imports(found: Inspection, body: list[str]) -> str:
     text = "\n".join(body)
     wanted = [
         "MLP",
@@ -112,7 +112,7 @@ def _todo_function(body: list[str]) -> str:
     )
 
 
-def _call(found: Found) -> str:
+def _call(found: Inspection) -> str:
     arguments = []
     if found.returns_tuple:
         arguments.append("returns=Returns.TENSOR_AND_WEIGHTS")
@@ -122,7 +122,7 @@ def _call(found: Found) -> str:
     return f"CallConvention({', '.join([*arguments, f'ignored={ignored}'])})"
 
 
-def _checks(found: Found, refuses: bool) -> list[str]:
+def _checks(found: Inspection, refuses: bool) -> list[str]:
     """Lines that make sure of the classes, because their code is what was looked at."""
     lines = []
     if found.attention_path:
@@ -147,7 +147,7 @@ def _checks(found: Found, refuses: bool) -> list[str]:
     return ["        " + line for line in lines]
 
 
-def _read(found: Found, choices: Choices) -> list[str]:
+def _read(found: Inspection, choices: Choices) -> list[str]:
     lines = [
         "return LayerAnatomy(",
         "    attention=Attention(",
@@ -164,11 +164,11 @@ def _read(found: Found, choices: Choices) -> list[str]:
     return ["        " + line for line in [*lines, ")"]]
 
 
-def _head_size(found: Found) -> str:
+def _head_size(found: Inspection) -> str:
     return f"own.{found.head_size}" if found.head_size else 'TODO("head size")'
 
 
-def _attention_lines(found: Found, choices: Choices) -> list[str]:
+def _attention_lines(found: Inspection, choices: Choices) -> list[str]:
     size = _head_size(found)
     if found.query:
         qkv = f"SplitQKV(query={_linear(found, found.query)}, key=key, value={_linear(found, found.value)})"
@@ -201,7 +201,7 @@ def _attention_lines(found: Found, choices: Choices) -> list[str]:
     return lines
 
 
-def _mlp_lines(found: Found) -> list[str]:
+def _mlp_lines(found: Inspection) -> list[str]:
     arguments = [
         (name, path)
         for name, path in (("gate", found.gate), ("up", found.up), ("gate_up", found.gate_up), ("down", found.down))
@@ -213,7 +213,7 @@ def _mlp_lines(found: Found) -> list[str]:
     return ["mlp=MLP(", *lines, f'    activation=layer.activation("{found.activation}"),', "),"]
 
 
-def _mlp_norm(found: Found) -> str:
+def _mlp_norm(found: Inspection) -> str:
     norm = found.mlp_norm
     if norm is None:
         return "None" if found.parallel else 'TODO("which norm stands at the MLP")'
@@ -230,7 +230,7 @@ def _norm(norm: NormFound | None, what: str) -> str:
     return f'{_NORM_FUNCTION}(layer, "{norm.path}")'
 
 
-def _norm_function(found: Found) -> list[str]:
+def _norm_function(found: Inspection) -> list[str]:
     """A function that reads the architecture's own kind of norm, where it has one."""
     own = {
         (norm.cls, _norm_options(norm))
@@ -250,7 +250,7 @@ def _norm_function(found: Found) -> list[str]:
     ]
 
 
-def _linear_function(found: Found) -> list[str]:
+def _linear_function(found: Inspection) -> list[str]:
     """A function that reads the architecture's own kind of linear, where it has one."""
     if not found.own_linears:
         return []
@@ -275,7 +275,7 @@ _NORM_FUNCTION = "_norm"
 _LINEAR_FUNCTION = "_linear"
 
 
-def _linear(found: Found, path: str) -> str:
+def _linear(found: Inspection, path: str) -> str:
     if not path:
         return 'TODO("which linear this is")'
     if path not in found.own_linears:

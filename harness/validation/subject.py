@@ -70,14 +70,14 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Found:
+class Subjects:
     """``subjects`` by the names of their cases, and of the layer classes for which there is none why not."""
 
     subjects: tuple[tuple[str, Subject], ...]
     unjudged: tuple[str, ...] = ()
 
 
-def subjects_in(path: str, contents: Contents, known: Known, device: str = "cpu") -> Found:
+def subjects_in(path: str, contents: Contents, known: Known, device: str = "cpu") -> Subjects:
     """What a policy is judged on. The case beside it, or for each layer class that it replaces the one that is known, and else
     one that is derived. Raises ``NotDerivable`` where there is none at all."""
     problems: list[str] = []
@@ -89,7 +89,7 @@ def subjects_in(path: str, contents: Contents, known: Known, device: str = "cpu"
         none = f"{contents.policy}.layer_classes is empty: say which classes it replaces, module:Class"
         raise NotDerivable(problems[0] if problems else none)
     found = [dataclasses.replace(one, device=device) for one in found]
-    return Found(tuple((_named(one), one) for one in found), tuple(problems))
+    return Subjects(tuple((_named(one), one) for one in found), tuple(problems))
 
 
 def _for_each_class(path: str, contents: Contents, known: Known) -> tuple[list[Subject], list[str]]:
