@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..case import Case, Inputs
+from ..covering import chosen_by
 from ..exact import exact_mode
 from ..nested import cast, mapped
 from ..rounding.statistic import DTYPES, Run
@@ -29,6 +30,7 @@ from .base import identical
 from .cache import OUTPUT, cuts, in_chunks, own_cache, with_cache
 from .cache_edits import beams, continued
 from .calls import extremes, layer_inputs_watched
+from .compiled import WAYS
 from .hidden import IMAGE, LAYOUTS, far_from_zero, given, with_outlier
 from .inputs import other_inputs
 from .judged import Judged, judged, outputs_in
@@ -59,6 +61,8 @@ def ways(case: Case, dtype: str) -> tuple[Way, ...]:
         every = (*every, with_outliers, with_outliers)
         if case.cached:  # and nothing else has sums that stand still after two thousand terms, where bfloat16's do after 256
             every = (*every, behind_many_tokens)
+    if dtype == "bfloat16" and case.layered:  # of those that people compile models in
+        every = (*every, when_compiled)
     return (*every, under_autocast, in_forward_mode) if dtype == "float32" else every
 
 
@@ -197,6 +201,18 @@ def with_outliers(trial: Trial, dtype: str) -> Judged:
         images = mapped(inputs, lambda one: with_outlier(one) if one.dim() == IMAGE else one)
         found = judged(trial, dtype, trial.case.run, images)
     return _named(found, "with an outlier") | _lost_to_large_scores(trial, dtype)
+
+
+def when_compiled(trial: Trial, dtype: str) -> Judged:
+    """A call of which the first layer is compiled, traced and run without code generation. Calls of what is compiled are not
+    counted."""
+    trial.original.to(DTYPES[dtype])
+    torch.compiler.reset()
+    try:
+        trial.replaced.model.get_submodule(trial.replaced.replaced[0].path).compile(**chosen_by(trial.example.seed, WAYS))
+        return _named(judged(trial, dtype, trial.case.run, trial.fresh_inputs(), fused=False), "compiled")
+    finally:
+        torch.compiler.reset()
 
 
 def _with_large_weights(trial: Trial, dtype: str) -> Judged:

@@ -160,6 +160,19 @@ def test_an_example_is_called_in_the_same_way_while_it_is_made_simple(fault: str
     assert found.failure[0].values == LLAMA.simplest.values
 
 
+def test_what_goes_wrong_in_what_is_compiled_in_half_precision_alone_is_found() -> None:
+    honest = transformer.FusedTransformerLayer.__call__
+
+    def wrong(self: Any, x: Tensor, call: Any, *rest: Any) -> Tensor:
+        out = honest(self, x, call, *rest)
+        return out + x if torch.compiler.is_compiling() and x.dtype is torch.bfloat16 else out
+
+    compiled = mock.patch.object(rounding, "ways", return_value=(ways.when_compiled,))
+    with compiled, mock.patch.object(transformer.FusedTransformerLayer, "__call__", wrong):
+        found = outcomes(("rounding bfloat16",), LLAMA, replace_module)
+    assert found == {"rounding bfloat16": "failed"} and ways.when_compiled in ways.ways(LLAMA, "bfloat16")
+
+
 def test_what_goes_wrong_in_inference_mode_alone_is_found() -> None:
     honest = transformer.FusedTransformerLayer.__call__
 
