@@ -14,16 +14,20 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
 from concurrent.futures import as_completed
 from multiprocessing import forkserver, resource_tracker
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from unittest import mock
 
 import psutil
 from pebble import ProcessExpired, ProcessFuture, ProcessPool
+
+from .stuck import place, watched
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -118,9 +122,11 @@ def run_one(
 ) -> R:
     """The result of ``function(*args)``. Raises one of ``raises`` where the function did, and ``Lost`` where it gave no result
     for any other reason, among them that it took longer than ``seconds``."""
-    with deaf_to_interrupts():  # a pool begins its threads with the first task, and they its processes
-        future = pool.schedule(_staying, args=[function, *args], timeout=seconds)
-    return _result(future, seconds, raises)
+    with tempfile.TemporaryDirectory() as folder:
+        notes = Path(folder, "stacks")
+        with deaf_to_interrupts():  # a pool begins its threads with the first task, and they its processes
+            future = pool.schedule(_staying, args=[notes, seconds, function, *args], timeout=seconds)
+        return _result(future, notes, seconds, raises)
 
 
 def by_processes(most: int, function: Callable[[T], R], tasks: Sequence[T], *, seconds: float) -> Iterator[tuple[T, R | Lost]]:
@@ -135,18 +141,23 @@ def in_parallel(
 ) -> Iterator[tuple[T, R | Lost]]:
     """Each task with ``function(task)``, as they end. One that raises, dies or takes longer than ``seconds`` costs its own
     result, not the rest."""
-    with deaf_to_interrupts():
-        futures = {pool.schedule(_staying, args=[function, task], timeout=seconds): task for task in tasks}
-    for future in as_completed(futures):
-        result: R | Lost
-        try:
-            result = _result(future, seconds, ())
-        except Lost as loss:
-            result = loss
-        yield futures[future], result
+    with tempfile.TemporaryDirectory() as folder:
+        futures = {}
+        with deaf_to_interrupts():
+            for number, task in enumerate(tasks):
+                notes = Path(folder, f"stacks {number}")
+                futures[pool.schedule(_staying, args=[notes, seconds, function, task], timeout=seconds)] = task, notes
+        for future in as_completed(futures):
+            task, notes = futures[future]
+            result: R | Lost
+            try:
+                result = _result(future, notes, seconds, ())
+            except Lost as loss:
+                result = loss
+            yield task, result
 
 
-def _staying(function: Callable[..., R], *args: Any) -> R:
+def _staying(notes: Path, seconds: float, function: Callable[..., R], *args: Any) -> R:
     """In a process of the pool: a way out of the program is no result. One with status 0 would pass for a process that has no
     more to do, and be waited for."""
     process, leave = os.getpid(), os._exit
@@ -155,17 +166,19 @@ def _staying(function: Callable[..., R], *args: Any) -> R:
         leave(LEFT if status == 0 and os.getpid() == process else status)
 
     try:
-        with mock.patch.object(os, "_exit", left):
+        with mock.patch.object(os, "_exit", left), watched(notes, seconds):
             return function(*args)
     except (SystemExit, KeyboardInterrupt) as way_out:
         raise Lost(f"left by {type(way_out).__name__}") from None
 
 
-def _result(future: ProcessFuture, seconds: float, raises: tuple[type[Exception], ...]) -> Any:
+def _result(future: ProcessFuture, notes: Path, seconds: float, raises: tuple[type[Exception], ...]) -> Any:
     try:
         return future.result()
     except FutureTimeout:
-        raise Lost(f"did not end within {seconds:.0f} s, and was stopped") from None
+        where = place(notes)
+        stopped = "was stopped" if where is None else f"was stopped in {where}"
+        raise Lost(f"did not end within {seconds:.0f} s, and {stopped}") from None
     except ProcessExpired as death:
         raise Lost(f"ended its process ({_how(death.exitcode)})") from None
     except Exception as problem:

@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 import msgspec
 
 from reports import wording
-from reports.record import WRONG, begun
+from reports.circumstances import differences, timings_apart
+from reports.record import WRONG
 from reports.summary import is_replaced, measured_ratio
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
-    from reports.record import Environment, Interval, Run, Timing, Verdict
+    from reports.record import Interval, Run, Timing, Verdict
 
 MARGIN = 0.02
 """Smallest relative change of a ratio that counts, disjoint intervals notwithstanding."""
@@ -67,7 +68,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     base_created: str
     head_created: str
     differences: tuple[str, ...]
-    """How the circumstances differ, one sentence each."""
+    """How the circumstances differ (``circumstances``), and what could not be compared, one sentence each."""
     changes: tuple[Change, ...]
     """Ordered by kind; timings by how much they changed."""
     only_in_base: tuple[str, ...]
@@ -93,7 +94,7 @@ def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
     would say why.
     """
     before, after = _verdicts(base), _verdicts(head)
-    apart = _why_timings_are_apart(base.environment, head.environment)
+    apart = timings_apart(base.environment, head.environment)
     timed_before, timed_after = _timings(base), _timings(head)
     common = [] if apart else [key for key in timed_after if key in timed_before]
     judged = [key for key in after if key in before]
@@ -114,7 +115,7 @@ def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
         head_created=head.created,
         differences=(
             *apart,
-            *_differences(base, head, [(before[key], after[key]) for key in judged]),
+            *differences(base, head, [(before[key], after[key]) for key in judged]),
             *_unmeasured(pairs),
         ),
         changes=tuple(sorted(changes, key=lambda c: (order[c.kind], -abs(c.effect or 0.0)))),
@@ -127,7 +128,7 @@ def compare(base: Run, head: Run, *, margin: float = MARGIN) -> Comparison:
 
 def comparable(base: Run, head: Run) -> bool:
     """Whether any verdict or timing of one run has a like in the other, so that ``compare`` does not raise."""
-    timed = not _why_timings_are_apart(base.environment, head.environment) and _timings(base).keys() & _timings(head).keys()
+    timed = not timings_apart(base.environment, head.environment) and _timings(base).keys() & _timings(head).keys()
     return bool(timed or _verdicts(base).keys() & _verdicts(head).keys())
 
 
@@ -141,65 +142,6 @@ def violations(comparison: Comparison, fail_on: Collection[str]) -> tuple[Change
         raise ComparisonError(f"--fail-on takes {', '.join(FAIL_ON)}; not {wording.one_line(', '.join(unknown))}")
     kinds = {kind for name in fail_on for kind in FAIL_ON[name]}
     return tuple(change for change in comparison.changes if change.kind in kinds)
-
-
-def environment_differences(base: Environment, head: Environment) -> tuple[str, ...]:
-    """One sentence for each part of the two environments that differs, the machine and its threads apart."""
-    pairs = (
-        ("Python", base.python, head.python),
-        ("platform", base.platform, head.platform),
-        ("harness commit", base.git or "unknown", head.git or "unknown"),
-        ("accelerator driver", _driver(base), _driver(head)),
-    )
-    named = [f"The {what} differs: {old}, then {new}." for what, old, new in pairs if old != new]
-    names = sorted(base.packages.keys() | head.packages.keys())
-    packages = [
-        f"{name} {base.packages.get(name, 'absent')}, then {head.packages.get(name, 'absent')}"
-        for name in names
-        if base.packages.get(name) != head.packages.get(name)
-    ]
-    return (*named, *([f"Packages differ: {'; '.join(packages)}."] if packages else []))
-
-
-def _driver(environment: Environment) -> str:
-    return environment.accelerator.driver or "unknown" if environment.accelerator else "none"
-
-
-def _why_timings_are_apart(base: Environment, head: Environment) -> tuple[str, ...]:
-    if base.machine != head.machine:
-        return (f"The machines differ, so no timing is compared: {_machine(base)}, then {_machine(head)}.",)
-    if base.threads != head.threads:
-        return (f"The thread counts differ, so no timing is compared: {base.threads}, then {head.threads}.",)
-    return ()
-
-
-def _machine(environment: Environment) -> str:
-    accelerator = f" with {environment.accelerator.name}" if environment.accelerator else ""
-    return f"{environment.machine} ({environment.cpu}, {wording.count(environment.cores, 'core')}{accelerator})"
-
-
-def _differences(base: Run, head: Run, judged: list[tuple[Verdict, Verdict]]) -> tuple[str, ...]:
-    sentences = ["The base run is the later of the two: the changes are told backwards."] if _later(base, head) else []
-    sentences += environment_differences(base.environment, head.environment)
-    for what, old, new in (("profile", base.profile, head.profile), ("seed", base.seed, head.seed)):
-        if old != new:
-            sentences.append(f"The {what} differs: {old}, then {new}.")
-    for name, run in (("base", base), ("head", head)):
-        if not run.complete:
-            sentences.append(f"The {name} run was cut short: what it lacks may only not have been reached.")
-    for old_verdict, new_verdict in judged:
-        if None not in (old_verdict.tolerance, new_verdict.tolerance) and old_verdict.tolerance != new_verdict.tolerance:
-            sentences.append(
-                f"The tolerance of {new_verdict.property} on {new_verdict.case} differs: "
-                f"{wording.error(old_verdict.tolerance)}, then {wording.error(new_verdict.tolerance)}."
-            )
-    return tuple(sentences)
-
-
-def _later(run: Run, other: Run) -> bool:
-    """Whether ``run`` was begun after ``other``, as far as their times can be read."""
-    own, since = begun(run.created), begun(other.created)
-    return own is not None and since is not None and own > since
 
 
 def _unmeasured(pairs: list[tuple[Timing, Timing]]) -> tuple[str, ...]:

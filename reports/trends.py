@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from reports import wording
 from reports.chart import Level
-from reports.compare import MARGIN, environment_differences
+from reports.circumstances import environment_differences
+from reports.compare import MARGIN
 from reports.record import WRONG
 
 if TYPE_CHECKING:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,18 +109,18 @@ def test_a_policy_that_says_wrong_things_is_refuted_by_the_property_that_asks(na
     assert not reason(done, "revert")
 
 
-@pytest.mark.parametrize(("name", "stage"), [("loops", "reading"), ("loops_on_import", "file")])
-def test_a_policy_that_never_ends_is_stopped(name: str, stage: str) -> None:
+@pytest.mark.parametrize(("name", "stage", "where"), [("loops", "reading", "read"), ("loops_on_import", "file", "<module>")])
+def test_a_policy_that_never_ends_is_stopped_and_the_line_is_named(name: str, stage: str, where: str, tmp_path: Path) -> None:
     """A stage that takes longer than its limit costs its own verdict."""
     request = Request(
-        path=str(BAD / f"{name}.py"),
+        path=str(shutil.copy(BAD / f"{name}.py", tmp_path)),
         profile="quick",
         budget=0.0,
         limits=Limits(seconds=3.0, memory=2**30, workers=1),
         properties=("contract",),
     )
     done = validate(request)
-    assert "did not end within 3 s" in reason(done, stage)
+    assert re.search(rf"did not end within 3 s, and was stopped in {name}\.py, line \d+ \({where}\)$", reason(done, stage))
 
 
 def test_the_verdict_names_the_stage_at_which_a_policy_departs_first(tmp_path: Path) -> None:

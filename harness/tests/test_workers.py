@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import threading
 
 from cases import CASES
 from harness.pool import Lost, in_parallel, processes
@@ -63,3 +64,14 @@ def test_a_check_that_leaves_the_program_costs_its_own_result_alone() -> None:
     loss = answers.pop(1)
     assert isinstance(loss, Lost)
     assert (str(loss), answers) == ("left by SystemExit", {0: 0, 2: 2})
+
+
+def waits(event: str) -> None:
+    """For something that never comes."""
+    getattr(threading, event)().wait()
+
+
+def test_a_check_that_waits_for_ever_where_no_code_is_somebodys_own_is_stopped_all_the_same() -> None:
+    with processes(1) as pool:
+        (loss,) = dict(in_parallel(pool, waits, ["Event"], seconds=2)).values()
+    assert str(loss) == "did not end within 2 s, and was stopped"
