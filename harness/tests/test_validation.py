@@ -121,6 +121,7 @@ def test_a_policy_that_never_ends_is_stopped_and_the_line_is_named(name: str, st
     )
     done = validate(request)
     assert re.search(rf"did not end within 3 s, and was stopped in {name}\.py, line \d+ \({where}\)$", reason(done, stage))
+    assert next(one.seconds for one in done.verdicts if one.property == stage) >= 3.0
 
 
 def test_the_verdict_names_the_stage_at_which_a_policy_departs_first(tmp_path: Path) -> None:

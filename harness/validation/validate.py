@@ -134,10 +134,11 @@ class _Stages:
 
     def _reading(self, name: str, subject: Subject) -> str | None:
         """Judge reading; why nothing further can be judged, or None."""
+        start = time.perf_counter()
         try:
             checked = self.pool.run(work.judge, self._task(subject, READING))
         except Lost as loss:
-            self._say(self._verdict(READING, STATEMENT, f"{loss}", case=name))
+            self._say(self._verdict(READING, STATEMENT, f"{loss}", case=name, seconds=time.perf_counter() - start))
             return f"reading a layer {loss}"
         self._say(checked.verdict)
         if checked.verdict.outcome == "held":
@@ -232,10 +233,9 @@ class _Stages:
             reason = f"{problem}"
             if isinstance(problem, Lost):
                 reason = f"importing the file {reason}" if name == "file" else f"preparing the case {reason}"
-            self._say(self._verdict(name, statement, reason))
+            self._say(self._verdict(name, statement, reason, seconds=time.perf_counter() - start))
             return None
-        seconds = time.perf_counter() - start
-        self._say(self._verdict(name, statement, "", outcome="held", seconds=seconds))
+        self._say(self._verdict(name, statement, "", outcome="held", seconds=time.perf_counter() - start))
         return result
 
     def _say(self, verdict: Verdict) -> None:
