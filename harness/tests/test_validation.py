@@ -16,6 +16,7 @@ import torch
 from harness.bench import rows
 from harness.case import Axis, Case
 from harness.check import Checked
+from harness.process import SHARED
 from harness.validation import work
 from harness.validation.derivation import Derivation
 from harness.validation.file import Contents
@@ -258,6 +259,7 @@ def test_a_validation_times_by_as_many_threads_as_it_says(monkeypatch: pytest.Mo
     policy = Contents("BadPolicy", (), None)
     monkeypatch.setattr(rows, "show_equal", lambda *_: 0.0)
     monkeypatch.setattr(rows, "compare", lambda *_, device, **__: seen.append((torch.get_num_threads(), device.threads)))
+    SHARED.look_at()  # else it would first see, and hold tests that follow to, the two threads that are set below
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
