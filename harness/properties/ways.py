@@ -161,11 +161,7 @@ def behind_many_tokens(trial: Trial, dtype: str) -> Judged:
     """Tokens behind thousands in a cache."""
     trial = far_trial(trial)
     run = functools.partial(behind, seed=trial.example.seed)
-    try:
-        return _named(judged(trial, dtype, run, far_inputs(trial)), f"of {FAR_BEHIND}")
-    except OriginalFailed as failure:  # not every original has as many positions
-        trial.evidence.leave_out(FAR_BEHIND, failure)
-        return once(trial, dtype)
+    return _named(judged(trial, dtype, run, far_inputs(trial)), f"of {FAR_BEHIND}")
 
 
 def beside_another_thread(trial: Trial, dtype: str) -> Judged:
