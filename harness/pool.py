@@ -125,7 +125,7 @@ def run_one(
     with tempfile.TemporaryDirectory() as folder:
         notes = Path(folder, "stacks")
         with deaf_to_interrupts():  # a pool begins its threads with the first task, and they its processes
-            future = pool.schedule(_staying, args=[notes, seconds, function, *args], timeout=seconds)
+            future = _scheduled(pool, notes, seconds, function, *args)
         return _result(future, notes, seconds, raises)
 
 
@@ -146,7 +146,7 @@ def in_parallel(
         with deaf_to_interrupts():
             for number, task in enumerate(tasks):
                 notes = Path(folder, f"stacks {number}")
-                futures[pool.schedule(_staying, args=[notes, seconds, function, task], timeout=seconds)] = task, notes
+                futures[_scheduled(pool, notes, seconds, function, task)] = task, notes
         for future in as_completed(futures):
             task, notes = futures[future]
             result: R | Lost
@@ -155,6 +155,11 @@ def in_parallel(
             except Lost as loss:
                 result = loss
             yield task, result
+
+
+def _scheduled(pool: ProcessPool, notes: Path, seconds: float, function: Callable[..., Any], *args: Any) -> ProcessFuture:
+    """A task whose process writes to ``notes`` where it is, and is stopped, when its ``seconds`` are over."""
+    return pool.schedule(_staying, args=[notes, seconds, function, *args], timeout=seconds)
 
 
 def _staying(notes: Path, seconds: float, function: Callable[..., R], *args: Any) -> R:

@@ -50,7 +50,11 @@ def _excess(name: str, allowance: Allowance, measured: Measured, used: float) ->
     return f"{name}: error {measured.error:.1e} of its scale ({own}); with other numbers too, {used:.2g} times the budget"
 
 
-_BESIDES = {"float32": ", far from zero, under autocast, in forward mode", "float16": ", with outliers"}
+_BESIDES = {
+    "float32": ", far from zero, under autocast, in forward mode",
+    "bfloat16": ", compiled",
+    "float16": ", with outliers, behind thousands of tokens",
+}
 ROUNDING = tuple(
     Property(
         name=f"rounding {dtype}",
