@@ -20,7 +20,7 @@ class Profile:
 
 PROFILES = {
     "quick": Profile("quick", 40),
-    "regression": Profile("regression", 240),
+    "regression": Profile("regression", 120),
     "nightly": Profile("nightly", 4000),
 }
 

@@ -38,7 +38,7 @@ from policies.plans import Plan, PlanUnavailable
 from .packed_models import output, packed, ready
 from .table import LAYERED, see_held, table
 
-FEW = depth("quick", 16)
+FEW = depth("quick", 8)
 
 
 @pytest.mark.parametrize(("entry", "prop"), table(LAYERED, without=("refusal",), one_in=4))

@@ -67,12 +67,15 @@ def _sum_first(honest: Any) -> Any:
 
 
 def _by_hand(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-    """Attention as written down: scores, mask, softmax, sum (the way of ``eager``). A query that sees no key gets nothing, as
-    torch's kernel has it: a mask of float32's smallest number is minus infinity in bfloat16, which autocast makes of it."""
+    """Attention as written down: scores, mask, softmax, sum (the way of ``eager``). Scores of float16 are float32, as in torch's
+    kernel, which large ones do not overflow. A query that sees no key gets nothing, as torch's kernel has it: a mask of float32's
+    smallest number is minus infinity in bfloat16, which autocast makes of it."""
     mask, scale = options["attn_mask"], options["scale"]
     if options["enable_gqa"]:
         group = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
+    if query.dtype is torch.float16:
+        query, key = query.float(), key.float()
     scores = (query @ key.transpose(-2, -1)) * scale
     if options["is_causal"]:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)

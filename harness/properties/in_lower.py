@@ -69,9 +69,9 @@ ASKED = (
     SHARED_MEMORY,
 )
 """Sizes are left out: the rounding properties ask all of them."""
-LEAST = 48
-"""Examples, so that each property that is asked by turns is asked at least once: three blocks of seeds (``covering``) leave no
-part of twenty-nine unmet."""
+LEAST = 36
+"""Examples, so that each property that is asked by turns is asked at least once: seeds as they are planned (``covering``) leave
+no part of twenty-nine unmet."""
 CONFIRMATIONS = 3
 """Other numbers with which a departure has to be there as well. Norms of two elements that are nearly equal, for one, make much
 of a rounding, and are seldom drawn."""
