@@ -9,6 +9,7 @@ Requirements this file must meet:
 * What was wrong whenever it was judged never held: that is no regression, and is told apart from one.
 * A row that is no longer timed, because its outputs differ, is a regression like a property that broke.
 * What is reported names the two runs between which it began and what changed between them.
+* A policy that breaks, breaks many properties at once: what went wrong between the same two runs is one regression.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 import statistics
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from reports import wording
 from reports.chart import Level
@@ -26,7 +27,7 @@ from reports.compare import MARGIN
 from reports.record import WRONG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from reports.history import History, Judgement, PastRun, PropertyKey, TimingKey, TimingPoint
 
@@ -36,6 +37,10 @@ QUIETEST = 0.002
 """Least run-to-run deviation of a log ratio that is believed: a series that repeats exactly is not free of noise."""
 PENALTY = 3.0
 """Cost of one more change point, in units of variance x log(runs): above BIC's 2, for hundreds of series."""
+
+
+NAMED = 3
+"""Of several things that went wrong at once, those that are named beside the first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +79,14 @@ def find_trends(history: History) -> Trends:
     """Search every series; a drop of the ratio counts when it exceeds ``MARGIN``."""
     levels = {key: find_levels([p.ratio for p in points]) for key, points in history.timings.items()}
     slow = [r for key, points in history.timings.items() for r in _lost(history, key, points, levels[key])]
-    standing = [r for key, points in history.properties.items() for r in _broken(history, key, points)]
-    standing += [r for key, points in history.equality.items() for r in _standing(history, describe(key), points, "FAILED")]
-    wrong = [one for one in standing if isinstance(one, Regression)]
+    standing = [one for key, points in history.properties.items() for one in _broken(history, key, points)]
+    standing += [one for key, points in history.equality.items() for one in _untimed(history, key, points)]
+    alike = _alike(standing)
+    wrong = [_went_wrong(history, group, good) for group in alike if (good := group[0].good) is not None]
     return Trends(
         levels=levels,
         regressions=(*wrong, *sorted(slow, key=lambda r: r.effect or 0.0)),
-        never_held=tuple(one for one in standing if isinstance(one, NeverHeld)),
+        never_held=tuple(_never_held(history, group) for group in alike if group[0].good is None),
     )
 
 
@@ -136,40 +142,99 @@ def _regression(key: TimingKey, good: PastRun, bad: PastRun, before: float, afte
 
 def describe(key: TimingKey) -> str:
     """A timing series in words."""
+    return f"{key.case}: {_row(key)}, {_machine(key)}"
+
+
+def _row(key: TimingKey) -> str:
     clock = "" if key.clock == "end-to-end" else f", {key.clock} time"
-    return (
-        f"{key.case}: {key.workload} {key.phase}, {key.shape}, {key.dtype} on {key.device}{clock}, "
-        f"{key.subject} against {key.baseline}, machine {key.machine}, {wording.count(key.threads, 'thread')}"
-    )
+    return f"{key.workload} {key.phase}, {key.shape}, {key.dtype} on {key.device}{clock}, {key.subject} against {key.baseline}"
 
 
-def _broken(history: History, key: PropertyKey, points: tuple[Judgement, ...]) -> Iterator[Regression | NeverHeld]:
+def _machine(key: TimingKey) -> str:
+    return f"machine {key.machine}, {wording.count(key.threads, 'thread')}"
+
+
+class _Standing(NamedTuple):
+    """What was wrong when it was last judged: ``what`` (a property, a row) of a ``case``, since run ``bad`` and for ``wrong``
+    runs by now. ``good`` is the run before, None where it never held. Runs are places in ``History.runs``."""
+
+    case: str
+    what: str
+    kind: str
+    """What several of them are called."""
+    where: str
+    """Ends the sentence that names it."""
+    good: int | None
+    bad: int
+    wrong: int
+    outcome: str
+    reason: str
+
+
+def _broken(history: History, key: PropertyKey, points: tuple[Judgement, ...]) -> Iterator[_Standing]:
     """A property is judged on each machine by itself: one machine that holds cannot hide another that does not."""
     for machine in dict.fromkeys(history.runs[p.run].environment.machine for p in points):
         own = tuple(p for p in points if history.runs[p.run].environment.machine == machine and p.outcome != "unavailable")
-        if own:
-            yield from _standing(history, f"{key.case}: {key.property} ({key.policy}), machine {machine}", own, own[-1].outcome)
+        since = _since(own)
+        if since is not None:
+            where = f" ({key.policy}), machine {machine}"
+            yield _Standing(key.case, key.property, "properties", where, *since, own[-1].outcome, own[-1].reason)
 
 
-def _standing(history: History, subject: str, points: tuple[Judgement, ...], word: str) -> Iterator[Regression | NeverHeld]:
-    """What was wrong when ``subject`` was last judged, since it last held; nothing where it held then."""
+def _untimed(history: History, key: TimingKey, points: tuple[Judgement, ...]) -> Iterator[_Standing]:
+    since = _since(points)
+    if since is not None:
+        yield _Standing(key.case, _row(key), "timed rows", f", {_machine(key)}", *since, "FAILED", points[-1].reason)
+
+
+def _since(points: tuple[Judgement, ...]) -> tuple[int | None, int, int] | None:
+    """The last run in which it held, the first in which it was wrong since, and in how many it was; None where it held last."""
     start = len(points)
     while start and points[start - 1].outcome in WRONG:
         start -= 1
-    wrong = len(points) - start
-    if not wrong:
-        return
-    bad, reason = history.runs[points[start].run], points[-1].reason
-    if not start:
-        sentence = f"never held, in {wording.count(wrong, 'run')}; {word} in the last: {reason}"
-        yield NeverHeld(subject=subject, first=bad, sentence=sentence)
-        return
-    good = history.runs[points[start - 1].run]
-    yield Regression(
-        subject=subject,
-        last_good=good,
-        first_bad=bad,
-        sentence=f"{word} in the last {'run' if wrong == 1 else f'{wrong:,} runs'}: {reason}",
+    if start == len(points):
+        return None
+    return points[start - 1].run if start else None, points[start].run, len(points) - start
+
+
+def _alike(standing: list[_Standing]) -> Collection[list[_Standing]]:
+    """What went wrong between the same two runs, in the order of the first of each."""
+    groups: dict[tuple[Any, ...], list[_Standing]] = {}
+    for one in standing:
+        groups.setdefault((one.case, one.kind, one.where, one.good, one.bad, one.wrong, one.outcome), []).append(one)
+    return groups.values()
+
+
+def _subject(group: list[_Standing]) -> str:
+    first = group[0]
+    return f"{first.case}: {first.what if len(group) == 1 else f'{len(group):,} {first.kind}'}{first.where}"
+
+
+def _reason(group: list[_Standing]) -> str:
+    """The reason of the first, and the names of some others."""
+    first, *others = group
+    if not others:
+        return first.reason
+    names = ", ".join(one.what for one in others[:NAMED])
+    more = f" and {len(others) - NAMED:,} more" if len(others) > NAMED else ""
+    return f"{first.what}: {first.reason.removesuffix('.')}; also {names}{more}"
+
+
+def _went_wrong(history: History, group: list[_Standing], good: int) -> Regression:
+    first = group[0]
+    last_good, first_bad = history.runs[good], history.runs[first.bad]
+    runs = "run" if first.wrong == 1 else f"{first.wrong:,} runs"
+    return Regression(
+        subject=_subject(group),
+        last_good=last_good,
+        first_bad=first_bad,
+        sentence=f"{first.outcome} in the last {runs}: {_reason(group)}",
         effect=None,
-        differences=environment_differences(good.environment, bad.environment),
+        differences=environment_differences(last_good.environment, first_bad.environment),
     )
+
+
+def _never_held(history: History, group: list[_Standing]) -> NeverHeld:
+    first = group[0]
+    sentence = f"never held, in {wording.count(first.wrong, 'run')}; {first.outcome} in the last: {_reason(group)}"
+    return NeverHeld(subject=_subject(group), first=history.runs[first.bad], sentence=sentence)

@@ -201,6 +201,20 @@ def keep(folder, number, **parts):
     storage.write(synthetic.run(f"r{number}", created=f"2026-01-{1 + number:02}T03:00:00Z", **parts), folder / f"{number}")
 
 
+def test_what_went_wrong_at_once_is_one_regression_that_names_some_of_it(tmp_path):
+    names = ("cache", "hooks", "padding", "pickle", "revert")
+    for number, outcome in enumerate(("held", "failed", "failed")):
+        verdicts = [synthetic.verdict(name=name, outcome=outcome, reason=f"Because of {name}.") for name in names]
+        later = synthetic.verdict(name="settings", outcome="failed" if number == 2 else "held", reason="Later.")
+        keep(tmp_path, number, timings=(), verdicts=(*verdicts, later))
+    one, other = find(tmp_path)[1].regressions
+    assert one.subject == "bert: 5 properties (HFBertLayerPolicy), machine 5f2c9a"
+    assert one.sentence == "failed in the last 2 runs: cache: Because of cache; also hooks, padding, pickle and 1 more"
+    assert (one.last_good.id, one.first_bad.id) == ("r0", "r1")
+    assert other.subject == "bert: settings (HFBertLayerPolicy), machine 5f2c9a"
+    assert other.sentence == "failed in the last run: Later."
+
+
 def test_a_property_that_fails_by_one_plan_is_not_hidden_by_another_that_holds(tmp_path):
     plain, graphed = "HFBertLayerPolicy", "HFBertLayerPolicy, plan graphed, on cuda"
     for number in range(4):
