@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from cases import CASES
+from harness.case import Example
 from harness.faults import CaseReport, FaultReport, run_faults
 from harness.faults import exam as exam_module
 from harness.faults import ledger as ledger_module
@@ -31,6 +32,8 @@ from policies import replace_module
 from policies.anatomy import ActivationKind
 from policies.fused import onednn
 from policies.fused.state import FusedState
+
+from ..bert import BertCase
 
 ROWS = (
     *(f"F{number:02}" for number in range(1, 84) if number not in (44, 49, 54)),
@@ -275,6 +278,15 @@ def test_an_exam_of_an_honest_variant_raises_no_alarm(monkeypatch: pytest.Monkey
     monkeypatch.setattr(exam_module, "HONEST", tuple(one for one in HONEST if one.id == "unpacked"))
     result = examine(opt(), faults=(), profile=TINY, seed=1)
     assert [(alarm.subject, alarm.property) for alarm in result.honest] == [("unpacked", None)]
+
+
+def test_a_setting_by_which_masked_tokens_count_refutes_nobody_who_leaves_garbage_there() -> None:
+    """BERT's attention, told that it crosses, takes its mask from an encoder that is not there, and attends to padding."""
+    bert = BertCase()
+    values = {**bert.simplest.values, "layers": 3, "batch": 2, "tokens": 11, "padding": "interior", "mask": "2d"}
+    (garbage,) = (one for one in HONEST if one.id == "garbage in padding")
+    with quiet(), garbage.opened(replace_module) as replacer:
+        assert tell(BY_NAME["settings"], bert, replacer, Example(values, 36383)) == (False, None)
 
 
 def test_a_report_without_a_judged_pair_does_not_pass() -> None:

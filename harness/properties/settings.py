@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..case import Inputs
 from ..numerics import alive
 from ..trial import Trial, Vacuous, fused_path, original_side, replacement_side
-from .base import Property, living, same_outputs
+from .base import Property, living, relation_holds, same_outputs
 from .cache import with_cache
+from .inputs import other_tokens, tokens_of
 from .set_later import (
     Change,
     Kind,
@@ -71,7 +73,8 @@ def _settings(trial: Trial) -> None:
 
 def _to_be_judged(trial: Trial, proposed: Iterable[Later], plain: dict[str, Tensor]) -> tuple[Later, dict[str, Tensor]] | None:
     """The first change that makes a difference to the original, which gives ``plain`` without it, and what it gives then; or the
-    first with which it runs."""
+    first with which it runs. One by which what is masked counts (attention that takes its mask from elsewhere) is passed over: a
+    replacement may have computed anything there by then."""
     runs = None
     for later in proposed:
         try:
@@ -79,6 +82,8 @@ def _to_be_judged(trial: Trial, proposed: Iterable[Later], plain: dict[str, Tens
         except Exception:  # not every attention has another implementation, not every weight a parametrization
             continue
         expected = _outputs_of_original(trial)
+        if expected is not None and not _hides_padding(trial, expected):
+            expected = None
         undo()
         if expected is not None and not _equal(expected, plain):
             return later, expected
@@ -98,13 +103,23 @@ def _same_with(trial: Trial, model: nn.Module, later: Later, expected: dict[str,
     same_outputs(trial, plain, actual, trial.inputs.valid, f"{later.what}, set and taken back")
 
 
-def _outputs(trial: Trial, model: nn.Module) -> dict[str, Tensor]:
+def _hides_padding(trial: Trial, expected: dict[str, Tensor]) -> bool:
+    """Whether the original, as it is now, gives what is ``expected`` whatever tokens are masked."""
+    inputs = trial.fresh_inputs()
+    if inputs.valid is None or bool(inputs.valid.all()) or tokens_of(inputs) is None:
+        return True
+    others = _outputs(trial, trial.original, other_tokens(trial, inputs, ~inputs.valid))
+    return all(relation_holds(expected[name], others[name], inputs.valid) for name in expected)
+
+
+def _outputs(trial: Trial, model: nn.Module, inputs: Inputs | None = None) -> dict[str, Tensor]:
     """Outputs from one state of the random generator, of one call or, where there is a cache, as often of a prompt and steps."""
+    inputs = trial.fresh_inputs() if inputs is None else inputs
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(trial.example.seed)
         if trial.case.caches(trial.example) and trial.example.seed & STEPWISE:
-            return decoded(model, with_cache(trial.fresh_inputs()))
-        return trial.case.run(model, trial.fresh_inputs())
+            return decoded(model, with_cache(inputs))
+        return trial.case.run(model, inputs)
 
 
 def _outputs_of_original(trial: Trial) -> dict[str, Tensor] | None:
