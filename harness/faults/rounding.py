@@ -246,7 +246,7 @@ ROUNDING = (
         "candle #3727, tract PR #2586",
         "Softmax sums thousands of half precision numbers in half precision, where a sum soon outgrows them.",
         (fused_attention, "scaled_dot_product_attention", _sums_of_half),
-        applies=caches,
+        applies=lambda traits: caches(traits) and not traits.any_block(lambda one: one.alibi),  # off by as much in float16 itself
         expects=("rounding float16",),
     ),
     _post_operation(
