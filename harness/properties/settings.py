@@ -64,17 +64,21 @@ def _settings(trial: Trial) -> None:
     trial.run_replaced(model, trial.fresh_inputs())
     with original_side():
         plain = living(_outputs(trial, trial.original), trial.inputs.valid)
-    found = [one for one in (_to_be_judged(trial, proposed, plain) for proposed in _proposed(trial)) if one is not None]
+    hidden = _hides_masked_tokens(trial, plain)
+    judged = (_to_be_judged(trial, proposed, plain, hidden=hidden) for proposed in _proposed(trial))
+    found = [one for one in judged if one is not None]
     if not found:
         raise Vacuous("the original runs with nothing that was set on its modules")
     for later, expected in found:
         _same_with(trial, model, later, expected, plain)
 
 
-def _to_be_judged(trial: Trial, proposed: Iterable[Later], plain: dict[str, Tensor]) -> tuple[Later, dict[str, Tensor]] | None:
+def _to_be_judged(
+    trial: Trial, proposed: Iterable[Later], plain: dict[str, Tensor], *, hidden: bool
+) -> tuple[Later, dict[str, Tensor]] | None:
     """The first change that makes a difference to the original, which gives ``plain`` without it, and what it gives then; or the
-    first with which it runs. One by which what is masked counts (attention that takes its mask from elsewhere) is passed over: a
-    replacement may have computed anything there by then."""
+    first with which it runs. Masked tokens that are ``hidden`` have to stay so (attention may take its mask from elsewhere): a
+    replacement may have computed anything for them by then."""
     runs = None
     for later in proposed:
         try:
@@ -82,7 +86,7 @@ def _to_be_judged(trial: Trial, proposed: Iterable[Later], plain: dict[str, Tens
         except Exception:  # not every attention has another implementation, not every weight a parametrization
             continue
         expected = _outputs_of_original(trial)
-        if expected is not None and not _hides_padding(trial, expected):
+        if expected is not None and hidden and not _hides_masked_tokens(trial, expected):
             expected = None
         undo()
         if expected is not None and not _equal(expected, plain):
@@ -103,7 +107,7 @@ def _same_with(trial: Trial, model: nn.Module, later: Later, expected: dict[str,
     same_outputs(trial, plain, actual, trial.inputs.valid, f"{later.what}, set and taken back")
 
 
-def _hides_padding(trial: Trial, expected: dict[str, Tensor]) -> bool:
+def _hides_masked_tokens(trial: Trial, expected: dict[str, Tensor]) -> bool:
     """Whether the original, as it is now, gives what is ``expected`` whatever tokens are masked."""
     inputs = trial.fresh_inputs()
     if inputs.valid is None or bool(inputs.valid.all()) or tokens_of(inputs) is None:
