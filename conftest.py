@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
@@ -22,6 +25,15 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tiny models are faster on one thread, and pytest-xdist runs one process a core. Timings use all of them.
     if hasattr(config, "workerinput"):
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _garbage_of_its_own() -> Iterator[None]:
+    """Whoever looks for garbage looks through what one test has made, and not through a million objects that were imported and
+    that other tests have left behind."""
+    gc.freeze()
+    yield
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

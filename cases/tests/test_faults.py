@@ -274,6 +274,7 @@ def test_a_fault_of_the_whole_layer_has_no_place() -> None:
     assert outcome.status == "killed" and not outcome.places and not outcome.located
 
 
+@pytest.mark.usefixtures("few_properties")
 def test_an_exam_of_an_honest_variant_raises_no_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exam_module, "HONEST", tuple(one for one in HONEST if one.id == "unpacked"))
     result = examine(opt(), faults=(), profile=TINY, seed=1)

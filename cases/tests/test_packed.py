@@ -41,7 +41,7 @@ from .table import LAYERED, see_held, table
 FEW = depth("quick", 8)
 
 
-@pytest.mark.parametrize(("entry", "prop"), table(LAYERED, without=("refusal",), one_in=4))
+@pytest.mark.parametrize(("entry", "prop"), table(LAYERED, without=("refusal",), one_in=6))
 def test_every_property_holds_of_packed_weights(entry: CaseEntry, prop: Property) -> None:
     """In float64 weights are packed by the emulator, in float32 and bfloat16 by oneDNN."""
     with by_plan("packed") as replacer:

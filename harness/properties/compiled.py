@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..case import Inputs
 from ..covering import chosen_by
 from ..nested import mapped
 from ..trial import Trial, original_side
@@ -29,48 +30,58 @@ left open it takes twice the time."""
 
 
 def _compiled(trial: Trial) -> None:
-    """One layer is compiled, called before and after its weights are changed in every way, with and without gradients, and has
-    its part in decoding."""
+    """One layer is compiled and called. Each call in another mode, of other sizes or with other weights is compiled anew, which
+    takes most of the time, so an example asks one half: gradients and a cache that grows, or a preallocated cache and weights
+    that are changed in every way."""
     path, call = sorted(recorded(trial).items())[0]
     mine, its = trial.original.get_submodule(path), trial.replaced.model.get_submodule(path)
+    what = f"{path}, compiled"
     torch.compiler.reset()
     try:
         its.compile(**chosen_by(trial.example.seed, WAYS))
-        _same(trial, mine, its, call, f"{path}, compiled")
-        _backward(trial, mine, its, call, f"{path}, compiled")
-        if trial.case.caches(trial.example):
-            _decoding(trial, f"{path}, compiled")
-        for how in CHANGES:
-            change_weights(mine, its, how)
-            _same(trial, mine, its, call, f"{path}, compiled, its weights then {how}")
+        _same(trial, mine, its, call, what)
+        if trial.example.seed % 2:
+            if trial.case.static_cache and trial.case.caches(trial.example):
+                _preallocated(trial, what)
+            for how in CHANGES:
+                change_weights(mine, its, how)
+                _same(trial, mine, its, call, f"{what}, its weights then {how}")
+        else:
+            _backward(trial, mine, its, call, what)
+            if trial.case.caches(trial.example):
+                _growing(trial, what)
     finally:
         torch.compiler.reset()
 
 
-def _decoding(trial: Trial, what: str) -> None:
-    """A prompt and a step, on a cache that grows or, of every second example, on a preallocated one: each call of other sizes is
-    compiled anew, which takes most of the time. Calls of what is compiled are not counted, so that no fused path is asked for."""
+def _growing(trial: Trial, what: str) -> None:
+    """A prompt and a step. Calls of what is compiled are not counted, so that no fused path is asked for."""
     inputs = with_cache(trial.inputs)
-    tokens = inputs.kwargs["input_ids"].shape[1]
-    lengths = [tokens - 1, 1] if tokens > 1 else [1]
-    what = f"{what}, calls of {lengths} tokens"
-    if trial.case.static_cache and trial.example.seed % 2:
-        _preallocated(trial, {**inputs.kwargs, "attention_mask": None}, lengths, f"{what} on a static cache")
-        return
+    lengths = _prompt_and_step(inputs)
     with original_side("with a cache"):
         expected = in_chunks(trial.original, inputs.kwargs, lengths)[0]
     actual = in_chunks(trial.replaced.model, inputs.kwargs, lengths)[0]
-    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, inputs.valid, what)
+    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, inputs.valid, f"{what}, calls of {lengths} tokens")
 
 
-def _preallocated(trial: Trial, kwargs: dict[str, Any], lengths: list[int], what: str) -> None:
-    """Without a mask of the caller's transformers makes one, which hides what is not filled yet, and nothing else."""
+def _preallocated(trial: Trial, what: str) -> None:
+    """A prompt and a step on a preallocated cache. Without a mask of the caller's transformers makes one, which hides what is not
+    filled yet, and nothing else."""
+    inputs = with_cache(trial.inputs)
+    lengths, kwargs = _prompt_and_step(inputs), {**inputs.kwargs, "attention_mask": None}
     size = sum(lengths) + SPARE
     with original_side("with a static cache"):
         expected = in_chunks(trial.original, kwargs, lengths, preallocated(trial.original, size))[0]
     model = trial.replaced.model
     actual = in_chunks(model, kwargs, lengths, preallocated(model, size))[0]
+    what = f"{what}, calls of {lengths} tokens on a static cache"
     same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, what)
+
+
+def _prompt_and_step(inputs: Inputs) -> list[int]:
+    """Numbers of tokens."""
+    tokens = inputs.kwargs["input_ids"].shape[1]
+    return [tokens - 1, 1] if tokens > 1 else [1]
 
 
 def _backward(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: str) -> None:

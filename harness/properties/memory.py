@@ -115,11 +115,13 @@ def _let_go_of_its_cache(trial: Trial, model: nn.Module) -> None:
 @contextlib.contextmanager
 def what_is_there_passed_over() -> Iterator[None]:
     """Inside, whoever looks through all objects sees those alone that were made inside: the libraries have a million."""
+    before = gc.get_freeze_count()
     gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not before:  # whoever has passed them over so far goes on so
+            gc.unfreeze()
 
 
 def _let_go(trial: Trial) -> None:
