@@ -22,7 +22,7 @@ from cases.vae import VAECase
 from harness.case import Case
 from harness.nested import cast
 from policies.anatomy import Activation, ActivationKind
-from policies.fused import onednn
+from policies.fused import onednn, widened
 from policies.fused.linear import Projection
 from policies.fused.memory import in_strides
 from policies.fused.transformer import silent
@@ -96,6 +96,31 @@ def test_on_a_processor_with_amx_few_rows_and_linears_by_themselves_are_left_to_
         assert onednn.loses(x, weight, active=active) is loses
         few_of_a_published_layer = rows <= 32 and weight.numel() > 500_000
         assert onednn.loses(x.bfloat16(), weight.bfloat16(), active=active) is few_of_a_published_layer
+
+
+@pytest.mark.parametrize(
+    ("processors", "dtype", "outputs", "kind", "behind"),
+    [
+        (("_by_amx",), torch.float32, 2048, ActivationKind.SILU, True),
+        (("_by_amx",), torch.float32, 8192, ActivationKind.SILU, False),
+        (("_by_amx",), torch.float32, 24, ActivationKind.SILU, False),
+        (("_by_amx",), torch.float32, 2048, ActivationKind.GELU, False),
+        (("_by_amx",), torch.bfloat16, 2048, ActivationKind.SILU, False),
+        ((), torch.float32, 2048, ActivationKind.SILU, False),
+    ],
+)
+def test_silu_comes_behind_the_linear_of_a_layer_of_middling_size_in_float32_with_amx_alone(
+    processors: tuple[str, ...], dtype: torch.dtype, outputs: int, kind: ActivationKind, behind: bool
+) -> None:
+    projection = Projection("gate", torch.zeros(outputs, 768, dtype=dtype), None, onednn=True)
+    with (
+        processor(*processors),
+        mock.patch.object(widened, "faster", return_value=False),
+        mock.patch.object(onednn, "suits", return_value=True),
+        mock.patch.object(onednn, "activate", return_value=None) as by_the_linear,
+    ):
+        projection.activated(torch.zeros(128, 768, dtype=dtype), Activation(kind=kind, function=nn.functional.silu), silent)
+    assert bool(by_the_linear.call_count) is not behind
 
 
 @pytest.mark.skipif(not onednn.available(), reason="torch's operators are not what they were")

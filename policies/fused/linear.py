@@ -85,8 +85,9 @@ class Projection:
             return operators.activate(x, packed, self.bias, activation.kind)
         weight = self.weight
         fastest = self._fastest(x, weight)
-        if fastest.active is not None and fastest.active.suits(x, weight, self.bias):
-            return fastest.active.activate(x, weight, self.bias, activation.kind)
+        active = None if onednn.gates_slowly(weight, activation.kind) else fastest.active
+        if active is not None and active.suits(x, weight, self.bias):
+            return active.activate(x, weight, self.bias, activation.kind)
         return activate(activation, self._by(fastest.linear, x, weight, emit))
 
     def plus(self, x: Tensor, residual: Tensor, emit: Emit) -> Tensor:
