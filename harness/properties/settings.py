@@ -112,8 +112,8 @@ def _hides_masked_tokens(trial: Trial, expected: dict[str, Tensor]) -> bool:
     inputs = trial.fresh_inputs()
     if inputs.valid is None or bool(inputs.valid.all()) or tokens_of(inputs) is None:
         return True
-    others = _outputs(trial, trial.original, other_tokens(trial, inputs, ~inputs.valid))
-    return all(relation_holds(expected[name], others[name], inputs.valid) for name in expected)
+    others = _outputs_of_original(trial, other_tokens(trial, inputs, ~inputs.valid))
+    return others is not None and all(relation_holds(expected[name], others[name], inputs.valid) for name in expected)
 
 
 def _outputs(trial: Trial, model: nn.Module, inputs: Inputs | None = None) -> dict[str, Tensor]:
@@ -126,10 +126,10 @@ def _outputs(trial: Trial, model: nn.Module, inputs: Inputs | None = None) -> di
         return trial.case.run(model, inputs)
 
 
-def _outputs_of_original(trial: Trial) -> dict[str, Tensor] | None:
+def _outputs_of_original(trial: Trial, inputs: Inputs | None = None) -> dict[str, Tensor] | None:
     """None where the original cannot run with what was set, or gives nothing to compare with."""
     try:
-        outputs = _outputs(trial, trial.original)
+        outputs = _outputs(trial, trial.original, inputs)
     except Exception:  # whatever is raised says so: Megatron's, where a library that it can do without is missing, a NameError
         return None
     return outputs if alive(outputs, trial.inputs.valid) is None else None
