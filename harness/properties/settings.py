@@ -177,6 +177,6 @@ SETTINGS = Property(
     "adapter, another module around a part or the attention's implementation, set on a module inside a layer (or in its "
     "configuration) after the replacement, has the effect that it has in the original, and none once it is taken back.",
     check=_settings,
-    share=0.1,
+    share=0.2,  # each example asks about one thing of each kind, and layers have many
     least=6,
 )
