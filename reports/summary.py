@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
     from reports.record import Interval, Run, Timing, TimingVerdict, Verdict
 
-MOST_VALUES = 3
-"""Claimed values that were never judged and are named on the first screen."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -186,9 +183,8 @@ def _remarks(run: Run, unavailable: tuple[Verdict, ...]) -> tuple[str, ...]:
         remarks.append(f"Not judged here: {', '.join(dict.fromkeys(which))}.")
     values = [f"{value} of {c.case}" for c in run.coverage for value in c.missed_values]
     if values:
-        rest = f" and {len(values) - MOST_VALUES:,} more" if len(values) > MOST_VALUES else ""
         never = wording.count(len(values), "claimed value was", "claimed values were")
-        remarks.append(f"{never} never judged: {', '.join(values[:MOST_VALUES])}{rest}.")
+        remarks.append(f"{never} never judged: {wording.some_of(values)}.")
     pairs = [c.case for c in run.coverage for _ in c.missed_pairs]
     if pairs and run.profile != "quick":  # which never has the examples for all pairs
         never = wording.count(len(pairs), "claimed pair of values was", "claimed pairs of values were")

@@ -39,10 +39,6 @@ PENALTY = 3.0
 """Cost of one more change point, in units of variance x log(runs): above BIC's 2, for hundreds of series."""
 
 
-NAMED = 3
-"""Of several things that went wrong at once, those that are named beside the first."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Regression:
     """Something that went wrong and has not recovered."""
@@ -215,9 +211,7 @@ def _reason(group: list[_Standing]) -> str:
     first, *others = group
     if not others:
         return first.reason
-    names = ", ".join(one.what for one in others[:NAMED])
-    more = f" and {len(others) - NAMED:,} more" if len(others) > NAMED else ""
-    return f"{first.what}: {first.reason.removesuffix('.')}; also {names}{more}"
+    return f"{first.what}: {first.reason.removesuffix('.')}; also {wording.some_of([one.what for one in others])}"
 
 
 def _went_wrong(history: History, group: list[_Standing], good: int) -> Regression:

@@ -28,6 +28,8 @@ LONGEST_TEXT = 2_000
 """Characters of one foreign text that a rendering shows, scripts and tracebacks apart."""
 LONGEST_SCRIPT = 12_000
 """Characters of a script that a rendering shows."""
+MOST_NAMES = 3
+"""Names that a sentence lists."""
 
 
 def plain(text: str) -> str:
@@ -53,6 +55,12 @@ def whole(script: str) -> str | None:
     """``plain`` script, or None where it is too long to be shown: half of one shows nothing."""
     text = plain(script)
     return text if len(text) <= LONGEST_SCRIPT else None
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first few of ``names``, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return f"{', '.join(names[:MOST_NAMES])}{more}"
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
