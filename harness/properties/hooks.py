@@ -13,7 +13,7 @@ from ..nested import mapped, tensors_in
 from ..trial import Disagreement, Trial, original_side, replacement_side
 from .base import Property, same_outputs, same_tensor
 from .equality import main_output, valid_positions
-from .sizes import call_or_steps
+from .sizes import call_or_steps, prompted
 
 SCALE = 2.0
 """What a hook multiplies floats by, so that it shows whether it had its effect."""
@@ -89,12 +89,15 @@ KINDS = {
 
 LOOKED_AT = 3
 """Modules of a layer at a time: with a hook on each of them a replacement may leave all to the original."""
+LONG = 0.25
+"""The share of examples that are as long as a prompt."""
 MODULES = 12
 """Modules hooked at a time where a whole model is replaced, which has hundreds."""
 
 
 def _hooks(trial: Trial) -> None:
     chosen = random.Random(trial.example.seed)
+    trial = prompted(trial) if chosen.random() < LONG else trial
     kind = chosen.choice((*KINDS, "look"))
     late = kind in ("global", "global_input") or chosen.random() < 0.5
     paths = _paths(trial, chosen, kind, late=late)

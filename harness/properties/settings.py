@@ -40,10 +40,10 @@ from .set_later import (
     scaled_numbers,
     training_mode,
 )
-from .sizes import decoded
+from .sizes import decoded, prompted
 
-STEPWISE = 64
-"""Bit of an example's seed."""
+STEPWISE, PROMPTED = 64, 128
+"""Bits of an example's seed."""
 TRIES = 4
 """Changes of a kind that are tried until one makes a difference."""
 
@@ -60,6 +60,7 @@ class Later:
 
 
 def _settings(trial: Trial) -> None:
+    trial = prompted(trial) if trial.example.seed & PROMPTED else trial
     model = trial.replaced.model
     trial.run_replaced(model, trial.fresh_inputs())
     with original_side():

@@ -25,6 +25,8 @@ LENGTHS = (33, 64, 95, 129, 190, 257, 700)
 """Tokens: whole blocks of every usual size, and blocks with a tail, of one token and of many."""
 MANY = 2060
 """Tokens: more than the 1,024 or 2,048 that workspaces, tables and blocks of threads are made for. An example takes a second."""
+PROMPT = 130
+"""Tokens: linears and attention take another way for some hundred rows than for a few."""
 BLOCKS_OF_A_GRID = 65_535
 """As many as a CUDA grid has in its second and third dimension; kernels take one for each head of each row."""
 DEEP = 7
@@ -54,6 +56,11 @@ def long_trial(trial: Trial) -> Trial:
     most = _random_by_values(trial).choice(LENGTHS)
     sized = (trial.vary(tokens=tokens) for tokens in reversed(LENGTHS) if tokens <= most)
     return that_runs((one.vary(batch=2) if one.example["tokens"] == LENGTHS[-1] else one for one in sized), trial)
+
+
+def prompted(trial: Trial) -> Trial:
+    """The trial with a single layer and one row of a prompt's tokens. Itself where its original has no positions for them."""
+    return that_runs((trial.vary(tokens=PROMPT, batch=1, layers=1),), trial)
 
 
 def large_trials(trial: Trial) -> tuple[Trial, ...]:

@@ -37,12 +37,14 @@ def test_what_is_kept_of_every_length_is_noticed_and_what_is_kept_of_some_is_not
 @pytest.mark.parametrize(
     ("prop", "wrong", "words"),
     [
-        ("outputs asked for", hooks.deaf_in_steps, "in a step: "),
-        ("settings", weights.decodes_with_its_first_epsilon, "variance_epsilon of layers.0.input_layernorm, set after"),
+        ("outputs asked for", hooks.deaf(tiny.in_a_step), "in a step: "),
+        ("settings", weights.with_its_first_epsilon(tiny.in_a_step), "input_layernorm, set after"),
+        ("settings", weights.with_its_first_epsilon(tiny.in_a_prompt), "input_layernorm, set after"),
+        ("hooks", hooks.deaf(tiny.in_a_prompt), ": called 0 times on layers."),
         ("gradients", hooks.deaf_backwards, ", a backward hook on "),
     ],
 )
-def test_what_is_passed_over_in_steps_or_backwards_alone_is_noticed(prop: str, wrong: Callable[..., Any], words: str) -> None:
+def test_what_is_passed_over_in_some_calls_alone_is_noticed(prop: str, wrong: Callable[..., Any], words: str) -> None:
     assert words in str(first_failure(BY_NAME[prop], tiny.around(wrong), count=60))
 
 
@@ -89,7 +91,7 @@ def test_what_is_left_behind_is_noticed(prop: str, replacer: Callable[[nn.Module
 @pytest.mark.parametrize(
     ("replacer", "words"),
     [
-        (tiny.around(hooks.deaf_in_steps), "the last tokens decoded: called "),
+        (tiny.around(hooks.deaf(tiny.in_a_step)), "the last tokens decoded: called "),
         (tiny.around(hooks.hooked(hooks.by_rows)), "is shown tensors of shapes"),
         (tiny.around(hooks.hooked(hooks.in_place)), "what it was shown, after the call"),
         (hooks.unpatching, ": called 0 times on layers.0"),

@@ -108,3 +108,11 @@ def edited(edit: Callable[[nn.Module], None]) -> Callable[[nn.Module], Replaceme
 def cache_of(kwargs: dict[str, Any]) -> Any:
     """The cache that a layer was called with, by whatever name this release of transformers hands it down."""
     return next((kwargs[name] for name in CACHE_NAMES if name in kwargs), None)
+
+
+def in_a_step(hidden: Any, cache: Any) -> bool:
+    return hidden.shape[1] == 1 and cache is not None
+
+
+def in_a_prompt(hidden: Any, cache: Any) -> bool:
+    return hidden.shape[1] >= 128

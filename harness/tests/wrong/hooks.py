@@ -15,12 +15,16 @@ from policies.replace import Replacement
 from ..tiny import Forward, cache_of
 
 
-def deaf_in_steps(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
-    """Has a kernel for decoding that calls no module."""
-    if hidden.shape[1] > 1 or cache_of(kwargs) is None:
-        return own(hidden, *args, **kwargs)
-    with without_hooks(state["layer"], "_forward_hooks", "_forward_pre_hooks"):
-        return own(hidden, *args, **kwargs)
+def deaf(where: Callable[[Any, Any], bool]) -> Callable[..., Any]:
+    """A change by which calls with such a hidden state and cache are a kernel's that calls no module."""
+
+    def change(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        if not where(hidden, cache_of(kwargs)):
+            return own(hidden, *args, **kwargs)
+        with without_hooks(state["layer"], "_forward_hooks", "_forward_pre_hooks"):
+            return own(hidden, *args, **kwargs)
+
+    return change
 
 
 def deaf_backwards(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,16 +14,20 @@ from torch.nn.utils import parametrize
 from ..tiny import Forward, cache_of
 
 
-def decodes_with_its_first_epsilon(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
-    norm = state["layer"].input_layernorm
-    now = norm.variance_epsilon
-    first = state.setdefault("epsilon", now)
-    steps = hidden.shape[1] == 1 and cache_of(kwargs) is not None
-    norm.variance_epsilon = first if steps else now
-    try:
-        return own(hidden, *args, **kwargs)
-    finally:
-        norm.variance_epsilon = now
+def with_its_first_epsilon(where: Callable[[Any, Any], bool]) -> Callable[..., Any]:
+    """A change by which calls with such a hidden state and cache do not see that an epsilon is another by now."""
+
+    def change(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        norm = state["layer"].input_layernorm
+        now = norm.variance_epsilon
+        first = state.setdefault("epsilon", now)
+        norm.variance_epsilon = first if where(hidden, cache_of(kwargs)) else now
+        try:
+            return own(hidden, *args, **kwargs)
+        finally:
+            norm.variance_epsilon = now
+
+    return change
 
 
 def writes_weights(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
