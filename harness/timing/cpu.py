@@ -1,4 +1,4 @@
-"""The CPU as a device: threads pinned and recorded, other load counted, resident memory at its peak.
+"""The CPU as a device: threads pinned and recorded, freed memory kept, other load counted, resident memory at its peak.
 
 Every core that this process may use is taken as given (a scheduler or ``taskset`` decided that); what is pinned is torch's
 number of threads.
@@ -42,12 +42,15 @@ class CpuDevice(Device):
         yield f"threads are not bound to cores: the scheduler may move them among {cores()}"
         if _frequency() is None:
             yield "the system reports no clock frequency"
+        if not memory.can_keep_freed():
+            yield "the allocator may give memory back to the system after a call, which the next call pays for"
         if not memory.can_reset_peak():
             yield "peak memory of a call cannot be measured: the system does not let a process reset its high-water mark"
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """Set torch's threads; they are given back at the end."""
+        """Set torch's threads, which are given back at the end, and have freed memory kept, which stays so."""
+        memory.keep_freed()
         threads_before = torch.get_num_threads()
         torch.set_num_threads(self.threads)
         try:

@@ -93,7 +93,7 @@ class Device(ABC):
 
     @contextmanager
     def pinned(self) -> Iterator[None]:
-        """Hold the device in the state in which it is to be timed (threads); give back the old one after."""
+        """Hold the device in the state in which it is to be timed; give back the old one after, as far as that is possible."""
         yield
 
     def now(self) -> float:

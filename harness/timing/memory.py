@@ -1,4 +1,5 @@
-"""What a process holds while something runs: all resident memory, and the anonymous part of it.
+"""What a process holds while something runs, all resident memory and the anonymous part of it; and what its allocator keeps
+between calls.
 
 Pages of a mapped file count as resident, though the system may drop them at any time and read them again; anonymous
 pages are the process's own and stay. Both are watched, because only both together say what a way of loading costs.
@@ -7,15 +8,23 @@ pages are the process's own and stay. Both are watched, because only both togeth
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 
 SECONDS_BETWEEN = 0.001
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3)."""
+_MOST_KEPT = 2**31 - 1
+_LARGEST_KEPT = 32 * 2**20
+"""Bytes; larger pieces glibc always asks the system for."""
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -86,3 +95,26 @@ def peak() -> int:
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return 0
+
+
+def can_keep_freed() -> bool:
+    """Whether the allocator lets itself be told to keep what is freed: glibc's does."""
+    return _mallopt() is not None
+
+
+def keep_freed() -> None:
+    """Let the allocator keep what is freed for whoever asks next, from now on and for as long as the process lives.
+
+    glibc gives the system back what is free at the end of its heap, above a threshold that follows the largest piece freed so
+    far. A layer that is called by itself frees all that it made at its end, so that each of its calls may pay for the same
+    pages again: up to 840 faults and a quarter of the time of a step of decoding, for one side more than for the other. In a
+    whole model, where caches live on, there are none.
+    """
+    mallopt = _mallopt()
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
+        mallopt(_TRIM_THRESHOLD, _MOST_KEPT)
+
+
+def _mallopt() -> Callable[[int, int], int] | None:
+    return getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

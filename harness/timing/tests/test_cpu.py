@@ -1,12 +1,15 @@
 """The CPU device and the interface around it."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from harness.timing.cpu import CpuDevice
 from harness.timing.devices import Conditions, DeviceUnavailable, disturbances
+from harness.timing.memory import can_keep_freed
 from harness.timing.opening import open_device
 
 
@@ -18,6 +21,34 @@ def test_threads_are_set_while_pinned_and_given_back():
     with device.pinned():
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.skipif(not can_keep_freed(), reason="needs an allocator that can be told what to keep")
+def test_a_call_that_frees_all_it_made_does_not_ask_the_system_for_it_again():
+    """In a process of its own, because the allocator cannot be told to forget."""
+    faults = subprocess.run([sys.executable, "-c", _COUNT_FAULTS], capture_output=True, text=True, check=True).stdout
+    assert int(faults) < 100  # 2,000 to 10,000 otherwise
+
+
+_COUNT_FAULTS = """
+import resource
+import torch
+from harness.timing.cpu import CpuDevice
+
+def call():
+    return torch.ones(2**19), torch.ones(2**19)
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+with CpuDevice().pinned():
+    for _ in range(3):
+        call()
+    before = faults()
+    for _ in range(10):
+        call()
+    print(faults() - before)
+"""
 
 
 def test_a_clocked_call_runs_as_often_as_asked():
