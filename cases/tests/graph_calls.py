@@ -39,11 +39,13 @@ class Model(nn.Module):
         super().__init__()
         self.linear = nn.Linear(3, 3).requires_grad_(False)
         self.scale = 1.0
+        self.adapters = {"scales": [1.0], "merged": []}
 
     def forward(self, x: Tensor, *, added: Any = None, factor: float = 1.0, as_dict: bool = True) -> Any:
         if x.shape[0] == 5:
             raise ValueError("five rows")
         out = torch.tanh(self.linear(x)) * factor * self.scale
+        out = out * self.adapters["scales"][-1] + len(self.adapters["merged"])
         for extra in _tensors(added):
             out = out + extra.to(out.dtype).mean()
         halves = out.split(1, dim=-1)
@@ -156,6 +158,16 @@ class Calls(RuleBasedStateMachine):
     @rule(scale=st.sampled_from((1.0, 3.0)))
     def set_an_attribute(self, scale: float) -> None:
         self.model.scale = scale
+
+    @rule(scale=st.sampled_from((1.0, 3.0)))
+    def set_what_lies_in_an_attribute(self, scale: float) -> None:
+        """As adapters that are scaled."""
+        self.model.adapters["scales"][0] = scale
+
+    @rule()
+    def lengthen_what_lies_in_an_attribute(self) -> None:
+        """As adapters that are merged."""
+        self.model.adapters["merged"].append("a")
 
     @precondition(lambda self: self.kept)
     @rule()

@@ -132,6 +132,19 @@ def test_an_attribute_that_the_call_sets_is_set() -> None:
         assert model.seen == calls
 
 
+def test_what_the_call_adds_to_a_list_is_added_once_a_call() -> None:
+    model = Model()
+
+    def listing(x: Tensor) -> Tensor:
+        model.adapters["merged"].append("a")
+        return x * len(model.adapters["merged"])
+
+    wrapped = graphed(listing, modules=(model,))
+    for calls in (1, 2, 3):
+        assert torch.equal(wrapped(torch.ones(2)), torch.full((2,), float(calls)))
+        assert len(model.adapters["merged"]) == calls
+
+
 def test_results_keep_views_of_each_other_and_never_of_the_graph() -> None:
     wrapped = graphed(lambda x: (both := x * 2, both[1:], both))
     first, part, again = wrapped(torch.ones(3))

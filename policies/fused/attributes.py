@@ -1,11 +1,14 @@
 """Noticing, at every call, that a module is no longer what it was when something was derived from it.
 
 Finer than ``watch``: a captured graph freezes every attribute that a forward reads, so all of them are compared. By
-identity, in one pass over dictionaries that were found once; values inside lists and dictionaries are not looked at.
+identity, in one pass over dictionaries and lists that were found once, those inside attributes too: adapters keep their
+scales and what is merged in such.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice, repeat
 from operator import is_
 from typing import Any
@@ -18,6 +21,8 @@ from ..structure import overridden
 _CONFIGURATIONS = ("config", "_internal_dict")
 """What libraries call the attribute that holds a module's configuration; diffusers reads it at calls."""
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_OF_ANY_MODULE = frozenset(vars(nn.Module()))
+"""Attributes of torch's own: what they hold is looked at by itself."""
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in HOOKS)
 
 
@@ -33,6 +38,10 @@ class AttributeWatch:
             self._owners += (module.__dict__, module._modules, module._parameters, module._buffers)
             configurations = [module.__dict__.get(name) for name in _CONFIGURATIONS]
             self._owners += [vars(one) for one in configurations if hasattr(one, "__dict__")]
+        containers = [*_containers(value for one in every for name, value in vars(one).items() if name not in _OF_ANY_MODULE)]
+        self._owners += [one for one in containers if isinstance(one, dict)]
+        self._lists = [one for one in containers if isinstance(one, list)]
+        self._listed = [*map(list, self._lists)]
         self._sizes = [len(owner) for owner in self._owners]
         self._values = [value for owner in self._owners for value in owner.values()]
         self._names = [name for owner in self._owners for name in owner]
@@ -59,6 +68,8 @@ class AttributeWatch:
             or [*map(type, self._every)] != self._classes
             or self._newest_names() != self._newest
             or not all(map(is_, chain.from_iterable(map(dict.values, self._owners)), self._values))
+            or [*map(len, self._lists)] != [*map(len, self._listed)]
+            or not all(map(is_, chain.from_iterable(self._lists), chain.from_iterable(self._listed)))
             or [form() for form in self._forms] != self._formed
         )
 
@@ -86,6 +97,19 @@ class AttributeWatch:
             for name in owner.keys() - before.keys():
                 del owner[name]
             owner.update(before)
+        for one, members in zip(self._lists, self._listed, strict=True):
+            one[:] = members
+
+
+def _containers(values: Iterable[Any]) -> Iterator[dict[Any, Any] | list[Any]]:
+    """Dictionaries and lists among ``values``, and those inside them."""
+    waiting, seen = [*values], set[int]()
+    while waiting:
+        one = waiting.pop()
+        if type(one) in (dict, OrderedDict, list) and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            waiting += one if isinstance(one, list) else one.values()
 
 
 def hooked_everywhere() -> bool:
