@@ -3,7 +3,7 @@
 Some replacements put their functions where a library keeps its own: in its modules, on its classes, in its tables of
 activations and attentions; or they set what torch goes by, as the precision of products. The reference then computes with it
 too, and what is wrong is wrong on both sides. So what each name of the libraries stands for is remembered when its module is
-first seen, and what torch is set to before anything has been replaced.
+first seen, and what torch is set to, and the process itself, before anything has been replaced.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
@@ -93,7 +95,7 @@ class _ClassNames(_Names):
 
 @dataclass(frozen=True)
 class _Setting:
-    """One thing that torch is set to."""
+    """One thing that torch, or the process, is set to."""
 
     name: str
     get: Callable[[], Any]
@@ -112,11 +114,62 @@ def _denormal() -> bool:
     return bool(torch.tensor(1e-40).mul(1.0) == 0.0)
 
 
+def _precision_of_products() -> str | None:
+    """None where torch does not say: its newer settings, which are watched as well, may be such that this one has no name."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+def _set_precision_of_products(precision: str | None) -> None:
+    if precision is not None:
+        torch.set_float32_matmul_precision(precision)
+
+
+def _products(name: str, backend: Any) -> _Setting:
+    """That nothing is set, or all bits: torch's older setting makes the one the other."""
+
+    def get() -> str:
+        said = str(backend.matmul.fp32_precision)
+        return "ieee" if said == "none" else said
+
+    return _Setting(f"the precision of {name}", get, functools.partial(setattr, backend.matmul, "fp32_precision"))
+
+
+READ_FROM_THE_ENVIRONMENT = ("CUBLAS_", "CUDA_", "DNNL_", "KMP_", "MKL_", "OMP_", "ONEDNN_", "OPENBLAS_", "PYTORCH_", "TORCH_")
+"""How variables begin that libraries that compute go by, and with them whoever is started from here."""
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith(READ_FROM_THE_ENVIRONMENT)}
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    for name in _environment().keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+
+
 SETTINGS = (
     _Setting("the default dtype", torch.get_default_dtype, torch.set_default_dtype),
     _Setting("the default device", torch.get_default_device, lambda _: torch.set_default_device(None)),
     _Setting("the number of threads", torch.get_num_threads, torch.set_num_threads),
-    _Setting("the precision of products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    _Setting("the precision of products", _precision_of_products, _set_precision_of_products),
+    *(
+        _attribute(f"the precision of {name}", backend, "fp32_precision")
+        for name, backend in (
+            ("float32", _BACKENDS),
+            ("cuDNN", _BACKENDS.cudnn),
+            ("convolutions", _BACKENDS.cudnn.conv),
+            ("recurrent layers", _BACKENDS.cudnn.rnn),
+            ("oneDNN", _BACKENDS.mkldnn),
+            ("convolutions by oneDNN", _BACKENDS.mkldnn.conv),
+            ("recurrent layers by oneDNN", _BACKENDS.mkldnn.rnn),
+        )
+    ),
+    _products("products on a GPU", _BACKENDS.cuda),
+    _products("products by oneDNN", _BACKENDS.mkldnn),
     _Setting("numbers too small for their exponent", _denormal, torch.set_flush_denormal),
     _Setting("deterministic algorithms", torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     *(
@@ -127,7 +180,19 @@ SETTINGS = (
         )
         for device in ("cpu", "cuda")
     ),
-    _attribute("the precision of convolutions", _BACKENDS.cudnn.conv, "fp32_precision"),
+    *(
+        _Setting(
+            f"autocast's dtype on {device}",
+            functools.partial(torch.get_autocast_dtype, device),
+            functools.partial(torch.set_autocast_dtype, device),
+        )
+        for device in ("cpu", "cuda")
+    ),
+    _Setting(
+        "new parameters where a module is moved",
+        torch.__future__.get_overwrite_module_params_on_conversion,
+        torch.__future__.set_overwrite_module_params_on_conversion,
+    ),
     *(_attribute(f"cuDNN: {one}", _BACKENDS.cudnn, one) for one in ("enabled", "benchmark", "deterministic")),
     *(
         _attribute(f"sums in {dtype}", _BACKENDS.cuda.matmul, f"allow_{dtype}_reduced_precision_reduction")
@@ -136,6 +201,8 @@ SETTINGS = (
     _attribute("oneDNN", _BACKENDS.mkldnn, "enabled"),
     _Setting("fast paths of torch's own Transformer", _BACKENDS.mha.get_fastpath_enabled, _BACKENDS.mha.set_fastpath_enabled),
     _Setting("the collector of garbage", gc.isenabled, lambda enabled: gc.enable() if enabled else gc.disable()),
+    _Setting("variables of the environment", _environment, _set_environment),
+    _Setting("the root logger's level", lambda: logging.root.level, logging.root.setLevel),
     _Setting("flash attention", _BACKENDS.cuda.flash_sdp_enabled, _BACKENDS.cuda.enable_flash_sdp),
     _Setting("efficient attention", _BACKENDS.cuda.mem_efficient_sdp_enabled, _BACKENDS.cuda.enable_mem_efficient_sdp),
     _Setting("cuDNN's attention", _BACKENDS.cuda.cudnn_sdp_enabled, _BACKENDS.cuda.enable_cudnn_sdp),

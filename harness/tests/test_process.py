@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -52,6 +54,19 @@ CHANGES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "the default dtype": (lambda: torch.set_default_dtype(torch.float64), "the default dtype"),
     "the precision": (lambda: torch.set_float32_matmul_precision("medium"), "the precision of products"),
+    "the precision of products by oneDNN, of which torch's older setting then refuses to say": (
+        lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+        "the precision of products by oneDNN",
+    ),
+    "the precision of all": (lambda: setattr(torch.backends, "fp32_precision", "tf32"), "the precision of float32"),
+    "autocast's dtype": (lambda: torch.set_autocast_dtype("cpu", torch.float16), "autocast's dtype on cpu"),
+    "what moving a module does": (
+        lambda: torch.__future__.set_overwrite_module_params_on_conversion(True),
+        "new parameters where a module is moved",
+    ),
+    "a variable": (lambda: os.environ.update(OMP_NUM_THREADS="3"), "variables of the environment"),
+    "a new variable": (lambda: os.environ.update(CUDA_OF_NOBODY="3"), "variables of the environment"),
+    "the level of all loggers": (lambda: logging.root.setLevel(logging.DEBUG), "the root logger's level"),
     "the threads": (lambda: torch.set_num_threads(torch.get_num_threads() + 1), "the number of threads"),
     "an algorithm": (lambda: torch.use_deterministic_algorithms(True), "deterministic algorithms"),
     "a kernel": (lambda: torch.backends.cuda.enable_math_sdp(False), "plain attention"),
@@ -90,6 +105,12 @@ def test_what_the_surroundings_of_a_case_exchange_is_no_change() -> None:
         pass
     assert not SHARED.differences()
     SHARED.exchanged.clear()
+
+
+def test_to_ask_for_all_bits_where_nothing_was_asked_for_is_no_change() -> None:
+    see_shared(CASE)
+    torch.set_float32_matmul_precision("highest")
+    assert not SHARED.differences()
 
 
 def test_compiling_is_no_change() -> None:
