@@ -236,9 +236,10 @@ class LayerSwap(Swap):
             return
         release_all(self.layer)
         state = self.layer._fused_state
+        if not self.layer._fused_looked_at:  # a copy
+            by_columns(self.layer.named_parameters(), self.layer._fused_by_rows)
         if state is not None:
             state.give_back(self.layer)
-        by_columns(self.layer.named_parameters(), self.layer._fused_by_rows)  # of a copy, which has no state yet
         if not patched(self.layer):
             self.layer.__dict__.pop("forward", None)
         for name in ("_fused_state", "_fused_shared", "_fused_by_rows", "_fused_backend", "_fused_plan"):
