@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import functools
+import random
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..trial import Disagreement, Handle, Trial
+from ..trial import Disagreement, Handle, Trial, fused_states, replacement_side
 from .base import Property, identical, lively, living
 from .weights import FACTOR, Scaled
 
@@ -56,6 +58,7 @@ def same_bits(trial: Trial, model: nn.Module, what: str) -> None:
 def _revert(trial: Trial) -> None:
     handle = trial.replaced
     trial.run_replaced(handle.model, trial.fresh_inputs())
+    lowered, dropped = _meanwhile(trial)
     _learn(trial.original, handle.model, trial.example.seed)
     when = "after revert"
     if trial.example.seed % 2:
@@ -67,8 +70,14 @@ def _revert(trial: Trial) -> None:
     same_classes(trial.original, handle.model, when)
     same_state(trial.original, handle.model, when)
     _same_storages(trial.original, handle.model)
-    same_bits(trial, handle.model, when)
+    _same_settings(trial.original, handle.model, when)
+    for model in (trial.original, handle.model):
+        (model.to(trial.dtype) if lowered else model).eval()
+    if not dropped or trial.asked("a model without one of its layers", lambda: trial.expected_outputs) is not None:
+        same_bits(trial, handle.model, when)
     _nothing_left(trial.original, handle.model, when)
+    if dropped:
+        same_classes(*dropped, f"{when}, a layer that was dropped before")
 
 
 def _still_there(hooks: list[tuple[nn.Module, Any]]) -> None:
@@ -85,6 +94,54 @@ def _wrap_forwards(original: nn.Module, model: nn.Module) -> None:
     for path, module in model.named_modules():
         if type(module) is not classes.get(path):
             module.forward = functools.partial(module.forward)
+
+
+def _meanwhile(trial: Trial) -> tuple[bool, tuple[nn.Module, nn.Module] | None]:
+    """What users do to a model that is replaced: train some of its parameters, set numbers, and lower its dtype or drop a layer.
+    Returns whether the dtype is lower, and the layer that was dropped, of the original and of the replaced model."""
+    sides = trial.original, trial.replaced.model
+    for side in sides:
+        side.train()
+        for parameter in list(side.parameters())[1::3]:
+            parameter.requires_grad_(not parameter.requires_grad)
+    _set_numbers(*sides)
+    if random.Random(trial.example.seed).randrange(3):
+        return False, _drop(trial)
+    for side in sides:
+        side.to(torch.bfloat16)
+    return True, None
+
+
+def _set_numbers(original: nn.Module, other: nn.Module) -> None:
+    """Other epsilons and scales in both, where both have the same."""
+    for path, mine in original.named_modules():
+        its = other.get_submodule(path)
+        for name, value in list(vars(mine).items()):
+            if type(value) is float and vars(its).get(name) == value:
+                setattr(mine, name, FACTOR * value)
+                setattr(its, name, FACTOR * value)
+
+
+def _drop(trial: Trial) -> tuple[nn.Module, nn.Module] | None:
+    """Take the first of several layers in a row out of both; those behind it then have other paths."""
+    for one in trial.replaced.replaced:
+        path, _, index = one.path.rpartition(".")
+        rows = [side.get_submodule(path) for side in (trial.original, trial.replaced.model)]
+        if all(isinstance(row, nn.ModuleList) and len(row) > 1 for row in rows):
+            mine, its = (row.pop(int(index)) for row in rows)  # type: ignore[operator]  # they are lists
+            return mine, its
+    return None
+
+
+def _same_settings(original: nn.Module, other: nn.Module, when: str) -> None:
+    """Raise unless modules train, and parameters are trained, in both alike, and numbers and flags are equal."""
+    for (path, mine), (_, its) in zip(original.named_modules(), other.named_modules(), strict=True):
+        for name, value in vars(mine).items():
+            if type(value) in (bool, int, float) and vars(its).get(name) != value:
+                raise Disagreement(f"{when}: {name} of {path or 'the model'} is {vars(its).get(name)}, and was set to {value}")
+    for (name, mine), its in zip(original.named_parameters(), other.parameters(), strict=True):
+        if mine.requires_grad is not its.requires_grad:
+            raise Disagreement(f"{when}: requires_grad of {name} is {its.requires_grad}, and was set to {mine.requires_grad}")
 
 
 def _learn(original: nn.Module, other: nn.Module, seed: int) -> None:
@@ -151,6 +208,10 @@ def _again(trial: Trial) -> None:
     handle = trial.replaced
     model = handle.model
     before = lively(trial, model)
+    if trial.asked("to be printed", lambda: repr(trial.original)):
+        with replacement_side("when it is printed"):
+            repr(model)
+    anywhere = bool(fused_states(model))  # others may go by what the whole model is
     second = _replaced_already(trial, model)
     identical(before, trial.run_replaced(model, trial.fresh_inputs()), "after replacing what is replaced already")
     second.revert()
@@ -162,11 +223,68 @@ def _again(trial: Trial) -> None:
     same_state(trial.original, model, "after reverting twice")
     _same_parameters(parameters, model, "after revert")
     training = bool(trial.example.seed % 2)  # as a model is that was just made
-    again = trial.replace(model.train(training))
+    hung = _hang(model)
+    again, how = _replaced_anew(trial, model.train(training), anywhere=anywhere)
     model.eval()
     _same_parameters(parameters, model, "after replacing")
-    what = f"replaced, reverted, replaced{' in training mode' if training else ''}"
-    identical(before, trial.run_replaced(again.model, trial.fresh_inputs()), what)
+    _still_hung(hung, model, "after replacing")
+    what = f"replaced, reverted, replaced{how}{' in training mode' if training else ''}"
+    identical(before, trial.run_replaced(model, trial.fresh_inputs()), what)
+    for one in again:
+        one.revert()
+    _still_hung(hung, model, "after revert")
+
+
+def _replaced_anew(trial: Trial, model: nn.Module, *, anywhere: bool) -> tuple[list[Handle], str]:
+    """The model, or what it is the base of, or its layers one by one, if the replacer finds layers ``anywhere``."""
+    where = random.Random(trial.example.seed).randrange(3) if anywhere else 0
+    if where == 0:
+        return [trial.replace(model)], ""
+    if where == 1:
+        head = nn.ModuleDict({"of": nn.ModuleDict({"some": nn.ModuleDict({"base": model})})})
+        return [trial.replace(head)], " below a head"
+    handles = [trial.replacer(model.get_submodule(one.path)) for one in trial.replaced.replaced]
+    for one, handle in zip(trial.replaced.replaced, handles, strict=True):
+        if len(handle.replaced) != 1:
+            raise Disagreement(f"{one.path}, which was replaced in its model, is not when it is given by itself")
+    return handles, " layer by layer"
+
+
+def _hang(model: nn.Module) -> dict[str, Any]:
+    """Give parameters gradients, hooks and attributes, and modules hooks on their state."""
+    for parameter in [*model.parameters()][::3]:
+        parameter.grad = torch.zeros_like(parameter)
+        parameter.decays = False  # type: ignore[attr-defined]  # as optimisers and loaders have it
+        if parameter.requires_grad:
+            parameter.register_hook(_nothing)
+            parameter.register_post_accumulate_grad_hook(_nothing)
+    for module in [*model.modules()][::3]:
+        module.register_state_dict_post_hook(_nothing)
+        module.register_load_state_dict_pre_hook(_nothing)
+    return dict(_hung(model))
+
+
+def _nothing(*_: Any) -> None:
+    """A hook."""
+
+
+def _hung(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """What hangs on parameters and modules, by what is said of it."""
+    for name, parameter in model.named_parameters():
+        yield f"the gradient of {name}", parameter.grad
+        yield f"an attribute of {name}", getattr(parameter, "decays", None)
+        hooks = parameter._backward_hooks, getattr(parameter, "_post_accumulate_grad_hooks", None)
+        yield f"a hook on {name}", [len(one or ()) for one in hooks]
+    for path, module in model.named_modules():
+        on_state = module._state_dict_hooks, module._load_state_dict_pre_hooks
+        yield f"a hook on the state of {path or 'the model'}", [len(one) for one in on_state]
+
+
+def _still_hung(hung: dict[str, Any], model: nn.Module, when: str) -> None:
+    now = dict(_hung(model))
+    lost = [what for what, one in hung.items() if now[what] is not one and now[what] != one]
+    if lost:
+        raise Disagreement(f"{when}: {lost[0]} is lost")
 
 
 def _same_parameters(before: dict[str, tuple[nn.Parameter, bool]], model: nn.Module, when: str) -> None:
@@ -191,8 +309,8 @@ def _replaced_already(trial: Trial, model: nn.Module) -> Handle:
 
 REVERT = Property(
     name="revert",
-    statement="Reverting gives back the original model with the parameters and modules that it has by then, and leaves nothing "
-    "on it: classes, names, bits, strides and results.",
+    statement="Reverting gives back the original model with the parameters, modules and settings that it has by then, and leaves "
+    "nothing on it: classes, names, bits, strides and results.",
     check=_revert,
     exact=False,
     share=0.1,
@@ -201,7 +319,8 @@ REVERT = Property(
 IDEMPOTENCE = Property(
     name="replaced again",
     statement="Replacing a replaced model changes nothing, reverting twice is reverting once, and a reverted model can "
-    "be replaced again.",
+    "be replaced again, below a head and layer by layer too; what hangs on its parameters and modules stays, and it can be "
+    "printed.",
     check=_again,
     exact=False,
     share=0.05,

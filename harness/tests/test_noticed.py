@@ -246,10 +246,36 @@ def test_what_was_decided_before_other_weights_were_loaded_is_noticed(wrong: Cal
         (replacing.has_its_strides_again, ", the original ("),
         (replacing.has_its_classes_again, "is a Linear, not a ParametrizedLinear"),
         (replacing.keeps_a_state, "state is still set on layers.0"),
+        (replacing.was_trained, ", and was set to "),
+        (replacing.had_its_mode, ": training of layers.0"),
+        (replacing.had_its_numbers, ", and was set to "),
+        (replacing.had_its_dtype, "is not bit for bit the original's"),
     ],
 )
 def test_a_revert_that_brings_the_old_back_or_leaves_something_is_noticed(wrong: Callable[..., Any], said: str) -> None:
     assert said in str(first_failure(BY_NAME["revert"], replacing.reverting(wrong), count=20))
+
+
+def test_a_revert_that_looks_layers_up_where_they_were_is_noticed() -> None:
+    problem = first_failure(BY_NAME["revert"], replacing.reverts_by_path, count=20)
+    assert isinstance(problem, AttributeError)
+
+
+@pytest.mark.parametrize(
+    ("replacer", "said"),
+    [
+        (replacing.replaced_and(replacing.drops_gradients), "after replacing: the gradient of "),
+        (replacing.replaced_and(replacing.drops_hooks_on_parameters), "after replacing: a hook on "),
+        (replacing.replaced_and(replacing.drops_attributes_of_parameters), "after replacing: an attribute of "),
+        (replacing.replaced_and(replacing.drops_hooks_on_state), "after replacing: a hook on the state of "),
+        (replacing.drops_gradients_at_last, "after revert: the gradient of "),
+        (tiny.edited(replacing.cannot_be_printed), "raised AttributeError when it is printed"),
+        (replacing.deaf_below_heads, "layers were replaced (no reason given)"),
+        (replacing.deaf_to_layers, "layers.0, which was replaced in its model, is not when it is given by itself"),
+    ],
+)
+def test_what_a_replacement_drops_or_does_not_find_is_noticed(replacer: Callable[..., Any], said: str) -> None:
+    assert said in str(first_failure(BY_NAME["replaced again"], replacer, count=20))
 
 
 def test_a_kernel_that_keeps_within_half_precision_is_noticed() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -80,6 +81,89 @@ def has_its_strides_again(layer: nn.Module) -> Callable[[], None]:
 
 def has_its_classes_again(layer: nn.Module) -> Callable[[], None]:
     return had(layer, lambda owner: [("__class__", type(owner))] if owner is not layer else [])
+
+
+def was_trained(layer: nn.Module) -> Callable[[], None]:
+    """Parameters are trained, or not, as they were."""
+    kept = [(one, one.requires_grad) for one in layer.parameters()]
+
+    def undo() -> None:
+        for one, trained in kept:
+            one.requires_grad_(trained)
+
+    return undo
+
+
+def had_its_mode(layer: nn.Module) -> Callable[[], None]:
+    return had(layer, lambda owner: [("training", owner.training)])
+
+
+def had_its_numbers(layer: nn.Module) -> Callable[[], None]:
+    return had(layer, lambda owner: [(name, one) for name, one in vars(owner).items() if type(one) is float])
+
+
+def had_its_dtype(layer: nn.Module) -> Callable[[], None]:
+    dtype = next(layer.parameters()).dtype
+    return lambda: layer.to(dtype) and None
+
+
+def reverts_by_path(model: nn.Module) -> Replacement:
+    """Where a layer was, there may be none by then."""
+    handle = replace_module(model)
+    looks = (Undoing(functools.partial(model.get_submodule, one.path)) for one in handle.replaced)
+    return dataclasses.replace(handle, swaps=(*handle.swaps, *looks))
+
+
+def replaced_and(change: Callable[[nn.Module], object]) -> Callable[[nn.Module], Replacement]:
+    """A replacer that does something to the whole model besides."""
+
+    def replacer(model: nn.Module) -> Replacement:
+        handle = replace_module(model)
+        change(model)
+        return handle
+
+    return replacer
+
+
+def drops_gradients(model: nn.Module) -> None:
+    for one in model.parameters():
+        one.grad = None
+
+
+def drops_hooks_on_parameters(model: nn.Module) -> None:
+    for one in model.parameters():
+        one._backward_hooks = None
+
+
+def drops_attributes_of_parameters(model: nn.Module) -> None:
+    for one in model.parameters():
+        vars(one).clear()
+
+
+def drops_hooks_on_state(model: nn.Module) -> None:
+    for module in model.modules():
+        module._state_dict_hooks.clear()
+
+
+def cannot_be_printed(layer: nn.Module) -> None:
+    layer.extra_repr = lambda: layer.of_nobody  # type: ignore[assignment, method-assign, return-value]
+
+
+def drops_gradients_at_last(model: nn.Module) -> Replacement:
+    handle = replace_module(model)
+    return dataclasses.replace(handle, swaps=(*handle.swaps, Undoing(functools.partial(drops_gradients, model))))
+
+
+def passing_over(model: nn.Module, *, if_it: Callable[[nn.Module], bool]) -> Replacement:
+    return Replacement(model, (), (), ()) if if_it(model) else replace_module(model)
+
+
+def deaf_below_heads(model: nn.Module) -> Replacement:
+    return passing_over(model, if_it=lambda model: isinstance(model, nn.ModuleDict))
+
+
+def deaf_to_layers(model: nn.Module) -> Replacement:
+    return passing_over(model, if_it=lambda model: hasattr(model, "self_attn"))
 
 
 def keeps_a_state(layer: nn.Module) -> Callable[[], None]:
