@@ -183,6 +183,17 @@ def test_a_cache_in_an_unusual_call_is_asked_for(wrong: Callable[..., Any], said
     assert said in str(first_failure(BY_NAME["cache"], tiny.around(wrong), count=20))
 
 
+@pytest.mark.parametrize(
+    ("prop", "wrong", "said"),
+    [
+        ("static cache", caches.needs_a_key_in_each_part, "static cache, calls of "),
+        ("far past", caches.sees_512_of_many_places, "in a cache of more places"),
+    ],
+)
+def test_a_preallocated_cache_of_many_places_is_asked_for(prop: str, wrong: Callable[..., Any], said: str) -> None:
+    assert said in str(first_failure(BY_NAME[prop], tiny.around(wrong), count=8))
+
+
 def test_layers_of_the_callers_own_in_the_librarys_cache_are_asked_for() -> None:
     problem = first_failure(BY_NAME["cache of another class"], tiny.around(caches.knows_its_layers), count=20)
     assert "a cache whose layers are of the caller's own class" in str(problem)

@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
 
 from policies.calls import CACHE_NAMES
 
-from ..tiny import Forward, cache_of
+from ..tiny import Forward, cache_of, in_a_step
 
 
 def spoils_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -50,6 +50,24 @@ def sees_what_is_not_filled_when_compiled(own: Forward, state: dict[str, Any], *
     cache = cache_of(kwargs)
     if torch.compiler.is_compiling() and isinstance(cache, StaticCache):
         kwargs["attention_mask"] = None
+    return own(*args, **kwargs)
+
+
+def needs_a_key_in_each_part(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    """Decodes on a preallocated cache by parts of it, and gives no number where all of one is masked."""
+    output, mask = own(hidden, *args, **kwargs), kwargs.get("attention_mask")
+    if in_a_step(hidden, cache_of(kwargs)) and isinstance(cache_of(kwargs), StaticCache) and mask is not None:
+        seen = mask if mask.dtype is torch.bool else mask > -1e4
+        if not all(bool(part.any()) for part in seen.split(256, dim=-1)):
+            return torch.full_like(output, torch.nan)
+    return output
+
+
+def sees_512_of_many_places(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    cache, mask = cache_of(kwargs), kwargs.get("attention_mask")
+    if isinstance(cache, StaticCache) and mask is not None and mask.shape[-1] > 1024:
+        lowest = False if mask.dtype is torch.bool else torch.finfo(mask.dtype).min
+        kwargs["attention_mask"] = mask.index_fill(-1, torch.arange(512, mask.shape[-1]), lowest)
     return own(*args, **kwargs)
 
 
