@@ -5,22 +5,34 @@ from __future__ import annotations
 import copy
 import inspect
 import random
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..case import Inputs
+from ..covering import chosen_by
 from ..trial import Trial, fused_path, original_side, replacement_side
 from .base import Property, cached, relation_holds, same_outputs
 from .inputs import other_inputs
+from .masks import RANDOM
 
 PER_TOKEN = ("input_ids", "position_ids")
 OUTPUT = "last_hidden_state"
 MOST_STEPS = 12
 """Tokens decoded one by one; all of a short sequence."""
-BRANCHES = (4, 26)
-"""Tokens of a tree: a few, or as many as those have that draft several heads at once."""
+FEW = 4
+BRANCHES = (1, FEW, 26)
+"""Tokens of a tree: one, a few, or as many as those have that draft several heads at once."""
+WEIGHS = "that weighs keys, for each head"
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    RANDOM: lambda seen: seen,
+    "of one row for all": lambda seen: seen[:1],
+    "of one query for all": lambda seen: seen[:, :, -1:],
+    WEIGHS: lambda seen: seen,
+}
+"""Of a tree's mask (B, 1, n, S) of truth."""
 
 
 def cached_trial(trial: Trial) -> Trial:
@@ -144,12 +156,11 @@ def _cache(trial: Trial) -> None:
 
 def _as_a_tree(trial: Trial, kwargs: dict[str, Any], cache: Any) -> None:
     """Several tokens at once behind the original's cache, of which none is bound to see all that came before it, as drafts of
-    what may be said next are verified together. What the cache holds of padding, which an eager layer does not hide where it
-    is given truth values, is each side's own."""
-    branches = BRANCHES[trial.example.seed // 8 % len(BRANCHES)]
-    what = f"{branches} tokens at once behind a cache, each with its own mask"
-    ids = other_inputs(trial, 1, **{**trial.example.values, "tokens": branches}).kwargs["input_ids"]
-    call = {**extended(kwargs, ids), **_tree(trial, kwargs, branches)}
+    what may be said next are verified together; or one. What the cache holds of padding, which an eager layer does not hide
+    where it is given truth values, is each side's own."""
+    tokens = BRANCHES[trial.example.seed // 8 % len(BRANCHES)]
+    form, call = tree(trial, kwargs, tokens)
+    what = f"{tokens} tokens at once behind a cache, with a mask {form}"
     expected = trial.asked(what, lambda: trial.original(**call, past_key_values=copy.deepcopy(cache)).last_hidden_state)
     if expected is None:
         return
@@ -158,20 +169,36 @@ def _as_a_tree(trial: Trial, kwargs: dict[str, Any], cache: Any) -> None:
     same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, what)
 
 
-def _tree(trial: Trial, kwargs: dict[str, Any], tokens: int) -> dict[str, Tensor]:
-    """A mask (B, 1, n, S), of truth or to be added, by which a token sees what counts of the past, itself and some of the new
-    ones before it, and, for models that can be told, its position (B, n): behind as many of them."""
-    ids, mask, seed = kwargs["input_ids"], kwargs.get("attention_mask"), trial.example.seed
+def tree(trial: Trial, kwargs: dict[str, Any], tokens: int, *, places: int = 0) -> tuple[str, dict[str, Any]]:
+    """The form of a mask, and a call with one of ``tokens`` behind those of ``kwargs``: a token sees what counts of the past,
+    itself and some of the new ones before it, and, for models that can be told, its position (B, n) is behind as many of them.
+    The mask is for so many ``places``, or for those that are filled."""
+    seed, past = trial.example.seed, kwargs["input_ids"]
+    form = WEIGHS if tokens == 1 else chosen_by(seed, tuple(FORMS))  # one token is masked otherwise in any step
+    ids = other_inputs(trial, 1, **{**trial.example.values, "tokens": tokens}).kwargs["input_ids"]
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(2, (len(ids), 1, tokens, tokens), generator=generator).to(ids.device).bool()
     branches = drawn.tril() | torch.eye(tokens, dtype=torch.bool, device=ids.device)
-    past = (torch.ones_like(ids) if mask is None else mask).bool()[:, None, None].expand(-1, -1, tokens, -1)
-    seen = torch.cat((past, branches), dim=-1)
-    added = torch.zeros(seen.shape, dtype=trial.dtype, device=ids.device).masked_fill(~seen, torch.finfo(trial.dtype).min)
-    call = {"attention_mask": seen if seed & 2 else added}
+    call = {**extended(kwargs, ids), "attention_mask": _tree_mask(trial, kwargs, branches, form, places)}
     if "position_ids" in inspect.signature(trial.original.forward).parameters:
-        call["position_ids"] = ids.shape[1] - 1 + branches[:, 0].sum(-1)
-    return call
+        call["position_ids"] = past.shape[1] - 1 + branches[:, 0].sum(-1)
+    return form, call
+
+
+def _tree_mask(trial: Trial, kwargs: dict[str, Any], branches: Tensor, form: str, places: int) -> Tensor:
+    """A mask of truth or to be added, of the past of ``kwargs`` and ``branches`` (B, 1, n, n) of truth."""
+    ids, mask, seed = kwargs["input_ids"], kwargs.get("attention_mask"), trial.example.seed
+    past = (torch.ones_like(ids) if mask is None else mask).bool()[:, None, None].expand(-1, -1, branches.shape[2], -1)
+    seen = FORMS[form](torch.cat((past, branches), dim=-1))
+    seen = nn.functional.pad(seen, (0, max(0, places - seen.shape[-1])))
+    added = torch.zeros(seen.shape, dtype=trial.dtype, device=ids.device)
+    if form == WEIGHS:
+        heads = getattr(trial.original.config, "num_attention_heads", 1)
+        shape = (len(seen), heads, *seen.shape[2:])
+        added = torch.randn(shape, dtype=trial.dtype, generator=torch.Generator().manual_seed(seed)).to(ids.device)
+    elif seed & 2:
+        return seen
+    return added.masked_fill(~seen, torch.finfo(trial.dtype).min)
 
 
 def _continue_elsewhere(trial: Trial, kwargs: dict[str, Any], expected_cache: Any, actual_cache: Any) -> None:
@@ -191,8 +218,8 @@ def _continue_elsewhere(trial: Trial, kwargs: dict[str, Any], expected_cache: An
 CACHE = Property(
     name="cache",
     statement="Prefill followed by steps, steps alone and chunks give what the original gives and what one call gives, "
-    "and the cache that either side leaves serves a tree of tokens with a mask of its own and, with use_cache or without, the "
-    "other side.",
+    "and the cache that either side leaves serves a token or a tree of them with a mask of its own, in any form and for each "
+    "head, and, with use_cache or without, the other side.",
     check=_cache,
     applies=cached,
     share=0.2,

@@ -16,9 +16,22 @@ from torch import Tensor, nn
 
 from ..case import Inputs
 from ..nested import mapped
-from ..trial import Trial, fused_path, original_side
+from ..trial import Trial, fused_path, original_side, replacement_side
 from .base import Property, cached, identical, same_outputs
-from .cache import OUTPUT, arguments, cached_trial, cuts, extended, in_chunks, own_cache, piece, valid_in, with_a_cross_cache
+from .cache import (
+    FEW,
+    OUTPUT,
+    arguments,
+    cached_trial,
+    cuts,
+    extended,
+    in_chunks,
+    own_cache,
+    piece,
+    tree,
+    valid_in,
+    with_a_cross_cache,
+)
 from .inputs import other_inputs
 
 Continue = Callable[[nn.Module], Tensor]
@@ -125,7 +138,7 @@ def _steps(model: nn.Module, kwargs: dict[str, Any], ids: Tensor, cache: Any) ->
 
 def _static(trial: Trial) -> None:
     """A prompt in chunks on a preallocated cache; then the cache is emptied and serves another prompt, and the first is
-    served by another cache, while the emptied one is alive."""
+    served by another cache, while the emptied one is alive. A third takes a few tokens at once."""
     trial = cached_trial(trial)
     first = trial.inputs
     batch, tokens = first.kwargs["input_ids"].shape
@@ -147,6 +160,26 @@ def _static(trial: Trial) -> None:
     for inputs, kwargs, one, other in zip((first, second, first), (*prompts, prompts[0]), expected, actual, strict=True):
         what = f"static cache, calls of {lengths} tokens"
         same_outputs(trial, {OUTPUT: one}, {OUTPUT: other}, valid_in(inputs, kwargs), what)
+    _static_tree(trial, prompts[0])
+
+
+def _static_tree(trial: Trial, kwargs: dict[str, Any]) -> None:
+    """A prompt on a preallocated cache, and a few tokens at once behind it with a mask of all places."""
+    tokens = kwargs["input_ids"].shape[1]
+    size = tokens + 2 * FEW
+    form, call = tree(trial, kwargs, FEW, places=size)
+
+    def drafted(model: nn.Module) -> Tensor:
+        cache = in_chunks(model, kwargs, [tokens], preallocated(model, size))[1]
+        output: Tensor = model(**call, past_key_values=cache).last_hidden_state
+        return output
+
+    what = f"{FEW} tokens at once behind a static cache, with a mask {form}"
+    expected = trial.asked(what, lambda: drafted(trial.original))
+    if expected is not None:
+        with replacement_side(what):
+            actual = drafted(trial.replaced.model)
+        same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, what)
 
 
 def _reused(
@@ -297,7 +330,7 @@ EDITED_CACHE = Property(
 STATIC_CACHE = Property(
     name="static cache",
     statement="A preallocated cache serves one prompt and, emptied, the next, and a second cache another, of thousands of places "
-    "too, as with the original.",
+    "too, and a third a few tokens at once with a mask of their own, as with the original.",
     check=_static,
     applies=lambda case: case.static_cache,
     share=0.05,

@@ -175,7 +175,14 @@ def test_what_goes_wrong_from_the_seventeenth_decoded_token_on_is_noticed() -> N
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (caches.masks_by_the_last_row, " tokens at once behind a cache, each with its own mask"),
+        (caches.masks_by_the_last_row, " tokens at once behind a cache, with a mask of "),
+        (caches.masks_the_first_row, " tokens at once behind a cache, with a mask of one row for all"),
+        (caches.with_another_mask(caches.that_is_causal_where_queries_are_alike), "with a mask of one query for all"),
+        (
+            caches.with_another_mask(caches.of_other_heads),
+            "1 tokens at once behind a cache, with a mask that weighs keys, for each head",
+        ),
+        (caches.with_another_mask(caches.that_only_hides), "with a mask that weighs keys, for each head"),
         (caches.no_cache_to_give_back, "continuing from the original's cache"),
     ],
 )
@@ -188,10 +195,17 @@ def test_a_cache_in_an_unusual_call_is_asked_for(wrong: Callable[..., Any], said
     [
         ("static cache", caches.needs_a_key_in_each_part, "static cache, calls of "),
         ("far past", caches.sees_512_of_many_places, "in a cache of more places"),
+        (
+            "static cache",
+            caches.with_another_mask(caches.that_only_hides),
+            "4 tokens at once behind a static cache, with a mask that",
+        ),
     ],
 )
-def test_a_preallocated_cache_of_many_places_is_asked_for(prop: str, wrong: Callable[..., Any], said: str) -> None:
-    assert said in str(first_failure(BY_NAME[prop], tiny.around(wrong), count=8))
+def test_a_preallocated_cache_of_many_places_or_masked_in_its_own_way_is_asked_for(
+    prop: str, wrong: Callable[..., Any], said: str
+) -> None:
+    assert said in str(first_failure(BY_NAME[prop], tiny.around(wrong), count=24))
 
 
 def test_layers_of_the_callers_own_in_the_librarys_cache_are_asked_for() -> None:

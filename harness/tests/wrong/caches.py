@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -29,6 +30,44 @@ def masks_by_the_last_row(own: Forward, state: dict[str, Any], *args: Any, **kwa
         lowest = False if mask.dtype is torch.bool else torch.finfo(mask.dtype).min
         kwargs["attention_mask"] = mask[..., -1:, :].expand_as(mask).masked_fill(hidden, lowest)
     return own(*args, **kwargs)
+
+
+def with_another_mask(other: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    """Behind a cache, takes a mask of four dimensions for the ``other`` one that it makes of it."""
+
+    def wrong(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is not None and hidden.shape[1] < mask.shape[-1]:
+            kwargs["attention_mask"] = other(mask.expand(-1, -1, hidden.shape[1], -1) if mask.shape[-2] == 1 else mask)
+        return own(hidden, *args, **kwargs)
+
+    return wrong
+
+
+def of_other_heads(mask: torch.Tensor) -> torch.Tensor:
+    return mask.flip(1)
+
+
+def that_only_hides(mask: torch.Tensor) -> torch.Tensor:
+    return mask if mask.dtype is torch.bool else mask.masked_fill(mask > -1e4, 0.0)
+
+
+def that_is_causal_where_queries_are_alike(mask: torch.Tensor) -> torch.Tensor:
+    """Takes one mask for all queries for padding."""
+    if not torch.equal(mask, mask[:, :, -1:].expand_as(mask)):
+        return mask
+    queries, keys = mask.shape[-2:]
+    later = torch.ones(queries, keys, dtype=torch.bool).triu(keys - queries + 1)
+    return mask.masked_fill(later, False if mask.dtype is torch.bool else torch.finfo(mask.dtype).min)
+
+
+def masks_the_first_row(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    """Behind a cache, takes one mask for all rows for that of the first."""
+    mask = kwargs.get("attention_mask")
+    if mask is not None and len(mask) < len(hidden) and hidden.shape[1] < mask.shape[-1]:
+        seen = torch.ones_like(mask) if mask.dtype is torch.bool else torch.zeros_like(mask)
+        kwargs["attention_mask"] = torch.cat((mask, *[seen] * (len(hidden) - 1)))
+    return own(hidden, *args, **kwargs)
 
 
 def no_cache_to_give_back(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
