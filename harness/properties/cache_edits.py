@@ -244,26 +244,60 @@ def _of_another_class(trial: Trial) -> None:
         valid_in(trial.inputs, kwargs),
         fused=not listens,
     )
+    bare = bool(trial.example.seed & 2)
     _both(
         trial,
-        lambda model: in_chunks(model, kwargs, lengths, _with_layers_of_its_own(model))[0],
-        f"a cache whose layers are of the caller's own class, calls of {lengths} tokens",
+        lambda model: in_chunks(model, kwargs, lengths, _with_layers_of_its_own(model, bare))[0],
+        f"a cache {'of no kind, ' * bare}whose layers are of the caller's own class, calls of {lengths} tokens",
         valid_in(trial.inputs, kwargs),
         fused=False,
     )
+    _of_no_library(trial, kwargs)
 
 
-def _with_layers_of_its_own(model: nn.Module) -> Any:
-    """The library's cache, of layers that give back something else than they were given."""
-    from transformers.cache_utils import DynamicLayer
+def _of_no_library(trial: Trial, kwargs: dict[str, Any]) -> None:
+    """A prompt and a step on a cache that has the library's methods, and neither its class nor a list of layers."""
+    tokens = kwargs["input_ids"].shape[1]
+    lengths = [tokens - 1, 1] if tokens > 1 else [1]
+    what = "on a cache that has no layers"
+
+    def decoded(model: nn.Module) -> Tensor:
+        return in_chunks(model, kwargs, lengths, with_a_cross_cache(model, _Wrapping()))[0]
+
+    expected = trial.asked(what, lambda: decoded(trial.original))
+    if expected is not None:
+        with replacement_side(what):
+            actual = decoded(trial.replaced.model)
+        same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, valid_in(trial.inputs, kwargs), what)
+
+
+class _Wrapping:
+    def __init__(self) -> None:
+        from transformers import DynamicCache
+
+        self.wrapped = DynamicCache()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "layers":
+            raise AttributeError("this cache has no layers")
+        return getattr(self.wrapped, name)
+
+
+def _with_layers_of_its_own(model: nn.Module, bare: bool) -> Any:
+    """The library's cache that grows, or one that is told nothing but its layers, of layers that give back something else than
+    they were given."""
+    from transformers.cache_utils import Cache, DynamicLayer
 
     class Weighing(DynamicLayer):  # type: ignore[misc]
         def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
             keys, values = super().update(*args, **kwargs)
             return 1.25 * keys, 0.75 * values
 
-    cache, config = own_cache(model), cast(Any, model.config)
-    getattr(cache, "self_attention_cache", cache).layers = [Weighing() for _ in range(config.num_hidden_layers)]
+    layers = [Weighing() for _ in range(cast(Any, model.config).num_hidden_layers)]
+    if bare:
+        return with_a_cross_cache(model, Cache(layers=layers))
+    cache = own_cache(model)
+    getattr(cache, "self_attention_cache", cache).layers = layers
     return cache
 
 
@@ -346,8 +380,8 @@ FRESH_CACHE = Property(
 
 OTHER_CACHE = Property(
     name="cache of another class",
-    statement="A cache of the caller's own class, or with layers of one, is asked for keys and values, and what it answers is "
-    "attended to, as by the original.",
+    statement="A cache of the caller's own class, of one that the library knows nothing of, or with layers of the caller's own, "
+    "is asked for keys and values, and what it answers is attended to, as by the original.",
     check=_of_another_class,
     applies=cached,
     share=0.03,

@@ -208,9 +208,16 @@ def test_a_preallocated_cache_of_many_places_or_masked_in_its_own_way_is_asked_f
     assert said in str(first_failure(BY_NAME[prop], tiny.around(wrong), count=24))
 
 
-def test_layers_of_the_callers_own_in_the_librarys_cache_are_asked_for() -> None:
-    problem = first_failure(BY_NAME["cache of another class"], tiny.around(caches.knows_its_layers), count=20)
-    assert "a cache whose layers are of the caller's own class" in str(problem)
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (caches.knows_its_layers, "a cache whose layers are of the caller's own class"),
+        (caches.passes_over_a_bare_cache, "a cache of no kind, whose layers are of the caller's own class"),
+        (caches.looks_at_layers, "on a cache that has no layers"),
+    ],
+)
+def test_a_cache_that_is_not_the_librarys_own_or_has_other_layers_is_asked_for(wrong: Callable[..., Any], said: str) -> None:
+    assert said in str(first_failure(BY_NAME["cache of another class"], tiny.around(wrong), count=20))
 
 
 def test_a_replacement_that_saves_what_backward_needs_for_one_pass_alone_is_noticed() -> None:

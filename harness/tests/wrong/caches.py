@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache
 
 from policies.calls import CACHE_NAMES
 
@@ -155,6 +155,17 @@ def knows_its_caches(own: Forward, state: dict[str, Any], *args: Any, **kwargs: 
     cache = cache_of(kwargs)
     if cache is not None and not type(cache).__module__.startswith("transformers."):
         raise TypeError("only the library's caches are known")
+    return own(*args, **kwargs)
+
+
+def passes_over_a_bare_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    if type(cache_of(kwargs)) is Cache:
+        kwargs = {name: value for name, value in kwargs.items() if name not in (*CACHE_NAMES, "attention_mask")}
+    return own(*args, **kwargs)
+
+
+def looks_at_layers(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    assert cache_of(kwargs) is None or cache_of(kwargs).layers is not None
     return own(*args, **kwargs)
 
 
