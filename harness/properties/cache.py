@@ -213,13 +213,31 @@ def _continue_elsewhere(trial: Trial, kwargs: dict[str, Any], expected_cache: An
     with replacement_side(what):
         actual = {OUTPUT: trial.replaced.model(**more, past_key_values=for_replaced).last_hidden_state}
     same_outputs(trial, expected, actual, None, f"the replaced model, {what}")
+    if trial.example.seed & 8:
+        _of_other_lengths(trial, more, expected_cache)
+
+
+def _of_other_lengths(trial: Trial, more: dict[str, Any], cache: Any) -> None:
+    """One token more, without a mask, behind a cache of which the first layer has lost some tokens, as where each layer has a
+    budget of its own."""
+    first = getattr(cache, "self_attention_cache", cache).layers[0]
+    lost = first.keys.shape[-2] // 2
+    first.keys, first.values = first.keys[..., lost:, :], first.values[..., lost:, :]
+    call = {**more, "attention_mask": None}
+    for_replaced = copy.deepcopy(cache)
+    what = "continuing from a cache whose layers hold different numbers of tokens"
+    expected = trial.asked(what, lambda: trial.original(**call, past_key_values=cache).last_hidden_state)
+    if expected is not None:
+        with replacement_side(what):
+            actual = trial.replaced.model(**call, past_key_values=for_replaced).last_hidden_state
+        same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, what)
 
 
 CACHE = Property(
     name="cache",
     statement="Prefill followed by steps, steps alone and chunks give what the original gives and what one call gives, "
     "and the cache that either side leaves serves a token or a tree of them with a mask of its own, in any form and for each "
-    "head, and, with use_cache or without, the other side.",
+    "head, and, with use_cache or without, the other side, after one layer has lost some of it, too.",
     check=_cache,
     applies=cached,
     share=0.2,

@@ -184,6 +184,7 @@ def test_what_goes_wrong_from_the_seventeenth_decoded_token_on_is_noticed() -> N
         ),
         (caches.with_another_mask(caches.that_only_hides), "with a mask that weighs keys, for each head"),
         (caches.no_cache_to_give_back, "continuing from the original's cache"),
+        (caches.takes_the_first_layers_length, "from a cache whose layers hold different numbers of tokens"),
     ],
 )
 def test_a_cache_in_an_unusual_call_is_asked_for(wrong: Callable[..., Any], said: str) -> None:

@@ -183,6 +183,14 @@ def knows_its_layers(own: Forward, state: dict[str, Any], *args: Any, **kwargs: 
     return output
 
 
+def takes_the_first_layers_length(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    cache, index = cache_of(kwargs), state["layer"].self_attn.layer_idx
+    if isinstance(cache, DynamicCache) and 0 < index < len(cache.layers) and cache.layers[index].keys is not None:
+        past, layer = cache.get_seq_length(0) - hidden.shape[1], cache.layers[index]
+        layer.keys, layer.values = layer.keys[..., :past, :], layer.values[..., :past, :]
+    return own(hidden, *args, **kwargs)
+
+
 def keeps_its_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     state["cache"] = cache_of(kwargs)
     return own(*args, **kwargs)
