@@ -33,6 +33,7 @@ from .metamorphic import CAUSALITY, PADDING, ROWS
 from .moves import MOVES
 from .outputs import OUTPUTS
 from .refusal import REFUSAL
+from .results import RESULTS
 from .rounding import ROUNDING
 from .settings import SETTINGS
 from .sharing import SHARING
@@ -76,6 +77,7 @@ PROPERTIES: tuple[Property, ...] = (
     UNTOUCHED,
     POISON,
     GRADIENTS,
+    RESULTS,
     TRAINING,
     BACKWARD_MEMORY,
     TRANSFORMED,

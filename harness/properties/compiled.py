@@ -9,13 +9,12 @@ from torch import Tensor, nn
 
 from ..case import Inputs
 from ..covering import chosen_by
-from ..nested import mapped
 from ..trial import Trial, original_side
 from .base import Property, layered, same_outputs, same_tensor
 from .cache import OUTPUT, in_chunks, with_cache
 from .cache_edits import preallocated
 from .equality import Recorded, main_output, recorded, valid_positions
-from .gradients import Gradients, largest_of, leaf, same_gradients
+from .gradients import gradients_of_layer, largest_of, same_gradients
 from .weights import CHANGES, change_weights
 
 SPARE = 3
@@ -87,24 +86,8 @@ def _prompt_and_step(inputs: Inputs) -> list[int]:
 def _backward(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: str) -> None:
     """Gradients of the layer's parameters and of what it is given."""
     with original_side("with gradients"):
-        expected = _gradients(mine, call)
-    same_gradients(trial, expected, _gradients(compiled, call), largest_of(expected), what)
-
-
-def _gradients(layer: nn.Module, call: Recorded) -> Gradients:
-    given: list[Tensor] = []
-
-    def wanted(one: Tensor) -> Tensor:
-        given.append(leaf(one))
-        return given[-1]
-
-    args, kwargs = mapped((call.args, call.kwargs), wanted)
-    with torch.enable_grad():
-        output: Tensor = main_output(layer(*args, **kwargs))
-        weights = torch.linspace(-1.0, 2.0, output.numel(), dtype=output.dtype, device=output.device)
-    leaves = {f"input {place}": one for place, one in enumerate(given) if one.requires_grad} | dict(layer.named_parameters())
-    found = torch.autograd.grad(output, [*leaves.values()], weights.reshape(output.shape), allow_unused=True)
-    return dict(zip(leaves, found, strict=True))
+        expected = gradients_of_layer(mine, call)
+    same_gradients(trial, expected, gradients_of_layer(compiled, call), largest_of(expected), what)
 
 
 def _same(trial: Trial, mine: nn.Module, compiled: Any, call: Recorded, what: str) -> None:

@@ -24,6 +24,7 @@ from ..trial import Disagreement, Trial, Vacuous, fused_path, original_side, rep
 from .base import Property
 from .cache import OUTPUT, cuts, in_chunks, with_cache
 from .calls import alike
+from .equality import Recorded, main_output
 from .hooks import scaled
 
 OWN, ITS = 0.05, 0.3
@@ -267,6 +268,24 @@ def _backward(run: Run, model: nn.Module, inputs: Inputs) -> Gradients:
     found |= {f"{name}, asked for": one for name, one in zip(leaves | learning, asked, strict=False)}
     model.zero_grad()
     return found
+
+
+def gradients_of_layer(layer: nn.Module, call: Recorded, meanwhile: Callable[[Tensor], object] = lambda _: None) -> Gradients:
+    """Gradients of parameters and of what the layer is given; between the passes ``meanwhile`` has the output."""
+    given: list[Tensor] = []
+
+    def wanted(one: Tensor) -> Tensor:
+        given.append(leaf(one))
+        return given[-1]
+
+    args, kwargs = mapped((call.args, call.kwargs), wanted)
+    with torch.enable_grad():
+        output: Tensor = main_output(layer(*args, **kwargs))
+        weights = torch.linspace(-1.0, 2.0, output.numel(), dtype=output.dtype, device=output.device)
+        meanwhile(output)
+    leaves = {f"input {place}": one for place, one in enumerate(given) if one.requires_grad} | dict(layer.named_parameters())
+    found = torch.autograd.grad(output, [*leaves.values()], weights.reshape(output.shape), allow_unused=True)
+    return dict(zip(leaves, found, strict=True))
 
 
 def leaf(given: Tensor) -> Tensor:

@@ -60,6 +60,20 @@ def test_what_is_kept_for_a_backward_pass_too_long_or_too_much_of_is_noticed(rep
     assert words in str(first_failure(BY_NAME["backward memory"], replacer, count=20))
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (training.gives_what_nobody_learns_from, "a head learns from its result: Inference tensors cannot be saved"),
+        (training.lays_tokens_first, "its result seen as a list of tokens: view size is not compatible"),
+        (training.saves_what_it_gives, "its result written to before the backward pass: one of the variables needed"),
+        (training.gives_a_view, "its result written to before the backward pass: Output 0 of "),
+        (training.keeps_weights_itself, "changed before the backward pass, where the original raises: gradient of input 0"),
+    ],
+)
+def test_a_result_with_which_less_can_be_done_is_noticed(wrong: Callable[..., Any], words: str) -> None:
+    assert words in str(first_failure(BY_NAME["results"], tiny.around(wrong), count=20))
+
+
 def test_a_library_that_saves_shows_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its bar would take a semaphore."""
     monkeypatch.setattr(logging.tqdm_lib, "tqdm", None)

@@ -54,6 +54,7 @@ WRONG: dict[str, Callable[[nn.Module], Any]] = {
     "hands off": tiny.around(weights.writes_weights),
     "uninitialised memory": tiny.around(numbers.reads_new_memory),
     "gradients": tiny.around(training.cuts_gradients),
+    "results": tiny.around(training.gives_a_view),
     "backward memory": tiny.around(training.keeps_its_output),
     "training step": tiny.edited(weights.stale_copy),
     "torch.compile": tiny.edited(weights.stale_copy),

@@ -87,3 +87,50 @@ def detaches_where_frozen(own: Forward, state: dict[str, Any], *args: Any, **kwa
     """Takes a layer that learns nothing for one behind which nothing does."""
     output = own(*args, **kwargs)
     return output if any(one.requires_grad for one in state["layer"].parameters()) else output.detach()
+
+
+def gives_what_nobody_learns_from(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Computes as for inference wherever gradients are off."""
+    with torch.inference_mode(not torch.is_grad_enabled()):
+        return own(*args, **kwargs)
+
+
+def lays_tokens_first(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    return own(*args, **kwargs).transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def saves_what_it_gives(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """What the caller has, a backward pass needs as it was."""
+    return _Saving.apply(own(*args, **kwargs))
+
+
+class _Saving(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Any) -> Any:
+        output = hidden.clone()
+        ctx.save_for_backward(output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0] * ctx.saved_tensors[0].isfinite()
+
+
+def gives_a_view(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    return _Viewing.apply(own(*args, **kwargs))
+
+
+class _Viewing(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Any) -> Any:
+        return hidden.view_as(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return gradients[0]
+
+
+def keeps_weights_itself(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """And not by what torch saves for a backward pass, which asks whether they are what they were."""
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.detach(), lambda kept: kept):
+        return own(*args, **kwargs)
