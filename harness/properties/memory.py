@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from policies.fused.capture import Recording
 
-from ..trial import Disagreement, Trial, Vacuous, graphs_of
+from ..trial import Disagreement, Trial, Vacuous, graphs_of, original_side, replacement_side
 from .base import Property, cached, identical, lively, living, same_outputs
 from .cache import cached_trial, decoded_alike, in_chunks, with_cache
 from .calls import alike
@@ -102,14 +102,33 @@ def _storages(trial: Trial) -> None:
 
 
 def _let_go_of_its_cache(trial: Trial, model: nn.Module) -> None:
+    """The cache of a call goes with its last holder, at once where the original's does: what refers to itself waits for a
+    collector, and a server's memory fills by then."""
     if not trial.case.caches(trial.example):
         return
-    kwargs = with_cache(trial.fresh_inputs()).kwargs
-    cache = weakref.ref(in_chunks(model, kwargs, [trial.example["tokens"]])[1])
-    if cache() is not None:
+    kwargs, lengths = with_cache(trial.fresh_inputs()).kwargs, [trial.example["tokens"]]
+    with _nothing_collected():
+        with original_side("with a cache"):
+            mine = weakref.ref(in_chunks(trial.original, kwargs, lengths)[1])
+        its = weakref.ref(in_chunks(model, kwargs, lengths)[1])
+        at_once, late = mine() is None, its() is not None
+    if late:
         gc.collect()
-    if cache() is not None:
+    if its() is not None:
         raise Disagreement("the cache of a call stays alive when nobody holds it")
+    if late and at_once:
+        raise Disagreement("the cache of a call waits for a collector, where the original's goes with its last holder")
+
+
+@contextlib.contextmanager
+def _nothing_collected() -> Iterator[None]:
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 @contextlib.contextmanager
@@ -227,20 +246,25 @@ def _no_more_than(allowed: int, model: nn.Module, when: str) -> None:
 
 
 def _poisoned(trial: Trial) -> None:
-    expected = living(trial.expected_outputs, trial.inputs.valid)
-    with _nan_in_empty():
+    """Under torch's deterministic mode, which fills new memory and refuses what is not deterministic, where it does not refuse
+    the original."""
+    what = "deterministic algorithms alone"
+    with _deterministic(filled=False):
+        found = trial.asked(what, lambda: trial.run_original(trial.inputs))
+    expected = living(trial.expected_outputs if found is None else found, trial.inputs.valid)
+    with _deterministic(filled=True, warn_only=found is None), replacement_side(f"asked for {what}"):
         actual = trial.run_replaced(trial.replace(trial.copy()).model, trial.fresh_inputs())
     same_outputs(trial, expected, actual, trial.inputs.valid, "with NaN in all memory that was not initialised")
     identical(actual, trial.run_replaced(trial.replaced.model, trial.fresh_inputs()), "with and without NaN in new memory")
 
 
 @contextlib.contextmanager
-def _nan_in_empty() -> Iterator[None]:
-    """Fill new memory with NaN (integers with their largest value), as torch does for its deterministic mode."""
+def _deterministic(*, filled: bool, warn_only: bool = False) -> Iterator[None]:
+    """Torch's deterministic mode; new memory is ``filled`` with NaN (integers with their largest value), or left as it is."""
     switch: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), switch.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    switch.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    switch.fill_uninitialized_memory = filled
     try:
         yield
     finally:
@@ -251,7 +275,7 @@ def _nan_in_empty() -> Iterator[None]:
 STORAGES = Property(
     name="storages",
     statement="Replaced, called, given new weights, reverted: no more bytes of tensors are held than by the original, and none "
-    "when nobody holds the model, nor a cache that nobody holds.",
+    "when nobody holds the model, nor a cache that nobody holds, which goes as soon as the original's.",
     check=_storages,
     exact=False,
     share=0.05,
@@ -277,7 +301,8 @@ MANY_CALLS = Property(
 
 POISON = Property(
     name="uninitialised memory",
-    statement="With NaN in all memory that nobody has written, the replacement computes the same.",
+    statement="With NaN in all memory that nobody has written, the replacement computes the same, by deterministic algorithms "
+    "alone where the original does.",
     check=_poisoned,
     share=0.03,
 )

@@ -94,6 +94,8 @@ def test_a_gradient_that_is_lost_under_autocast_is_noticed_beside_larger_ones() 
     ("prop", "replacer", "words"),
     [
         ("storages", tiny.around(caches.keeps_its_cache), "the cache of a call stays alive"),
+        ("storages", tiny.around(caches.holds_its_cache_in_a_circle), "the cache of a call waits for a collector"),
+        ("after an error", tiny.around(memories.leaves_gradients_off), "leaves gradients otherwise than they were"),
         ("pickle", replacing.configured, "save_pretrained writes another config.json"),
         ("hands off", replacing.seeded, "replacing a model draws random numbers"),
     ],
@@ -179,6 +181,11 @@ def test_a_cache_of_another_dtype_that_is_passed_over_is_noticed_in_float32() ->
     prop = dataclasses.replace(BY_NAME["edited cache"], exact=False)
     problem = first_failure(prop, tiny.around(caches.passes_over_a_cache_of_another_dtype), count=20)
     assert "after what is in the cache was lowered" in str(problem)
+
+
+def test_a_layer_that_knows_no_deterministic_algorithm_where_the_original_does_is_noticed() -> None:
+    problem = first_failure(BY_NAME["uninitialised memory"], tiny.around(memories.is_not_deterministic), count=1)
+    assert "asked for deterministic algorithms alone: attention has no" in str(problem)
 
 
 def test_what_goes_wrong_from_the_seventeenth_decoded_token_on_is_noticed() -> None:

@@ -194,3 +194,9 @@ def takes_the_first_layers_length(own: Forward, state: dict[str, Any], hidden: A
 def keeps_its_cache(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     state["cache"] = cache_of(kwargs)
     return own(*args, **kwargs)
+
+
+def holds_its_cache_in_a_circle(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
+    circle: list[Any] = [cache_of(kwargs)]
+    circle.append(circle)
+    return own(hidden, *args, **kwargs)

@@ -73,3 +73,18 @@ def remembers_first_call(own: Forward, state: dict[str, Any], hidden: Any, *args
 def counts_models(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     state["shared"].models.add(state["model"])
     return own(*args, **kwargs) * (1 + 1e-6 * (len(state["shared"].models) - 1))
+
+
+def leaves_gradients_off(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Puts them on again at its end alone, and at no other."""
+    before = torch.is_grad_enabled()
+    torch.set_grad_enabled(False)
+    output = own(*args, **kwargs)
+    torch.set_grad_enabled(before)
+    return output
+
+
+def is_not_deterministic(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
+        raise RuntimeError("attention has no deterministic algorithm")
+    return own(*args, **kwargs)
