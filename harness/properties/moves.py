@@ -12,7 +12,7 @@ from ..exact import exact_mode
 from ..nested import cast
 from ..rounding.statistic import Run
 from ..trial import Disagreement, Trial, fused_path
-from .base import Property, same_outputs
+from .base import Property, relation_holds, same_outputs
 from .lifecycle import same_state
 from .sizes import call_or_steps
 
@@ -26,6 +26,8 @@ def _moves(trial: Trial) -> None:
     seed = trial.example.seed
     half = HALVES[seed % 2]
     run, words = call_or_steps(trial, steps=seed % 4 > 0)
+    if seed % 16 < 8:
+        _as_loaded_in(half, trial.original)
     original, model = copy.deepcopy(trial.original), trial.replaced.model
     if seed % 8 < 4:
         with fused_path(model):
@@ -39,7 +41,28 @@ def _moves(trial: Trial) -> None:
     original, model = original.to(torch.float64), model.to(torch.float64)
     same_state(original, model, f"moved to {half} and float64", strides=False)
     with exact_mode():
-        _alike(run, trial, original, model, f"moved to {half} and float64{words}")
+        exact = _alike(run, trial, original, model, f"moved to {half} and float64{words}")
+    if seed % 3 == 0:
+        _in_plain_float64(run, trial, original, model, exact, f"moved to {half} and plain float64{words}")
+
+
+def _as_loaded_in(dtype: torch.dtype, model: nn.Module) -> None:
+    """Configurations go on naming the dtype that a checkpoint was loaded in, whatever its model is moved to."""
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        if hasattr(config, "dtype"):
+            config.dtype = dtype
+
+
+def _in_plain_float64(run: Run, trial: Trial, original: nn.Module, model: Any, exact: dict[str, Tensor], what: str) -> None:
+    """Without exact mode, which widens what asks for fewer digits; asked where the original itself has them all."""
+    inputs = cast(trial.fresh_inputs(), torch.float64)
+    expected = trial.asked("in plain float64", lambda: run(original, inputs))
+    if expected is None or not all(relation_holds(exact[name], one, inputs.valid) for name, one in expected.items()):
+        return
+    with fused_path(model):
+        actual = run(model, inputs)
+    same_outputs(trial, expected, actual, inputs.valid, what)
 
 
 def _runs_in(run: Run, trial: Trial, model: Any, dtype: torch.dtype) -> None:
@@ -51,19 +74,20 @@ def _runs_in(run: Run, trial: Trial, model: Any, dtype: torch.dtype) -> None:
             raise Disagreement(f"moved to {dtype}, the replaced model's {name} is {output.dtype}")
 
 
-def _alike(run: Run, trial: Trial, original: nn.Module, model: Any, what: str) -> None:
-    """Raise unless both sides, which are of one dtype, give the same by now."""
+def _alike(run: Run, trial: Trial, original: nn.Module, model: Any, what: str) -> dict[str, Tensor]:
+    """What the original gives. Raise unless both sides, which are of one dtype, give the same by now."""
     inputs = cast(trial.fresh_inputs(), next(original.parameters()).dtype)
     expected = run(original, inputs)
     with fused_path(model):
         actual = run(model, inputs)
     same_outputs(trial, expected, actual, inputs.valid, what)
+    return expected
 
 
 MOVES = Property(
     name="dtype moves",
     statement="A replaced model that is moved to half precision, back and on to float64 runs in each, and computes, decoding "
-    "too, what the original computes that was moved alike.",
+    "too, what the original computes that was moved alike, whatever dtype its configuration names and in all digits.",
     check=_moves,
     exact=False,
     share=0.05,

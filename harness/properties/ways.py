@@ -239,7 +239,7 @@ def _scale_weights(trial: Trial, factor: float, names: re.Pattern[str] = _ANY) -
 
 def under_autocast(trial: Trial, dtype: str) -> Judged:
     """A call under autocast to half precision of either kind, and again with other weights, by several with a cache where there
-    is one. A replacement may leave it to the original."""
+    is one. A replacement may leave it to the original. A plain call after it is bit for bit what it was before."""
     half = torch.float16 if trial.example.seed & AUTOCAST_FLOAT16 else torch.bfloat16
 
     def lower(run: Run) -> Run:
@@ -250,7 +250,9 @@ def under_autocast(trial: Trial, dtype: str) -> Judged:
         return under
 
     run, inputs = lower(trial.case.run), trial.fresh_inputs()
+    before = outputs_in(trial, dtype, trial.case.run, inputs)
     found = _named(judged(trial, dtype, run, inputs, fused=False), "under autocast")
+    identical(before, outputs_in(trial, dtype, trial.case.run, inputs), "a call before one under autocast, and after it")
     if found:
         _change_layers(trial, next(iter(CHANGES)))
         if trial.case.caches(trial.example):

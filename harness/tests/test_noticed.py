@@ -25,7 +25,7 @@ from policies.fused import layer as fused_layer
 from . import tiny
 from .asking import CASE, check, examples, first_failure
 from .outcomes import failure, outcomes
-from .wrong import caches, hooks, inputs, memories, replacing, training, weights
+from .wrong import caches, hooks, inputs, memories, numbers, replacing, training, weights
 
 
 def test_what_is_kept_of_every_length_is_noticed_and_what_is_kept_of_some_is_not() -> None:
@@ -174,6 +174,25 @@ def test_a_layer_that_is_wrong_only_where_it_is_compiled_is_noticed(wrong: Calla
 def test_a_layer_that_keeps_keys_in_the_dtype_that_it_was_first_in_is_noticed() -> None:
     problem = first_failure(BY_NAME["dtype moves"], tiny.around(caches.keeps_keys_as_they_first_were), count=8)
     assert "and float32, the last tokens decoded: last_hidden_state" in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("prop", "wrong", "words"),
+    [
+        ("dtype moves", numbers.rounds_as_configured, "16 and float32"),
+        ("call order", numbers.asks_for_versions, "do not track version counter"),
+        ("rounding float32", numbers.lower_since_autocast, "a call before one under autocast, and after it"),
+    ],
+)
+def test_what_shows_by_where_a_model_comes_from_or_has_been_alone_is_noticed(
+    prop: str, wrong: Callable[..., Any], words: str
+) -> None:
+    assert words in str(first_failure(BY_NAME[prop], tiny.around(wrong), count=60))
+
+
+def test_a_model_in_float64_that_has_the_digits_of_float32_is_noticed() -> None:
+    bert = next(entry for entry in CASES if entry.name == "bert").load()
+    assert "and plain float64" in failure("dtype moves", bert, tiny.around(numbers.half_the_digits))
 
 
 def test_a_cache_of_another_dtype_that_is_passed_over_is_noticed_in_float32() -> None:

@@ -34,3 +34,26 @@ def reads_new_memory(own: Forward, state: dict[str, Any], *args: Any, **kwargs: 
 
 def single_precision(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
     return own(*args, **kwargs).to(torch.float32)
+
+
+def rounds_as_configured(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    output, dtype = own(*args, **kwargs), state["layer"].self_attn.config.dtype
+    return output if dtype is None else output.to(dtype).to(output.dtype)
+
+
+def half_the_digits(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    output = own(*args, **kwargs)
+    return output.to(torch.float32).to(output.dtype)
+
+
+def lower_since_autocast(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Weights that were cast for autocast are kept."""
+    output = own(*args, **kwargs)
+    state["cast"] = state.get("cast", False) or torch.is_autocast_enabled("cpu")
+    return output.to(torch.bfloat16).to(output.dtype) if state["cast"] else output
+
+
+def asks_for_versions(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Sees by them whether a weight was changed in place; what was made in inference mode has none."""
+    state["versions"] = [one._version for one in state["layer"].parameters()]
+    return own(*args, **kwargs)
