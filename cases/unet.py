@@ -165,6 +165,9 @@ class UNetCase(Case):
         return 1
 
     def run(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        return self.outputs(self.call(model, inputs))
+
+    def call(self, model: nn.Module, inputs: Inputs) -> Any:
         kwargs = dict(inputs.kwargs)
         positional = kwargs.pop("positional")
         if "down_intrablock_additional_residuals" in kwargs:
@@ -172,8 +175,10 @@ class UNetCase(Case):
             kwargs["down_intrablock_additional_residuals"] = list(kwargs["down_intrablock_additional_residuals"])
         names = ("sample", "timestep", "encoder_hidden_states", "class_labels", "timestep_cond") if positional else ()
         first = [kwargs.pop(name) for name in names]
-        result = model(*first, **kwargs)
-        return {"sample": result.sample if kwargs["return_dict"] else result[0]}
+        return model(*first, **kwargs)
+
+    def outputs(self, returned: Any) -> dict[str, Tensor]:
+        return {"sample": returned[0]}
 
     def refusals(self) -> tuple[Refusal, ...]:
         return refused_diffusion(lambda: self.build(self.simplest))

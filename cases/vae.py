@@ -116,21 +116,24 @@ class VAECase(Case):
     def expected(self, example: Example) -> int:
         return 1
 
-    def run(self, model: Any, inputs: Inputs) -> dict[str, Tensor]:
+    def run(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+        return self.outputs(self.call(model, inputs))
+
+    def call(self, model: Any, inputs: Inputs) -> Any:
         image, as_dict = inputs.kwargs["image"], inputs.kwargs["return_dict"]
         match inputs.kwargs["way"]:
             case "encode":
-                result = model.encode(image, return_dict=as_dict)
-                posterior = result.latent_dist if as_dict else result[0]
-                return {"mean": posterior.mean, "logvar": posterior.logvar}
+                return model.encode(image, return_dict=as_dict)
             case "decode":
-                result = model.decode(image, return_dict=as_dict)
+                return model.decode(image, return_dict=as_dict)
             case "forward":
-                result = model(image, return_dict=as_dict)
-            case _:
-                generator = torch.Generator().manual_seed(inputs.kwargs["seed"])
-                result = model(image, sample_posterior=True, return_dict=as_dict, generator=generator)
-        return {"sample": result.sample if as_dict else result[0]}
+                return model(image, return_dict=as_dict)
+        generator = torch.Generator().manual_seed(inputs.kwargs["seed"])
+        return model(image, sample_posterior=True, return_dict=as_dict, generator=generator)
+
+    def outputs(self, returned: Any) -> dict[str, Tensor]:
+        first = returned[0]
+        return {"sample": first} if isinstance(first, Tensor) else {"mean": first.mean, "logvar": first.logvar}
 
     def refusals(self) -> tuple[Refusal, ...]:
         return refused_diffusion(lambda: self.build(self.simplest))

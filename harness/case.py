@@ -205,6 +205,14 @@ class Case(ABC):
     def run(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
         """Call ``model`` and return every output that has to agree, by name; positions are dimension 1."""
 
+    def call(self, model: nn.Module, inputs: Inputs) -> Any:
+        """What ``model`` itself returns, where it is replaced as a whole: its form has to agree, too."""
+        return self.run(model, inputs)
+
+    def outputs(self, returned: Any) -> dict[str, Tensor]:
+        """What ``run`` takes out of what ``call`` returned."""
+        return dict(returned)
+
     def caches(self, example: Example) -> bool:
         """Whether the model of ``example`` generates with a key/value cache."""
         return self.cached

@@ -150,16 +150,15 @@ def called_as_pipelines_do(case: Case) -> Case:
     """``case`` with sample and timestep given by position, and nothing given that is None."""
     axes = tuple(Axis(axis.name, (False,)) if axis.name == "positional" else axis for axis in case.axes)
 
-    def run(self: Case, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    def call(self: Case, model: nn.Module, inputs: Inputs) -> Any:
         kwargs = {name: value for name, value in inputs.kwargs.items() if value is not None and name != "positional"}
         if kwargs["return_dict"]:
             del kwargs["return_dict"]
         if "down_intrablock_additional_residuals" in kwargs:
             kwargs["down_intrablock_additional_residuals"] = list(kwargs["down_intrablock_additional_residuals"])
-        result: Any = model(kwargs.pop("sample"), kwargs.pop("timestep"), **kwargs)
-        return {"sample": result.sample if "return_dict" not in kwargs else result[0]}
+        return model(kwargs.pop("sample"), kwargs.pop("timestep"), **kwargs)
 
-    return case.changed(axes=axes, run=run)
+    return case.changed(axes=axes, call=call)
 
 
 def misread(policy: Any, attention: Any) -> tuple[str, float | None] | None:

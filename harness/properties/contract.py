@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from policies.anatomy import NormPosition, QKVLayout, SplitQKV
 
-from ..trial import Disagreement, Trial, Vacuous
-from .base import Property, layered
+from ..trial import Disagreement, Trial, Vacuous, fused_path, original_side
+from .base import Property
+from .equality import same_form
 
 METHODS = {"attention": 7, "mlp": 5, "layerNorm": 4, "get_hidden_heads": 2}
 """Result counts of the methods with a fixed number of results."""
@@ -23,18 +24,21 @@ def _contract(trial: Trial) -> None:
         raise Vacuous("no layer was replaced")
     for one in handle.replaced:
         layer, replacement = original.get_submodule(one.path), handle.model.get_submodule(one.path)
-        _same_surface(one.path, layer, replacement)
+        _same_surface(one.path or "model", layer, replacement)
         policy = getattr(replacement, "_fused_policy", None)
         if policy is not None and hasattr(policy, "attention"):
             _five_methods(one.path, policy(layer), layer)
+    if not trial.case.layered:
+        _same_results(trial)
 
 
 def _same_surface(path: str, layer: nn.Module, replacement: nn.Module) -> None:
     """Same signature, attributes, parameter names: what a caller or a parent may read."""
     if type(replacement) is type(layer):
         raise Disagreement(f"{path}: was to be replaced, and is a {type(layer).__name__} as before")
-    if _arguments(layer) != _arguments(replacement):
-        raise Disagreement(f"{path}: the replacement's forward has another signature than the original's")
+    for name in _functions(layer):
+        if _arguments(layer, name) != _arguments(replacement, name):
+            raise Disagreement(f"{path}: the replacement's {name} has another signature than the original's")
     missing = [name for name in vars(layer) if not name.startswith("_") and not hasattr(replacement, name)]
     if missing:
         raise Disagreement(f"{path}: the replacement lacks attributes of the original: {', '.join(missing)}")
@@ -42,9 +46,30 @@ def _same_surface(path: str, layer: nn.Module, replacement: nn.Module) -> None:
         raise Disagreement(f"{path}: the replacement's parameter names differ from the original's")
 
 
-def _arguments(layer: nn.Module) -> list[tuple[str, object, object]]:
-    """What a caller has to know of a layer's forward; annotations it need not."""
-    return [(one.name, one.kind, one.default) for one in inspect.signature(layer.forward).parameters.values()]
+def _functions(layer: nn.Module) -> set[str]:
+    """The layer's forward, and what else its own class lets others call: a VAE's ``decode``."""
+    return {"forward", *(name for name, one in vars(type(layer)).items() if inspect.isfunction(one) and not name.startswith("_"))}
+
+
+def _arguments(layer: nn.Module, name: str) -> list[tuple[str, object, object]]:
+    """What a caller has to know of a layer's function; annotations it need not."""
+    return [(one.name, one.kind, one.default) for one in inspect.signature(getattr(layer, name)).parameters.values()]
+
+
+def _same_results(trial: Trial) -> None:
+    """Raise unless a whole model returns what its caller unpacks, reads by name and views in another shape."""
+    case, model = trial.case, trial.replaced.model
+    with original_side():
+        expected = case.call(trial.original, trial.inputs)
+    with fused_path(model):
+        actual = case.call(model, trial.fresh_inputs())
+    same_form(expected, actual, "the model")
+    if trial.example.values.get("tiling"):
+        return  # a tile may be of one pixel, whose strides say nothing
+    mine, its = case.outputs(expected), case.outputs(actual)
+    scattered = [name for name, output in mine.items() if output.is_contiguous() and not its[name].is_contiguous()]
+    if scattered:
+        raise Disagreement(f"the model: {', '.join(scattered)} cannot be viewed in another shape, and the original's can")
 
 
 def _five_methods(path: str, policy: Any, layer: nn.Module) -> None:
@@ -141,9 +166,9 @@ def _checksum(tensor: Tensor) -> float:
 CONTRACT = Property(
     name="contract",
     statement="The policy's five methods describe exactly the layer's own parameters, and the replacement keeps the "
-    "original's signature, attributes and names.",
+    "original's signatures, attributes and names; a whole model, the form of its results.",
     check=_contract,
-    applies=layered,
     exact=False,
     share=0.05,
+    least=6,
 )

@@ -72,12 +72,17 @@ def layers_alike(trial: Trial, where: str = "") -> None:
 
 def _same_layer_output(trial: Trial, what: str, call: Recorded, actual: Any) -> None:
     expected = call.output
-    if type(actual) is not type(expected):
-        raise Disagreement(f"{what} returns a {type(actual).__name__}, the original a {type(expected).__name__}")
-    if isinstance(expected, tuple) and len(expected) != len(actual):
-        raise Disagreement(f"{what} returns {len(actual)} values, the original {len(expected)}")
+    same_form(expected, actual, what)
     expected, actual = main_output(expected), main_output(actual)
     same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{what} on the original's input")
+
+
+def same_form(expected: Any, actual: Any, what: str) -> None:
+    """Raise unless both are of one type, and tuples and dicts of one length."""
+    if type(actual) is not type(expected):
+        raise Disagreement(f"{what} returns a {type(actual).__name__}, the original a {type(expected).__name__}")
+    if isinstance(expected, tuple | dict) and len(expected) != len(actual):
+        raise Disagreement(f"{what} returns {len(actual)} values, the original {len(expected)}")
 
 
 def main_output(returned: Any) -> Any:

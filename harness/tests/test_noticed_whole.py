@@ -1,0 +1,34 @@
+"""What the properties notice of models that are replaced as a whole, one wrong replacement at a time, and in which words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cases import CASES
+
+from . import tiny
+from .outcomes import failure
+from .wrong import whole
+
+UNET, VAE = (next(entry for entry in CASES if entry.name == name).load() for name in ("unet", "vae"))
+
+
+@pytest.mark.parametrize(
+    ("case", "prop", "replacer", "words"),
+    [
+        (
+            UNET,
+            "contract",
+            tiny.edited(whole.calling(whole.always_an_object)),
+            "the model returns a UNet2DConditionOutput, the original a tuple",
+        ),
+        (UNET, "contract", tiny.edited(whole.calling(whole.channels_last)), "sample cannot be viewed in another shape"),
+        (VAE, "contract", tiny.edited(whole.takes_no_generator), "the replacement's decode has another signature"),
+    ],
+)
+def test_a_whole_model_that_its_callers_cannot_use_as_the_original_is_noticed(
+    case: Any, prop: str, replacer: Any, words: str
+) -> None:
+    assert words in failure(prop, case, replacer)
