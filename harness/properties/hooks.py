@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,7 +22,9 @@ SCALE = 2.0
 
 def scaled(value: Any) -> Any:
     """``value`` as a hook here leaves it, tensors within containers too."""
-    return mapped(value, lambda one: one * SCALE if one.is_floating_point() else one)
+    changed = mapped(value, lambda one: one * SCALE if one.is_floating_point() else one)
+    like_it: Callable[..., Any] = type(value)
+    return like_it(**changed) if is_dataclass(value) else changed
 
 
 class Hook:
@@ -121,8 +124,8 @@ def _hooks(trial: Trial) -> None:
             hook.remove()
     for path, own, other in zip(paths, mine, its, strict=True):
         if own.calls != other.calls:
-            raise Disagreement(f"{what}: called {other.calls} times on {path}, in the original {own.calls} times")
-        _same_shown(trial, own, other, f"{what}: {path}")
+            raise Disagreement(f"{what}: called {other.calls} times on {path or 'the model'}, in the original {own.calls} times")
+        _same_shown(trial, own, other, f"{what}: {path or 'the model'}")
     same_outputs(trial, expected, actual, trial.inputs.valid, what)
     _gone(trial, model, what)
 
@@ -143,11 +146,13 @@ def _same_shown(trial: Trial, own: Hook, other: Hook, what: str) -> None:
 
 def _paths(trial: Trial, chosen: random.Random, kind: str, *, late: bool) -> list[str]:
     """A layer or a module inside it, some of those for a hook that only looks; some modules inside a model that is replaced as
-    a whole. What has a forward of its own before the replacement is a layer, as accelerate's are."""
+    a whole, and in half of the examples the model itself. What has a forward of its own before the replacement is a layer, as
+    accelerate's are; a whole model with one is refused."""
     layer = chosen.choice(trial.replaced.replaced).path
     inner = [name for name, _ in trial.original.get_submodule(layer).named_modules() if name]
     if not trial.case.layered:
-        return chosen.sample(inner, min(MODULES, len(inner)))
+        itself = [layer] if chosen.random() < 0.5 and (late or kind != "patch") else []
+        return itself + chosen.sample(inner, min(MODULES, len(inner)))
     if kind == "look":
         return [f"{layer}.{name}" for name in chosen.sample(inner, min(LOOKED_AT, len(inner)))]
     if kind == "patch" and not late:
@@ -173,8 +178,8 @@ def _gone(trial: Trial, model: nn.Module, what: str) -> None:
 
 HOOKS = Property(
     name="hooks",
-    statement="Hooks on a layer or inside it, put there before the replacement or after, are called as often as in the "
-    "original, in a call and in steps of decoding, are shown the same, and have the same effect.",
+    statement="Hooks on a layer, a whole model or inside it, put there before the replacement or after, are called as often as "
+    "in the original, in a call and in steps of decoding, are shown the same, and have the same effect.",
     check=_hooks,
     share=0.08,
 )

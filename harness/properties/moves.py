@@ -34,6 +34,7 @@ def _moves(trial: Trial) -> None:
             run(model, trial.fresh_inputs())
     original, model = original.to(half), model.to(half)
     same_state(original, model, f"moved to {half}", strides=False)
+    _says_the_same(original, model, f"moved to {half}")
     if trial.asked(f"in {half}", lambda: run(original, cast(trial.fresh_inputs(), half))) is not None:
         _runs_in(run, trial, model, half)  # not every original does
     original, model = original.to(torch.float32), model.to(torch.float32)
@@ -65,6 +66,13 @@ def _in_plain_float64(run: Run, trial: Trial, original: nn.Module, model: Any, e
     same_outputs(trial, expected, actual, inputs.valid, what)
 
 
+def _says_the_same(original: Any, model: Any, what: str) -> None:
+    """Raise unless ``model`` names the dtype and device, where an original does, that its caller then makes inputs for."""
+    for name in ("dtype", "device"):
+        if getattr(original, name, None) != getattr(model, name, None):
+            raise Disagreement(f"{what}, the model's {name} is {getattr(model, name)}, the original's {getattr(original, name)}")
+
+
 def _runs_in(run: Run, trial: Trial, model: Any, dtype: torch.dtype) -> None:
     """The replaced model answers in the dtype that it is in. How exactly, the rounding tier judges."""
     with fused_path(model):
@@ -86,8 +94,8 @@ def _alike(run: Run, trial: Trial, original: nn.Module, model: Any, what: str) -
 
 MOVES = Property(
     name="dtype moves",
-    statement="A replaced model that is moved to half precision, back and on to float64 runs in each, and computes, decoding "
-    "too, what the original computes that was moved alike, whatever dtype its configuration names and in all digits.",
+    statement="A replaced model that is moved to half precision, back and on to float64 runs in each, says so, and computes, "
+    "decoding too, what the original computes that was moved alike, whatever dtype its configuration names and in all digits.",
     check=_moves,
     exact=False,
     share=0.05,

@@ -56,3 +56,17 @@ def takes_no_generator(model: nn.Module) -> None:
         return before.decode(self, z, return_dict=return_dict)
 
     on_top(model, decode=decode)
+
+
+def deaf_itself(model: nn.Module) -> None:
+    """Calls its forward, whatever hooks it has."""
+    on_top(model, __call__=lambda self, *args, **kwargs: self.forward(*args, **kwargs))
+
+
+def passes_over_a_forward_of_its_own(model: nn.Module) -> None:
+    on_top(model, __call__=lambda self, *args, **kwargs: type(self).forward(self, *args, **kwargs))
+
+
+def names_its_first_dtype(model: Any) -> None:
+    first = model.dtype
+    on_top(model, dtype=property(lambda self: first))
