@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +82,14 @@ def same_tensor(trial: Trial, expected: Tensor, actual: object, valid: Tensor | 
         message = difference.problem or f"relative error {difference.error:.1e} (tolerance {tolerance:.0e})"
         raise Disagreement(f"{what}: {message}", error=difference.error)
     trial.evidence.note(difference.error)
+
+
+def same_form(expected: Any, actual: Any, what: str) -> None:
+    """Raise unless both are of one type, and tuples and dicts of one length."""
+    if type(actual) is not type(expected):
+        raise Disagreement(f"{what} returns a {type(actual).__name__}, the original a {type(expected).__name__}")
+    if isinstance(expected, tuple | dict) and len(expected) != len(actual):
+        raise Disagreement(f"{what} returns {len(actual)} values, the original {len(expected)}")
 
 
 def identical(expected: dict[str, Tensor], actual: dict[str, Tensor], what: str) -> None:

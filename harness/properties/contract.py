@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from policies.anatomy import NormPosition, QKVLayout, SplitQKV
 
 from ..trial import Disagreement, Trial, Vacuous, fused_path, original_side
-from .base import Property
-from .equality import same_form
+from .base import Property, same_form
 
 METHODS = {"attention": 7, "mlp": 5, "layerNorm": 4, "get_hidden_heads": 2}
 """Result counts of the methods with a fixed number of results."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..nested import tensors_in
 from ..trial import Disagreement, Trial, Vacuous, fused_path, sequence_first
-from .base import Property, layered, same_outputs, same_tensor
+from .base import Property, layered, same_form, same_outputs, same_tensor
 
 
 @dataclass
@@ -75,14 +75,6 @@ def _same_layer_output(trial: Trial, what: str, call: Recorded, actual: Any) -> 
     same_form(expected, actual, what)
     expected, actual = main_output(expected), main_output(actual)
     same_tensor(trial, expected, actual, valid_positions(trial, expected), f"{what} on the original's input")
-
-
-def same_form(expected: Any, actual: Any, what: str) -> None:
-    """Raise unless both are of one type, and tuples and dicts of one length."""
-    if type(actual) is not type(expected):
-        raise Disagreement(f"{what} returns a {type(actual).__name__}, the original a {type(expected).__name__}")
-    if isinstance(expected, tuple | dict) and len(expected) != len(actual):
-        raise Disagreement(f"{what} returns {len(actual)} values, the original {len(expected)}")
 
 
 def main_output(returned: Any) -> Any:
