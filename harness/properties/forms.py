@@ -87,11 +87,20 @@ def _of_layer(trial: Trial) -> None:
 
 
 def _beside_an_encoder(sides: _Sides, call: Recorded, args: Args, kwargs: Kwargs) -> None:
-    """A call without the encoder's states that it had, or with some, where it had none."""
-    if kwargs.get(ENCODER) is None:
+    """A call without the encoder's states that it had, or with those of one row for all, or with a mask by which the first row
+    sees none of them; or with some, where it had none."""
+    states = kwargs.get(ENCODER)
+    if states is None:
         sides.alike("with an encoder's states", args, {**kwargs, ENCODER: main_output(call.output)})
-    else:
-        sides.alike("with no encoder's states", args, {**kwargs, ENCODER: None, ENCODER_MASK: None})
+        return
+    sides.alike("with no encoder's states", args, {**kwargs, ENCODER: None, ENCODER_MASK: None})
+    shared = {**kwargs, ENCODER: states[:1], ENCODER_MASK: None}
+    sides.asked("with an encoder's states of one row for all", args, shared, fused=False)
+    seen = torch.ones(len(states), 1, 1, states.shape[1], dtype=torch.bool, device=states.device)
+    seen[0] = False
+    lowest = torch.finfo(states.dtype).min
+    mask = seen if sides.trial.example.seed & 1 else torch.zeros_like(seen, dtype=states.dtype).masked_fill(~seen, lowest)
+    sides.asked("with an encoder of which a row sees nothing", args, {**kwargs, ENCODER_MASK: mask}, fused=False)
 
 
 def _with_masks_of_each_query(sides: _Sides, call: Recorded, args: Args, kwargs: Kwargs) -> None:
@@ -216,9 +225,9 @@ def _by_name(layer: nn.Module, call: Recorded) -> tuple[Args, Kwargs]:
 FORMS = Property(
     name="call forms",
     statement="A replaced layer takes its arguments by position and by name, however they lie in memory and whatever half "
-    "precision could hold of them, or nothing finite, a mask of any kind or none, and a word on causality, as the original does, "
-    "and no mask of a length that it does not take; a whole model its tensors, however they lie in memory, and images that are "
-    "no numbers.",
+    "precision could hold of them, or nothing finite, a mask of any kind or none, an encoder's states for each row, for all of "
+    "them or hidden from one, and a word on causality, as the original does, and no mask of a length that it does not take; a "
+    "whole model its tensors, however they lie in memory, and images that are no numbers.",
     check=_forms,
     share=0.05,
 )

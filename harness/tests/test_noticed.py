@@ -384,6 +384,8 @@ def test_a_kernel_that_needs_a_row_is_noticed_where_the_original_needs_none() ->
         ("gpt2", inputs.deaf_to_unheard_of_encoders, "called with an encoder's states: the original raises ValueError"),
         ("gpt2", inputs.needs_an_encoder, "called with no encoder's states"),
         ("bert", inputs.one_mask_of_the_encoders_for_all_heads, "a mask of the encoder's that weighs keys, for each head"),
+        ("bert", inputs.encoder_of_each_row, "called with an encoder's states of one row for all"),
+        ("gpt2", inputs.needs_something_of_the_encoder, "called with an encoder of which a row sees nothing"),
     ],
 )
 def test_a_call_that_an_original_refuses_or_takes_beside_an_encoder_is_asked_about(

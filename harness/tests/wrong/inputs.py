@@ -90,3 +90,20 @@ def one_mask_of_the_encoders_for_all_heads(own: Forward, state: dict[str, Any], 
     if mask is not None and mask.dim() == 4:
         kwargs["encoder_attention_mask"] = mask[:, :1]
     return own(*args, **kwargs)
+
+
+def encoder_of_each_row(own: Forward, state: dict[str, Any], hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
+    encoder = kwargs.get("encoder_hidden_states")
+    assert encoder is None or len(encoder) == len(hidden_states)
+    return own(hidden_states, *args, **kwargs)
+
+
+def needs_something_of_the_encoder(own: Forward, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    """Divides by the sum of weights that are nothing where a row is masked from an encoder altogether."""
+    output, mask = own(*args, **kwargs), kwargs.get("encoder_attention_mask")
+    if mask is None or mask.dim() != 4:
+        return output
+    seen = mask if mask.dtype is torch.bool else mask > -1e4
+    blind = ~seen.flatten(1).any(-1)
+    lost = [one.masked_fill(blind[:, None, None], torch.nan) for one in (output if isinstance(output, tuple) else (output,))[:1]]
+    return (*lost, *output[1:]) if isinstance(output, tuple) else lost[0]
