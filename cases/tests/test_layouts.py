@@ -251,6 +251,16 @@ def test_a_weight_stored_by_columns_lies_by_rows_until_it_is_reverted(between: C
     assert torch.equal(conv1d(model), values.to(conv1d(model).dtype))
 
 
+def test_a_weight_that_is_assigned_after_a_move_keeps_its_strides_when_the_layer_is_reverted() -> None:
+    model = GPT2.build(GPT2.simplest).bfloat16()
+    handle = policies.replace_module(model)
+    assert "weights by rows" in str(model.h[0])
+    model.double()
+    model.h[0].mlp.c_fc.weight = nn.Parameter(conv1d(model).detach().t().contiguous().t())
+    handle.revert()
+    assert conv1d(model).t().is_contiguous()
+
+
 def test_a_weight_that_another_module_holds_too_stays_as_it_is_stored() -> None:
     model = GPT2.build(GPT2.simplest.with_value("layers", 2)).bfloat16()
     model.h[1].mlp.c_fc.weight = model.h[0].mlp.c_fc.weight
