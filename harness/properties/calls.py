@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import random
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -183,6 +186,7 @@ def _untouched(trial: Trial) -> None:
             in_chunks(model, steps.kwargs, [1] * trial.example["tokens"])
     if expected != actual:
         raise Disagreement("a call draws other random numbers than the original's")
+    _says_nothing(trial, model)
     _unchanged(before, inputs.kwargs, "input")
     # An original may write to itself too: tables of rotary positions that depend on how many there are.
     _same_state(state, model, kept, "the replaced model's own state after a call")
@@ -195,13 +199,44 @@ def _same_state(before: dict[str, Tensor], model: nn.Module, names: list[str], w
 
 
 def _random_state_after(call: Callable[[], Any]) -> list[Any]:
-    """Where ``call`` leaves the generators of torch, that of the CPU and those of GPUs in use, and Python's, from a fixed
-    start."""
+    """Where ``call`` leaves the generators of torch, that of the CPU and those of GPUs in use, Python's, and numpy's, from a
+    fixed start; the latter two then go on where they were."""
     torch.manual_seed(SEED)
-    before = random.getstate()
-    call()
+    python, numpys = random.getstate(), np.random.get_state()
+    random.seed(SEED)
+    np.random.seed(SEED)
+    try:
+        call()
+        others = [random.getstate(), repr(np.random.get_state())]
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpys)
     states = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else ())]
-    return [random.getstate() == before, *(one.tolist() for one in states)]
+    return [*others, *(one.tolist() for one in states)]
+
+
+def _says_nothing(trial: Trial, model: nn.Module) -> None:
+    """Raise where each call of ``model`` prints or warns, and none of the original's does."""
+    said = _said(lambda: trial.run_replaced(model, trial.fresh_inputs()))
+    if not said:
+        return
+    more = said - _said(lambda: trial.run_original(trial.fresh_inputs()))
+    again = more and more & _said(lambda: trial.run_replaced(model, trial.fresh_inputs()))  # some things are said once a process
+    if again:
+        raise Disagreement(f"each call prints or warns, and none of the original's does: {min(again)}")
+
+
+def _said(call: Callable[[], Any]) -> set[str]:
+    """What is printed in a call, line by line, and what it warns of."""
+    printed = io.StringIO()
+    with (
+        warnings.catch_warnings(record=True) as warned,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        warnings.simplefilter("always")
+        call()
+    return {*filter(None, printed.getvalue().splitlines()), *(str(one.message) for one in warned)}
 
 
 @contextlib.contextmanager
@@ -268,8 +303,8 @@ INTERLEAVED = Property(
 UNTOUCHED = Property(
     name="hands off",
     statement="A call, or a step with a cache, writes neither to its inputs nor to a layer's; a call writes neither to the "
-    "weights nor to the original, leaves gradients on, and draws no random numbers that the original does not; replacing "
-    "draws none.",
+    "weights nor to the original, leaves gradients on, and neither draws random numbers nor prints or warns where the original "
+    "does not; replacing draws none.",
     check=_untouched,
     exact=False,
     share=0.03,

@@ -98,6 +98,7 @@ def test_a_gradient_that_is_lost_under_autocast_is_noticed_beside_larger_ones() 
         ("after an error", tiny.around(memories.leaves_gradients_off), "leaves gradients otherwise than they were"),
         ("pickle", replacing.configured, "save_pretrained writes another config.json"),
         ("hands off", replacing.seeded, "replacing a model draws random numbers"),
+        ("hands off", replacing.seeded_elsewhere, "replacing a model draws random numbers"),
     ],
 )
 def test_what_is_left_behind_is_noticed(prop: str, replacer: Callable[[nn.Module], Any], words: str) -> None:

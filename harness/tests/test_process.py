@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -143,14 +144,40 @@ def forgets_gradients(own: Any, state: dict[str, Any], *args: Any, **kwargs: Any
     return own(*args, **kwargs)
 
 
+def warns(own: Any, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    warnings.warn("a copy was made", stacklevel=1)
+    return own(*args, **kwargs)
+
+
+def warns_once(own: Any, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    if not state.get("warned"):
+        state["warned"] = True
+        warnings.warn("a copy was made", stacklevel=1)
+    return own(*args, **kwargs)
+
+
+def prints(own: Any, state: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    print("a copy was made")
+    return own(*args, **kwargs)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
-    [(draws, "draws other random numbers"), (forgets_gradients, "a call turns gradients off for whoever comes next")],
+    [
+        (draws, "draws other random numbers"),
+        (forgets_gradients, "a call turns gradients off for whoever comes next"),
+        (warns, "each call prints or warns, and none of the original's does: a copy was made"),
+        (prints, "each call prints or warns, and none of the original's does: a copy was made"),
+    ],
 )
 def test_what_a_call_leaves_behind_in_the_process_is_noticed(change: Any, words: str) -> None:
     found = search(BY_NAME["hands off"], CASE, around(change), examples=3, seed=0)
     assert found.failure is not None
     assert words in str(found.failure[1])
+
+
+def test_what_is_said_once_is_no_fault() -> None:
+    assert search(BY_NAME["hands off"], CASE, around(warns_once), examples=3, seed=0).failure is None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")

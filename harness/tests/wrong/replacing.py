@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import random
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
@@ -26,6 +28,13 @@ def configured(model: nn.Module) -> Replacement:
 
 def seeded(model: nn.Module) -> Replacement:
     torch.manual_seed(0)
+    return replace_module(model)
+
+
+def seeded_elsewhere(model: nn.Module) -> Replacement:
+    """The generators of numpy and Python."""
+    np.random.seed(0)
+    random.seed(0)
     return replace_module(model)
 
 
