@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from harness.case import Axis, Case, Example, Inputs, Refusal, Workload, flag
 from harness.randomise import randomise
 
-from .unet_inputs import conditioning, image, residuals
+from .unet_inputs import conditioning, image, own_lists, residuals
 from .unet_refused import refused_diffusion
 from .unet_sizes import SD15, SD21, SDXL
 from .unet_unusual import ADAPTERS, UNUSUAL, is_simple, settled, unusual, with_adapter
@@ -76,14 +76,14 @@ class UNetCase(Case):
         Axis("tokens", (3, 1, 5), large=(77, 130), largest=(300, 513)),
         Axis("format", ("contiguous", "channels_last", "transposed")),
         Axis("weights", ("contiguous", "channels_last")),
-        Axis("encoder_mask", ("none", "bool", "float")),
-        Axis("residuals", ("none", "control", "adapter")),
-        Axis("timestep", ("int", "float", "0-d", "batch", "fractions")),
+        Axis("encoder_mask", ("none", "bool", "float", "no text")),
+        Axis("residuals", ("none", "control", "adapter", "both", "old adapter")),
+        Axis("timestep", ("int", "float", "0-d", "1-d", "batch", "fractions")),
         flag("return_dict", simplest=True),
         flag("positional", simplest=False),
         flag("eager_attention", simplest=False),
     )
-    input_axes = ("batch", "height", "width", "tokens", "format", "encoder_mask", "timestep", "return_dict")
+    input_axes = ("batch", "height", "width", "tokens", "format", "encoder_mask", "residuals", "timestep", "return_dict")
     workloads = (
         Workload(
             name="sd1.5 unet", phase="image", batch=1, tokens=32, config=SD15, weight_bytes=3_438_000_000, image_flops=1.7e11
@@ -170,9 +170,7 @@ class UNetCase(Case):
     def call(self, model: nn.Module, inputs: Inputs) -> Any:
         kwargs = dict(inputs.kwargs)
         positional = kwargs.pop("positional")
-        if "down_intrablock_additional_residuals" in kwargs:
-            # The model takes the residuals out of the list that it is given.
-            kwargs["down_intrablock_additional_residuals"] = list(kwargs["down_intrablock_additional_residuals"])
+        kwargs |= own_lists(kwargs)
         names = ("sample", "timestep", "encoder_hidden_states", "class_labels", "timestep_cond") if positional else ()
         first = [kwargs.pop(name) for name in names]
         return model(*first, **kwargs)
@@ -259,4 +257,4 @@ def _timestep(example: Example, generator: torch.Generator) -> Any:
         return torch.randint(0, 1000, (example["batch"],), generator=generator)
     if example["timestep"] == "fractions":
         return torch.rand(example["batch"], generator=generator) * 1000
-    return {"int": step, "float": step + 0.25, "0-d": torch.tensor(step)}[example["timestep"]]
+    return {"int": step, "float": step + 0.25, "0-d": torch.tensor(step), "1-d": torch.tensor([step])}[example["timestep"]]

@@ -64,7 +64,9 @@ def conditioning(example: Example, config: dict[str, Any], generator: torch.Gene
     if example["encoder_mask"] != "none":
         mask = torch.rand(batch, tokens, generator=generator) < 0.7
         mask[:, 0] = True
-        kwargs["encoder_attention_mask"] = mask if example["encoder_mask"] == "bool" else mask.float()
+        if example["encoder_mask"] == "no text":
+            mask[0] = False
+        kwargs["encoder_attention_mask"] = mask.float() if example["encoder_mask"] == "float" else mask
     if example["adapter"] == "ip_adapter":
         kwargs["added_cond_kwargs"] = {**kwargs.get("added_cond_kwargs", {}), "image_embeds": [normal(batch, 1, IP_WIDTH)]}
     elif example["adapter"] == "gligen":
@@ -86,20 +88,25 @@ def time_width(config: dict[str, Any]) -> int:
 def residuals(example: Example, channels: tuple[int, ...], generator: torch.Generator) -> dict[str, Any]:
     """What a ControlNet or a T2I adapter adds to the UNet."""
     kind = example["residuals"]
-    impossible = {"control": example["mid"] == "none", "adapter": "S" in example["blocks"], "none": True}
-    if impossible[kind]:
-        return {}
     aside, ends = _shapes(example, channels)
 
     def normal(shape: tuple[int, int, int]) -> Tensor:
         return torch.randn(example["batch"], *shape, generator=generator)
 
-    if kind == "adapter":
-        return {"down_intrablock_additional_residuals": [normal(shape) for shape in ends]}
-    return {
-        "down_block_additional_residuals": tuple(normal(shape) for shape in aside),
-        "mid_block_additional_residual": normal(aside[-1]),
-    }
+    given: dict[str, Any] = {}
+    if kind in ("adapter", "both") and "S" not in example["blocks"]:
+        given["down_intrablock_additional_residuals"] = [normal(shape) for shape in ends]
+    if kind in ("control", "both") and example["mid"] != "none":
+        given["down_block_additional_residuals"] = tuple(normal(shape) for shape in aside)
+        given["mid_block_additional_residual"] = normal(aside[-1])
+    if kind == "old adapter" and "S" not in example["blocks"]:  # by the name that they had before there were others beside them
+        given["down_block_additional_residuals"] = [normal(shape) for shape in ends]
+    return given
+
+
+def own_lists(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The lists among a call's arguments anew: the model takes residuals out of the one that it is given."""
+    return {name: list(value) for name, value in kwargs.items() if isinstance(value, list)}
 
 
 def _shapes(example: Example, channels: tuple[int, ...]) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:

@@ -154,8 +154,7 @@ def called_as_pipelines_do(case: Case) -> Case:
         kwargs = {name: value for name, value in inputs.kwargs.items() if value is not None and name != "positional"}
         if kwargs["return_dict"]:
             del kwargs["return_dict"]
-        if "down_intrablock_additional_residuals" in kwargs:
-            kwargs["down_intrablock_additional_residuals"] = list(kwargs["down_intrablock_additional_residuals"])
+        kwargs |= {name: list(value) for name, value in kwargs.items() if isinstance(value, list)}  # it takes them out
         return model(kwargs.pop("sample"), kwargs.pop("timestep"), **kwargs)
 
     return case.changed(axes=axes, call=call)

@@ -35,3 +35,19 @@ def test_a_whole_model_that_its_callers_cannot_use_as_the_original_is_noticed(
     case: Any, prop: str, replacer: Any, words: str
 ) -> None:
     assert words in failure(prop, case, replacer)
+
+
+@pytest.mark.parametrize(
+    ("prop", "wrong", "words"),
+    [
+        ("call order", tiny.edited(whole.goes_on_with_residuals), "a call that came "),
+        ("model equality", tiny.edited(whole.calling(whole.takes_one_kind_of_residuals)), "whole model: sample"),
+        ("model equality", tiny.edited(whole.calling(whole.takes_no_residuals_of_the_old_name)), "whole model: sample"),
+        ("model equality", tiny.edited(whole.calling(whole.writes_a_timestep_to_the_first_row)), "whole model: sample"),
+        ("model equality", tiny.edited(whole.calling(whole.gives_nothing_without_text)), "whole model: sample"),
+    ],
+)
+def test_a_unet_that_takes_what_side_models_schedulers_and_prompts_may_give_otherwise_is_noticed(
+    prop: str, wrong: Any, words: str
+) -> None:
+    assert words in failure(prop, UNET, wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 Call = dict[str, Any]
+RESIDUALS = ("down_block_additional_residuals", "mid_block_additional_residual", "down_intrablock_additional_residuals")
 
 
 def calling(change: Callable[[Callable[..., Any], Call], Any]) -> Callable[[nn.Module], None]:
@@ -70,3 +72,37 @@ def passes_over_a_forward_of_its_own(model: nn.Module) -> None:
 def names_its_first_dtype(model: Any) -> None:
     first = model.dtype
     on_top(model, dtype=property(lambda self: first))
+
+
+def goes_on_with_residuals(model: nn.Module) -> None:
+    """As who keeps the inputs of a graph by their shapes, and copies to them what a call brings."""
+    kept: dict[Any, Any] = {}
+
+    def change(own: Callable[..., Any], call: Call) -> Any:
+        size, given = call["sample"].shape, {name: copy.copy(call[name]) for name in RESIDUALS if name in call}
+        kept[size] = given or kept.get(size, {})
+        return own(**{**call, **{name: copy.copy(value) for name, value in kept[size].items()}})
+
+    calling(change)(model)
+
+
+def takes_one_kind_of_residuals(own: Callable[..., Any], call: Call) -> Any:
+    dropped = ("down_intrablock_additional_residuals",) if "mid_block_additional_residual" in call else ()
+    return own(**{name: value for name, value in call.items() if name not in dropped})
+
+
+def takes_no_residuals_of_the_old_name(own: Callable[..., Any], call: Call) -> Any:
+    dropped = () if "mid_block_additional_residual" in call else ("down_block_additional_residuals",)
+    return own(**{name: value for name, value in call.items() if name not in dropped})
+
+
+def writes_a_timestep_to_the_first_row(own: Callable[..., Any], call: Call) -> Any:
+    step, batch = call["timestep"], len(call["sample"])
+    if isinstance(step, Tensor) and step.shape == (1,):
+        step = torch.cat((step, step.new_zeros(batch - 1)))
+    return own(**{**call, "timestep": step})
+
+
+def gives_nothing_without_text(own: Callable[..., Any], call: Call) -> Any:
+    result, mask = own(**call), call.get("encoder_attention_mask")
+    return result if mask is None else with_sample(result, result[0] * mask.any(1)[:, None, None, None])
