@@ -29,6 +29,8 @@ UNET, VAE = (next(entry for entry in CASES if entry.name == name).load() for nam
         (UNET, "hooks", tiny.edited(whole.deaf_itself), "times on the model, in the original 1 times"),
         (UNET, "hooks", tiny.edited(whole.passes_over_a_forward_of_its_own), "times on the model, in the original 1 times"),
         (UNET, "dtype moves", tiny.edited(whole.names_its_first_dtype), "the model's dtype is torch.float32, the original's"),
+        (VAE, "pickle", tiny.edited(whole.saves_by_no_options), "save_pretrained writes "),
+        (VAE, "pickle", tiny.edited(whole.is_rounded_by_saving), "after save_pretrained: "),
     ],
 )
 def test_a_whole_model_that_its_callers_cannot_use_as_the_original_is_noticed(

@@ -106,3 +106,20 @@ def writes_a_timestep_to_the_first_row(own: Callable[..., Any], call: Call) -> A
 def gives_nothing_without_text(own: Callable[..., Any], call: Call) -> Any:
     result, mask = own(**call), call.get("encoder_attention_mask")
     return result if mask is None else with_sample(result, result[0] * mask.any(1)[:, None, None, None])
+
+
+def saves_by_no_options(model: nn.Module) -> None:
+    before: Any = type(model)
+    on_top(model, save_pretrained=lambda self, folder, **options: before.save_pretrained(self, folder))
+
+
+def is_rounded_by_saving(model: nn.Module) -> None:
+    before: Any = type(model)
+
+    def save(self: Any, *args: Any, **options: Any) -> None:
+        before.save_pretrained(self, *args, **options)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(parameter.half())
+
+    on_top(model, save_pretrained=save)
