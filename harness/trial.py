@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import textwrap
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -142,6 +143,7 @@ class Trial:
         self.dtype = dtype
         self.numbers = numbers
         self.evidence = Evidence() if evidence is None else evidence
+        self._fused: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def on(self, example: Example) -> Trial:
         """A trial of another example that adds to the same evidence; this one where the example is its own."""
@@ -238,6 +240,7 @@ class Trial:
     def replace(self, model: nn.Module) -> Handle:
         """Replace ``model`` and count. Raises ``Disagreement`` where too few or too many layers were replaced."""
         SHARED.look()  # building the original has imported its modules
+        before = _parts(model)
         with torch.enable_grad():
             handle = self.replacer(model)
             if not torch.is_grad_enabled():
@@ -248,6 +251,10 @@ class Trial:
         if len(handle.replaced) != expected:
             reasons = "; ".join(sorted({str(one.reason) for one in handle.left})) or "no reason given"
             raise Disagreement(f"{len(handle.replaced)} of {expected} layers were replaced ({reasons})")
+        if self.case.layered and handle.model is model:
+            _replaced_indeed(handle, before)
+        if fused_states(handle.model):
+            self._fused.add(handle.model)
         return handle
 
     @cached_property
@@ -255,7 +262,9 @@ class Trial:
         return self.replace(self.copy())
 
     def run_replaced(self, model: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-        """Outputs of a replaced model, with proof that its fused layers computed them."""
+        """Outputs of a replaced model, with proof that its fused layers computed them, if it has had any."""
+        if model in self._fused and not fused_states(model):
+            raise Disagreement("the layers that were replaced are the original's again, and nobody has reverted them")
         with fused_path(model):
             return self.case.run(model, inputs)
 
@@ -297,6 +306,26 @@ def sequence_first(model: nn.Module) -> bool:
 def storages(model: nn.Module) -> dict[int, int]:
     """Addresses and sizes in bytes of the memory that the parameters and buffers of ``model`` lie in; empty ones have none."""
     return _storages(_tensors(model))
+
+
+Parts = dict[str, tuple[int, type[nn.Module], bool]]
+"""Modules by path: which each is, of what class, and whether it has a forward of its own."""
+
+
+def _parts(model: nn.Module) -> Parts:
+    return {path: (id(module), type(module), "forward" in vars(module)) for path, module in model.named_modules()}
+
+
+def _replaced_indeed(handle: Handle, before: Parts) -> None:
+    """Raise where a layer counts as replaced, and all of its parts are as ``before``."""
+    after = _parts(handle.model)
+    for one in handle.replaced:
+        if one.path and _inside(one.path, before) == _inside(one.path, after):
+            raise Disagreement(f"{one.path} counts as replaced, and is the {after[one.path][1].__name__} that it was")
+
+
+def _inside(layer: str, parts: Parts) -> Parts:
+    return {path: part for path, part in parts.items() if f"{path}.".startswith(f"{layer}.")}
 
 
 def _storages(tensors: Iterable[Tensor]) -> dict[int, int]:

@@ -52,6 +52,34 @@ def test_layers_that_were_not_replaced_are_missed() -> None:
         assert one.replaced
 
 
+def test_layers_that_count_as_replaced_and_are_what_they_were_are_noticed() -> None:
+    def reverting(model: nn.Module) -> Replacement:
+        handle = replace_module(model)
+        handle.revert()
+        return handle
+
+    one = Trial(CASE, CASE.simplest, reverting, dtype=torch.float32)
+    with pytest.raises(Disagreement, match=r"layers\.0 counts as replaced, and is the LlamaDecoderLayer that it was"):
+        assert one.replaced
+
+
+def test_a_handle_that_reverts_its_model_when_nobody_keeps_it_is_noticed() -> None:
+    class Held:
+        def __init__(self, handle: Replacement) -> None:
+            self.handle, self.model, self.replaced, self.left = handle, handle.model, handle.replaced, handle.left
+
+        def revert(self) -> None:
+            self.handle.revert()
+
+        def __del__(self) -> None:
+            self.revert()
+
+    one = Trial(CASE, CASE.simplest, lambda model: Held(replace_module(model)), dtype=torch.float32)
+    model = one.replace(one.copy()).model
+    with torch.no_grad(), pytest.raises(Disagreement, match="the original's again, and nobody has reverted them"):
+        one.run_replaced(model, one.inputs)
+
+
 def test_a_fused_layer_that_runs_the_originals_code_is_noticed() -> None:
     one = Trial(CASE, CASE.simplest, edited(lambda layer: layer.train() and None), dtype=torch.float32)
     with torch.no_grad(), pytest.raises(Disagreement, match=r"did not run in 1 layers \(training mode\)"):
