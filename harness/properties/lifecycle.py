@@ -225,6 +225,8 @@ def _again(trial: Trial) -> None:
     training = bool(trial.example.seed % 2)  # as a model is that was just made
     hung = _hang(model)
     again, how = _replaced_anew(trial, model.train(training), anywhere=anywhere)
+    if any(module.training is not training for module in model.modules()):
+        raise Disagreement(f"replacing a model whose training mode is {training} changes that")
     model.eval()
     _same_parameters(parameters, model, "after replacing")
     _still_hung(hung, model, "after replacing")

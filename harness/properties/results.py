@@ -118,7 +118,7 @@ RESULTS = Property(
     name="results",
     statement="What can be done with a layer's result can be done with its replacement's: learning from it what was computed "
     "without gradients, seeing it as a list of tokens, writing into it before the backward pass; a weight that is changed before "
-    "that is refused, or is what it was. And it is the same where another device is the default.",
+    "that is refused, or is what it was, and the result is the same where another device is the default.",
     check=_results,
     applies=layered,
     exact=False,

@@ -345,6 +345,7 @@ def test_a_revert_that_looks_layers_up_where_they_were_is_noticed() -> None:
         (replacing.replaced_and(replacing.drops_hooks_on_state), "after replacing: a hook on the state of "),
         (replacing.drops_gradients_at_last, "after revert: the gradient of "),
         (tiny.edited(replacing.cannot_be_printed), "raised AttributeError when it is printed"),
+        (replacing.evaluating, "replacing a model whose training mode is True changes that"),
         (replacing.deaf_below_heads, "layers were replaced (no reason given)"),
         (replacing.deaf_to_layers, "layers.0, which was replaced in its model, is not when it is given by itself"),
     ],

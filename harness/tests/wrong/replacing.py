@@ -38,6 +38,10 @@ def seeded_elsewhere(model: nn.Module) -> Replacement:
     return replace_module(model)
 
 
+def evaluating(model: nn.Module) -> Replacement:
+    return replace_module(model.eval())
+
+
 def loses_attribute(layer: nn.Module) -> None:
     del layer.hidden_size
 
