@@ -229,7 +229,7 @@ def _other_mask_kind(honest: Any) -> Any:
         mask, causal = honest(*args)
         if mask is not None and mask.dtype == torch.bool:
             query = args[3]
-            mask = like(torch.empty(0, dtype=query.dtype), mask)
+            mask = like(query.new_empty(0), mask)
         return mask, causal
 
     return resolve

@@ -67,7 +67,6 @@ def test_what_is_kept_for_a_backward_pass_too_long_or_too_much_of_is_noticed(rep
         (training.lays_tokens_first, "its result seen as a list of tokens: view size is not compatible"),
         (training.saves_what_it_gives, "its result written to before the backward pass: one of the variables needed"),
         (training.gives_a_view, "its result written to before the backward pass: Output 0 of "),
-        (inputs.on_the_default_device, "called where another device is the default"),
         (training.keeps_weights_itself, "changed before the backward pass, where the original raises: gradient of input 0"),
     ],
 )

@@ -107,7 +107,3 @@ def needs_something_of_the_encoder(own: Forward, state: dict[str, Any], *args: A
     blind = ~seen.flatten(1).any(-1)
     lost = [one.masked_fill(blind[:, None, None], torch.nan) for one in (output if isinstance(output, tuple) else (output,))[:1]]
     return (*lost, *output[1:]) if isinstance(output, tuple) else lost[0]
-
-
-def on_the_default_device(own: Forward, state: dict[str, Any], hidden: Any, *args: Any, **kwargs: Any) -> Any:
-    return own(hidden, *args, **kwargs) + torch.zeros(hidden.shape[-1], dtype=hidden.dtype)
