@@ -161,7 +161,8 @@ def _written(side: nn.Module, name: str, copies: nn.Module) -> None:
 def _assigned(side: nn.Module, name: str, copies: nn.Module) -> None:
     path, _, leaf = name.rpartition(".")
     own = side.get_parameter(name)
-    setattr(side.get_submodule(path), leaf, nn.Parameter(FACTOR * own.detach(), requires_grad=own.requires_grad))
+    new = (FACTOR * own.detach()).contiguous()  # whatever strides the replacement gave the old one
+    setattr(side.get_submodule(path), leaf, nn.Parameter(new, requires_grad=own.requires_grad))
 
 
 def _laid_otherwise(side: nn.Module, name: str, copies: nn.Module) -> None:
