@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from harness.case import Axis, Case, Example, Inputs, Refusal, Workload, flag
+from harness.nested import own_lists
 from harness.randomise import randomise
 
-from .unet_inputs import conditioning, image, own_lists, residuals
+from .unet_inputs import conditioning, image, residuals
 from .unet_refused import refused_diffusion
 from .unet_sizes import SD15, SD21, SDXL
 from .unet_unusual import ADAPTERS, UNUSUAL, is_simple, settled, unusual, with_adapter

@@ -104,11 +104,6 @@ def residuals(example: Example, channels: tuple[int, ...], generator: torch.Gene
     return given
 
 
-def own_lists(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The lists among a call's arguments anew: the model takes residuals out of the one that it is given."""
-    return {name: list(value) for name, value in kwargs.items() if isinstance(value, list)}
-
-
 def _shapes(example: Example, channels: tuple[int, ...]) -> tuple[list[tuple[int, int, int]], list[tuple[int, int, int]]]:
     """Shapes of what the down path puts aside, and of what an adapter adds to each block: before its downsampler where
     the block has cross-attention, behind it where not."""

@@ -38,6 +38,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
         yield from (tensor for one in value for tensor in tensors_in(one))
 
 
+def own_lists(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The lists among a call's arguments anew: a UNet takes residuals out of the one that it is given."""
+    return {name: list(value) for name, value in kwargs.items() if isinstance(value, list)}
+
+
 def cast(value: T, dtype: torch.dtype) -> T:
     """``value`` with each float tensor as ``dtype``; an additive mask gets the smallest number of it."""
 

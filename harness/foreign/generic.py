@@ -17,6 +17,7 @@ from policies.foreign.changed import Changed, as_a_whole
 
 from ..case import Axis, Case, Inputs
 from ..exact import exact_mode
+from ..nested import own_lists
 from ..numerics import EXACT_TOLERANCE, gap
 from ..properties.equality import MODEL_EQUALITY
 from ..search import quiet
@@ -154,7 +155,7 @@ def called_as_pipelines_do(case: Case) -> Case:
         kwargs = {name: value for name, value in inputs.kwargs.items() if value is not None and name != "positional"}
         if kwargs["return_dict"]:
             del kwargs["return_dict"]
-        kwargs |= {name: list(value) for name, value in kwargs.items() if isinstance(value, list)}  # it takes them out
+        kwargs |= own_lists(kwargs)
         return model(kwargs.pop("sample"), kwargs.pop("timestep"), **kwargs)
 
     return case.changed(axes=axes, call=call)

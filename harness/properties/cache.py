@@ -161,12 +161,23 @@ def _as_a_tree(trial: Trial, kwargs: dict[str, Any], cache: Any) -> None:
     tokens = BRANCHES[trial.example.seed // 8 % len(BRANCHES)]
     form, call = tree(trial, kwargs, tokens)
     what = f"{tokens} tokens at once behind a cache, with a mask {form}"
-    expected = trial.asked(what, lambda: trial.original(**call, past_key_values=copy.deepcopy(cache)).last_hidden_state)
-    if expected is None:
-        return
-    with replacement_side(what):
-        actual = trial.replaced.model(**call, past_key_values=copy.deepcopy(cache)).last_hidden_state
-    same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, what)
+    asked_of_both(trial, what, lambda model: _behind(model, call, cache))
+
+
+def asked_of_both(trial: Trial, what: str, ask: Callable[[nn.Module], Tensor], valid: Tensor | None = None) -> None:
+    """Raise unless the replaced model gives what its original gives, if that gives anything. The replacement may leave it to the
+    original's own code."""
+    expected = trial.asked(what, lambda: ask(trial.original))
+    if expected is not None:
+        with replacement_side(what):
+            actual = ask(trial.replaced.model)
+        same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, valid, what)
+
+
+def _behind(model: Any, call: dict[str, Any], cache: Any) -> Tensor:
+    """The output of a call behind what ``cache`` holds, which stays as it is."""
+    output: Tensor = model(**call, past_key_values=copy.deepcopy(cache)).last_hidden_state
+    return output
 
 
 def tree(trial: Trial, kwargs: dict[str, Any], tokens: int, *, places: int = 0) -> tuple[str, dict[str, Any]]:
@@ -224,13 +235,8 @@ def _of_other_lengths(trial: Trial, more: dict[str, Any], cache: Any) -> None:
     lost = first.keys.shape[-2] // 2
     first.keys, first.values = first.keys[..., lost:, :], first.values[..., lost:, :]
     call = {**more, "attention_mask": None}
-    for_replaced = copy.deepcopy(cache)
     what = "continuing from a cache whose layers hold different numbers of tokens"
-    expected = trial.asked(what, lambda: trial.original(**call, past_key_values=cache).last_hidden_state)
-    if expected is not None:
-        with replacement_side(what):
-            actual = trial.replaced.model(**call, past_key_values=for_replaced).last_hidden_state
-        same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, what)
+    asked_of_both(trial, what, lambda model: _behind(model, call, cache))
 
 
 CACHE = Property(

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ..case import Inputs
 from ..nested import mapped
-from ..trial import Trial, fused_path, original_side, replacement_side
+from ..trial import Trial, fused_path, original_side
 from .base import Property, cached, identical, same_outputs
 from .cache import (
     FEW,
     OUTPUT,
     arguments,
+    asked_of_both,
     cached_trial,
     cuts,
     extended,
@@ -174,12 +175,7 @@ def _static_tree(trial: Trial, kwargs: dict[str, Any]) -> None:
         output: Tensor = model(**call, past_key_values=cache).last_hidden_state
         return output
 
-    what = f"{FEW} tokens at once behind a static cache, with a mask {form}"
-    expected = trial.asked(what, lambda: drafted(trial.original))
-    if expected is not None:
-        with replacement_side(what):
-            actual = drafted(trial.replaced.model)
-        same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, None, what)
+    asked_of_both(trial, f"{FEW} tokens at once behind a static cache, with a mask {form}", drafted)
 
 
 def _reused(
@@ -259,16 +255,11 @@ def _of_no_library(trial: Trial, kwargs: dict[str, Any]) -> None:
     """A prompt and a step on a cache that has the library's methods, and neither its class nor a list of layers."""
     tokens = kwargs["input_ids"].shape[1]
     lengths = [tokens - 1, 1] if tokens > 1 else [1]
-    what = "on a cache that has no layers"
 
     def decoded(model: nn.Module) -> Tensor:
         return in_chunks(model, kwargs, lengths, with_a_cross_cache(model, _Wrapping()))[0]
 
-    expected = trial.asked(what, lambda: decoded(trial.original))
-    if expected is not None:
-        with replacement_side(what):
-            actual = decoded(trial.replaced.model)
-        same_outputs(trial, {OUTPUT: expected}, {OUTPUT: actual}, valid_in(trial.inputs, kwargs), what)
+    asked_of_both(trial, "on a cache that has no layers", decoded, valid_in(trial.inputs, kwargs))
 
 
 class _Wrapping:

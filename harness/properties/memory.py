@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from policies.fused.capture import Recording
 
+from ..collector import collector_held_off
 from ..trial import Disagreement, Trial, Vacuous, graphs_of, original_side, replacement_side
 from .base import Property, cached, identical, lively, living, same_outputs
 from .cache import cached_trial, decoded_alike, in_chunks, with_cache
@@ -107,7 +108,7 @@ def _let_go_of_its_cache(trial: Trial, model: nn.Module) -> None:
     if not trial.case.caches(trial.example):
         return
     kwargs, lengths = with_cache(trial.fresh_inputs()).kwargs, [trial.example["tokens"]]
-    with _nothing_collected():
+    with collector_held_off():
         with original_side("with a cache"):
             mine = weakref.ref(in_chunks(trial.original, kwargs, lengths)[1])
         its = weakref.ref(in_chunks(model, kwargs, lengths)[1])
@@ -118,17 +119,6 @@ def _let_go_of_its_cache(trial: Trial, model: nn.Module) -> None:
         raise Disagreement("the cache of a call stays alive when nobody holds it")
     if late and at_once:
         raise Disagreement("the cache of a call waits for a collector, where the original's goes with its last holder")
-
-
-@contextlib.contextmanager
-def _nothing_collected() -> Iterator[None]:
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
 
 
 @contextlib.contextmanager

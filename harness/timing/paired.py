@@ -19,11 +19,11 @@ import math
 import random
 import statistics
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from reports.record import Interval, TimingVerdict
 
+from ..collector import collector_held_off
 from .devices import Call, Clock, Device, disturbances
 from .stability import instabilities
 from .statistics import PAIRS_IN_BLOCK, Judgement, judge
@@ -93,7 +93,8 @@ def compare(
     if not budget_seconds > 0:
         raise ValueError(f"budget_seconds must be positive, got {budget_seconds}")
     start = device.now()
-    with _collector_held_off():
+    gc.collect()
+    with collector_held_off():  # a collection in the middle of a sample would be charged to whichever side is running
         timed, wall = _warm_up((baseline, subject), device=device, until=start + _WARM_UP_SHARE * budget_seconds, clock=clock)
         deadline = start + budget_seconds
         plan = _plan(timed, wall, seconds_left=deadline - device.now(), tick_seconds=device.tick_seconds())
@@ -115,19 +116,6 @@ def compare(
         seconds=device.now() - start,
         warnings=(*disturbances(before, after), *unsteady),
     )
-
-
-@contextmanager
-def _collector_held_off() -> Iterator[None]:
-    """A collection in the middle of a sample would be charged to whichever side is running."""
-    enabled = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _warm_up(sides: tuple[Call, Call], *, device: Device, until: float, clock: Clock) -> tuple[float, float]:
